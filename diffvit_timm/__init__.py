@@ -1,0 +1,21 @@
+"""Differential Vision Transformers for timm: importing this package registers the `diffvit_*` models."""
+
+from .attention import DifferentialAttention, differential_attention, differential_maps, lambda_init_schedule
+from .conversion import convert_state_dict, from_vit, logit_rotation
+from .diffvit import DiffVisionTransformer
+from .report import ConversionReport, conversion_report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConversionReport",
+    "DiffVisionTransformer",
+    "DifferentialAttention",
+    "conversion_report",
+    "convert_state_dict",
+    "differential_attention",
+    "differential_maps",
+    "from_vit",
+    "lambda_init_schedule",
+    "logit_rotation",
+]

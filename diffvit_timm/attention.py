@@ -1,0 +1,281 @@
+"""Differential attention: the arithmetic of the paper, and the layer that calls it.
+
+`Differential Transformer` (V1) - https://arxiv.org/abs/2410.05258, equations 1 to 3
+Reference implementation: https://github.com/microsoft/unilm/tree/master/Diff-Transformer
+Parameter names, shapes and head order are those of timm.layers.DiffAttention, so state dicts travel both ways.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import RmsNorm, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
+from torch import Tensor, nn
+
+__all__ = ["DifferentialAttention", "differential_attention", "differential_maps", "lambda_init_schedule"]
+
+
+def lambda_init_schedule(depth: int) -> float:
+    """The paper's lambda_init of block `depth`, counted from 0 (section 2.1; the paper's l is `depth + 1`)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+
+
+def _additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+    """The bias to add to the logits: 0 where a key may be seen, -inf (or the user's number) where not."""
+    bias = resolve_self_attn_mask(q.shape[-2], q, attn_mask)
+    if is_causal:
+        causal = resolve_self_attn_mask(q.shape[-2], q, is_causal=True)
+        assert causal is not None
+        bias = maybe_add_mask(causal, bias)
+    return bias
+
+
+def differential_maps(
+    q: Tensor,
+    k: Tensor,
+    branch_dims: tuple[int, int],
+    scale: float,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The two softmax maps of every head, before they are subtracted.
+
+    Args:
+        q, k: (B, H, N, d1 + d2), the channels of branch 1 first.
+        branch_dims: (d1, d2), the widths of the two branches.
+        scale: factor on the logits of both branches.
+        attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
+        is_causal: a query sees no later key; combines with attn_mask.
+
+    Returns:
+        A1 and A2, (B, H, N, N) each; their rows sum to 1.
+    """
+    bias = _additive_mask(q, attn_mask, is_causal)
+    d1 = branch_dims[0]
+    q = q * scale
+    map1 = maybe_add_mask(q[..., :d1] @ k[..., :d1].transpose(-2, -1), bias).softmax(dim=-1)
+    map2 = maybe_add_mask(q[..., d1:] @ k[..., d1:].transpose(-2, -1), bias).softmax(dim=-1)
+    return map1, map2
+
+
+def differential_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: tuple[int, int],
+    scale: float,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    fused: bool = True,
+) -> Tensor:
+    """softmax(q1 k1^T scale) v - lam * softmax(q2 k2^T scale) v   (equation 1 of the paper).
+
+    Args:
+        q, k: (B, H, N, d1 + d2), the channels of branch 1 first.
+        v: (B, H, N, Dv).
+        lam: lambda, any shape that broadcasts to (B, H, N, 1).
+        branch_dims: (d1, d2), the widths of the two branches.
+        scale: factor on the logits of both branches.
+        attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
+        is_causal: a query sees no later key; combines with attn_mask.
+        dropout_p: probability of dropping an entry of either map, independently.
+        fused: one scaled_dot_product_attention call; False forms the maps (the reference).
+
+    Returns:
+        (B, H, N, Dv)
+    """
+    if not fused:
+        map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
+        map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
+        return (map1 - lam * map2) @ v
+
+    # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: stack [q1, 0] and [0, q2] as 2N
+    # queries over the one [k1, k2] and v; the zeros contribute exactly nothing to the logits.
+    d1, d2 = branch_dims
+    q = torch.cat([F.pad(q[..., :d1], [0, d2]), F.pad(q[..., d1:], [d1, 0])], dim=-2)
+    bias = _additive_mask(k, attn_mask, is_causal)
+    if bias is not None and bias.shape[-2] != 1:
+        bias = torch.cat([bias, bias], dim=-2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)
+    out1, out2 = out.chunk(2, dim=-2)
+    return out1 - lam * out2
+
+
+class DifferentialAttention(nn.Module):
+    """Multi-head differential self-attention (V1).
+
+    A head owns a pair of maps. Its lambda is `exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init`
+    (equation 2); its output passes an RMSNorm shared by the heads and is multiplied by the constant
+    `1 - lambda_init` (equation 3, head_norm=True).
+
+    `lambda_init` is a buffer. On the paper's schedule it stays out of the state dict, which then is exactly timm's;
+    a number, given here, by `set_lambda_init` or by a checkpoint, is saved and must be there on loading.
+    """
+
+    fused_attn: torch.jit.Final[bool]
+    qk_norm: torch.jit.Final[bool]
+    head_norm: torch.jit.Final[bool]
+    dual_lambda: torch.jit.Final[bool]
+    lambda_init: Tensor
+    lambda_a: Tensor
+    lambda_b: Tensor
+    lambda_q1: Tensor
+    lambda_k1: Tensor
+    lambda_q2: Tensor
+    lambda_k2: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: type[nn.Module] | None = None,
+        depth: int = 0,
+        dual_lambda: bool = False,
+        head_norm: bool = True,
+        lambda_init: float | str = "schedule",
+        branch_dims: tuple[int, int] | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            dim: width of the tokens.
+            num_heads: number of heads, each with a pair of maps; a head is `dim / num_heads` wide.
+            qkv_bias, proj_bias: biases of the projections.
+            qk_norm: normalise the queries and keys of each branch; needs branches of equal width.
+            scale_norm: normalise before the output projection.
+            attn_drop, proj_drop: dropout on the maps, and after the output projection.
+            norm_layer: of qk_norm and scale_norm (default: RmsNorm).
+            depth: index of the block, from 0; the schedule of lambda_init reads it.
+            dual_lambda: two scalars in the place of the four lambda vectors.
+            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init`.
+            lambda_init: a number, or 'schedule' for the paper's `0.8 - 0.6 exp(-0.3 depth)`.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it, as the paper and timm do.
+                The softmax scale is `(head width / 2) ** -0.5` whatever the branch widths.
+
+        Raises:
+            ValueError: widths that do not divide, or a lambda_init that is neither a number nor 'schedule'.
+        """
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
+        head_dim = dim // num_heads
+        if branch_dims is None and head_dim % 2:
+            raise ValueError(
+                f"a head of odd width {head_dim} (dim={dim}, num_heads={num_heads}) cannot be halved: "
+                f"change num_heads, or pass branch_dims=({head_dim // 2 + 1}, {head_dim // 2})"
+            )
+        d1, d2 = branch_dims or (head_dim // 2, head_dim // 2)
+        if d1 + d2 != head_dim or min(d1, d2) < 1:
+            raise ValueError(f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, a head's")
+        if qk_norm and d1 != d2:
+            raise ValueError(f"qk_norm=True needs branches of equal width, not branch_dims=({d1}, {d2})")
+        if isinstance(lambda_init, str) and lambda_init != "schedule":
+            raise ValueError(f"lambda_init={lambda_init!r} is neither a number nor 'schedule'")
+        norm_layer = norm_layer or RmsNorm
+
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.branch_dims = (d1, d2)
+        self.scale = (head_dim / 2) ** -0.5
+        self.fused_attn = use_fused_attn()
+        self.qk_norm = qk_norm
+        self.head_norm = head_norm
+        self.dual_lambda = dual_lambda
+
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias, **dd)
+        self.q_norm = norm_layer(d1, **dd) if qk_norm else nn.Identity()
+        self.k_norm = norm_layer(d1, **dd) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.norm = norm_layer(dim, **dd) if scale_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.sub_norm = RmsNorm(head_dim, eps=1e-5, **dd) if head_norm else nn.Identity()
+
+        # float32 whatever `dtype`, as in timm: lambda is a difference of exponentials
+        names = ("lambda_a", "lambda_b") if dual_lambda else ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+        shape = () if dual_lambda else (head_dim // 2,)
+        for name in names:
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=torch.float32)))
+        scheduled = isinstance(lambda_init, str)
+        self._lambda_start = lambda_init_schedule(depth) if scheduled else float(lambda_init)
+        self.register_buffer(
+            "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The paper's initialisation of lambda (the projections initialise themselves, or the model does)."""
+        self.lambda_init.fill_(self._lambda_start)
+        if self.dual_lambda:
+            nn.init.zeros_(self.lambda_a)
+            nn.init.zeros_(self.lambda_b)
+        else:
+            for vector in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
+                nn.init.normal_(vector, std=0.1)
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """Set lambda_init in place; from now on it is part of the state dict."""
+        self.lambda_init.fill_(value)
+        self._non_persistent_buffers_set.discard("lambda_init")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        if prefix + "lambda_init" in state_dict:
+            self._non_persistent_buffers_set.discard("lambda_init")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def compute_lambda(self) -> Tensor:
+        """lambda, a float32 scalar (equation 2)."""
+        if self.dual_lambda:
+            return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
+        lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
+        lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
+        return lambda_1 - lambda_2 + self.lambda_init
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (B, H, N, head width) each, of tokens x (B, N, dim); branch 1 first in q and k."""
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.qk_norm:
+            pair = (B, self.num_heads, N, 2, self.head_dim // 2)
+            q = self.q_norm(q.reshape(pair)).flatten(-2)
+            k = self.k_norm(k.reshape(pair)).flatten(-2)
+        return q, k, v
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """
+        Args:
+            x: tokens, (B, N, dim).
+            attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
+            is_causal: a query sees no later key.
+
+        Returns:
+            (B, N, dim)
+        """
+        q, k, v = self.project_qkv(x)
+        x = differential_attention(
+            q,
+            k,
+            v,
+            self.compute_lambda().to(q.dtype),
+            self.branch_dims,
+            self.scale,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            fused=self.fused_attn,
+        )
+        if self.head_norm:
+            x = self.sub_norm(x) * (1 - self.lambda_init)
+        x = self.norm(x.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(x))

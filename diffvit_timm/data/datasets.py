@@ -1,0 +1,167 @@
+"""Image classification datasets by Hub name or folder: their official splits, class names, and decoding."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ..errors import InputError
+from .augment import Transform
+
+SPLIT_SEED = 0  # the validation split is the same for every seed of a training
+
+VAL_NAMES = ("validation", "valid", "val")
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The three splits of a dataset; columns are 'image' (undecoded bytes or path) and 'label' (class index)."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+    class_names: list[str]
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Decoded and transformed images of one split.
+
+    Args:
+        split: a split of `Splits`.
+        transform: image and seed -> tensor.
+        in_chans: 1 (grey) or 3 (RGB).
+        seed: of the augmentation, which is a function of seed, epoch and index alone.
+    """
+
+    def __init__(self, split: Dataset, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
+        self.split = split
+        self.transform = transform
+        self.mode = {1: "L", 3: "RGB"}[in_chans]
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on must see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.split[index]
+        seed = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1)[0]
+        return self.transform(self._decode(row["image"], index), int(seed)), row["label"]
+
+    def _decode(self, image: dict, index: int) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
+                return opened.convert(self.mode)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            name = image["path"] or f"image {index} of split {self.split.split}"
+            raise InputError(f"{name} does not decode ({error}): mend it or take it out of the dataset") from error
+
+
+def _load(name: str) -> DatasetDict:
+    folder = Path(name).expanduser()
+    looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise InputError(f"--dataset {name} is not a folder: check the path, or give a dataset's name on the Hub")
+    try:
+        return datasets.load_dataset(str(folder) if folder.is_dir() else name)
+    except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
+        if folder.is_dir():
+            raise InputError(f"--dataset {name} holds neither parquet files nor class folders: {error}") from error
+        raise InputError(
+            f"--dataset {name} is no folder here and cannot be had from the Hub ({type(error).__name__}): "
+            "check the name and the network, or pass the path of a folder"
+        ) from error
+
+
+def load_splits(name: str, image_column: str = "auto", label_column: str = "label") -> Splits:
+    """Load a dataset with its official splits; without a validation split, a stratified tenth of train becomes one.
+
+    Args:
+        name: a Hub name, or a folder of parquet files or of one folder a class (imagefolder).
+        image_column: 'auto' is the only image column.
+        label_column: the column of class labels.
+
+    Raises:
+        InputError: the dataset cannot be had, or lacks a column, a class list or a split.
+    """
+    loaded = _load(name)
+    if "train" not in loaded:
+        raise InputError(f"--dataset {name} has no train split, only {', '.join(loaded)}")
+    features = loaded["train"].features
+    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
+    if image_column == "auto":
+        if len(images) != 1:
+            raise InputError(f"--dataset {name} has {len(images)} image columns ({images}): pass --image-column")
+        image_column = images[0]
+    if image_column not in images:
+        raise InputError(f"--image-column {image_column} is no image column of {name}: choose one of {images}")
+    if not isinstance(features.get(label_column), ClassLabel):
+        labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+        raise InputError(f"--label-column {label_column} is no class label of {name}: choose one of {labels}")
+
+    val_name = next((split for split in VAL_NAMES if split in loaded), None)
+    if "test" not in loaded and val_name is None:
+        raise InputError(f"--dataset {name} has no test split, only {', '.join(loaded)}: add one")
+    columns = {image_column: "image", label_column: "label"}
+    named = {
+        split: data.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
+        for split, data in loaded.items()
+    }
+    named = {split: data.cast_column("image", ImageFeature(decode=False)) for split, data in named.items()}
+    for split, data in named.items():
+        if split != "train" and data.features["label"].names != features[label_column].names:
+            raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
+
+    train = named["train"]
+    if "test" in named and val_name is not None:
+        val, test = named[val_name], named["test"]
+    else:
+        test = named["test"] if "test" in named else named[val_name]
+        train, val = _stratified_tenth(train, name)
+    return Splits(train, val, test, features[label_column].names)
+
+
+def _stratified_tenth(train: Dataset, name: str) -> tuple[Dataset, Dataset]:
+    try:
+        parts = train.train_test_split(test_size=0.1, stratify_by_column="label", seed=SPLIT_SEED)
+    except ValueError as error:
+        raise InputError(f"--dataset {name} is too small for a stratified validation tenth: {error}") from error
+    return parts["train"], parts["test"]
+
+
+def digits_splits(seed: int = SPLIT_SEED) -> tuple[Splits, Splits]:
+    """scikit-learn's bundled handwritten digits (1,797 images of 8 x 8), in two parts that share the test split.
+
+    Returns:
+        (source, target): a third of the training images to pretrain on, and the other two thirds.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    features = datasets.Features({"image": ImageFeature(decode=False), "label": ClassLabel(num_classes=10)})
+    rows: dict[str, list] = {"image": [], "label": digits.target.tolist()}
+    for pixels in digits.images:
+        buffer = io.BytesIO()
+        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(buffer, format="png")
+        rows["image"].append({"bytes": buffer.getvalue(), "path": None})
+
+    def halve(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
+        parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=seed)
+        return parts["train"], parts["test"]
+
+    rest, test = halve(Dataset.from_dict(rows, features=features), 0.2)
+    target, source = halve(rest, 1 / 3)
+    names = features["label"].names
+    source_splits, target_splits = (
+        Splits(*_stratified_tenth(part, "digits"), test=test, class_names=names) for part in (source, target)
+    )
+    return source_splits, target_splits

@@ -1,0 +1,331 @@
+"""Differential Vision Transformers: timm's VisionTransformer with differential attention, as timm models.
+
+    import timm, diffvit_timm
+    model = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37)
+    plain = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37, attn='plain')   # its plain twin
+
+The pretrained tags name plain ViT checkpoints that timm hosts on the Hub; loading one converts it (conversion.py).
+
+Papers: `Differential Transformer` - https://arxiv.org/abs/2410.05258
+        `An Image is Worth 16x16 Words` - https://arxiv.org/abs/2010.11929
+"""
+
+import dataclasses
+from functools import partial
+
+import torch
+from timm.layers import LayerNorm, get_norm_layer
+from timm.models import (
+    PretrainedCfg,
+    VisionTransformer,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import Tensor, nn
+
+from .attention import DifferentialAttention
+from .conversion import METHODS, convert_state_dict, is_differential
+
+__all__ = ["DiffVisionTransformer"]
+
+ATTENTIONS = ("diff", "plain")
+
+
+class DiffBlock(Block):
+    """timm's pre-norm transformer block with differential attention.
+
+    Args:
+        dim, num_heads, ...: as in timm.models.vision_transformer.Block.
+        head_norm, lambda_init, branch_dims: as in DifferentialAttention.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_attn_norm: bool = False,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        norm_layer: type[nn.Module] = LayerNorm,
+        depth: int = 0,
+        head_norm: bool = True,
+        lambda_init: float | str = "schedule",
+        branch_dims: tuple[int, int] | None = None,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            dim, num_heads, proj_bias=proj_bias, proj_drop=proj_drop, norm_layer=norm_layer, device=device,
+            dtype=dtype, **kwargs
+        )  # fmt: skip
+        self.attn = DifferentialAttention(
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            scale_norm=scale_attn_norm,
+            proj_bias=proj_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            norm_layer=norm_layer,
+            depth=depth,
+            head_norm=head_norm,
+            lambda_init=lambda_init,
+            branch_dims=branch_dims,
+            device=device,
+            dtype=dtype,
+        )
+
+
+class DiffVisionTransformer(VisionTransformer):
+    """timm's VisionTransformer whose attention is one keyword: 'diff', or 'plain' for the twin of the same shape."""
+
+    def __init__(
+        self,
+        *,
+        attn: str = "diff",
+        head_norm: bool = True,
+        lambda_init: float | str = "schedule",
+        branch_dims: tuple[int, int] | None = None,
+        norm_eps: float | None = None,
+        norm_layer=None,
+        **kwargs,
+    ) -> None:
+        """
+        Args:
+            attn: 'diff' or 'plain'; plain is timm's own Attention and ignores the three settings that follow.
+            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init` (the paper; off in converted nets).
+            lambda_init: a number, or 'schedule' for the paper's schedule over the blocks.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it.
+            norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
+            norm_layer, **kwargs: as in timm.models.VisionTransformer.
+
+        Raises:
+            ValueError: an unknown `attn`, or settings that DifferentialAttention refuses.
+        """
+        if attn not in ATTENTIONS:
+            raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
+        for name in ("attn_layer", "block_fn"):
+            if name in kwargs:
+                raise ValueError(f"{name} is timm's; the attention of a Diff-ViT is chosen by attn='diff' or 'plain'")
+        if norm_eps is not None:
+            norm_layer = partial(get_norm_layer(norm_layer) or LayerNorm, eps=norm_eps)
+        block_fn = Block
+        if attn == "diff":
+            block_fn = partial(DiffBlock, head_norm=head_norm, lambda_init=lambda_init, branch_dims=branch_dims)
+        super().__init__(norm_layer=norm_layer, block_fn=block_fn, **kwargs)
+        self.attn = attn
+
+    @torch.jit.ignore
+    def differential_layers(self) -> list[DifferentialAttention]:
+        """The attention layers, first block first; empty in a plain model."""
+        return [block.attn for block in self.blocks if isinstance(block.attn, DifferentialAttention)]
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """Set the lambda_init of every layer; from now on it is part of the state dict."""
+        for layer in self.differential_layers():
+            layer.set_lambda_init(value)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def lambda_per_layer(self) -> list[float]:
+        """lambda of each layer as it stands, first block first; empty in a plain model."""
+        return [layer.compute_lambda().item() for layer in self.differential_layers()]
+
+
+def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
+    """Refuse a checkpoint that does not fill the model, its classifier apart.
+
+    timm loads non-strictly as soon as num_classes differs, and would then leave a forgotten block random.
+    """
+    head = ("head.weight", "head.bias")
+    missing = [key for key in model.state_dict() if key not in state_dict and key not in head]
+    unexpected = [key for key in state_dict if key not in model.state_dict() and key not in head]
+    unexpected = [key for key in unexpected if not key.endswith(".lambda_init")]  # a scheduled layer takes a number
+    if missing or unexpected:
+        hint = "; pass fc_norm=False to keep the checkpoint's final norm" if "fc_norm.weight" in missing else ""
+        raise RuntimeError(
+            f"the checkpoint does not fit the model: missing {missing or 'nothing'}, "
+            f"unexpected {unexpected or 'nothing'}{hint}"
+        )
+
+
+def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str = "svd") -> dict[str, Tensor]:
+    """The state dict to load: a plain ViT's converted, a Diff-ViT's as it is, both resampled to the model's grid."""
+    try:
+        state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+        if model.attn == "plain" and is_differential(state_dict):
+            raise RuntimeError("the checkpoint is a Diff-ViT's and the model plain: pass attn='diff'")
+        if model.attn == "diff" and not is_differential(state_dict):
+            state_dict = convert_state_dict(state_dict, model, method)
+    except TypeError as error:  # timm would swallow it and call this function again without the model
+        raise RuntimeError(f"the checkpoint could not be converted: {error}") from error
+    _check_keys(state_dict, model)
+    return state_dict
+
+
+def _create_diffvit(variant: str, pretrained: bool = False, conversion: str = "svd", **kwargs) -> DiffVisionTransformer:
+    """Build a variant with the defaults of converted nets, and load its weights through the converting filter.
+
+    Three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved, 94 % so, no data
+    seen), lambda starts at 0.05 and no head norm: it would undo the conversion. The paper's net is
+    `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`.
+    """
+    if conversion not in METHODS:
+        raise ValueError(f"conversion={conversion!r} is not known: choose one of {', '.join(map(repr, METHODS))}")
+    head_dim = kwargs["embed_dim"] // kwargs["num_heads"]
+    d1 = head_dim * 3 // 4
+    defaults = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1))
+    return build_model_with_cfg(
+        DiffVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=partial(checkpoint_filter_fn, method=conversion),
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        **{**defaults, **kwargs},
+    )
+
+
+def _cfg(source: str) -> PretrainedCfg:
+    """The pretrained config of a plain ViT that timm hosts, with its own mean, std, crop and interpolation."""
+    return dataclasses.replace(
+        get_pretrained_cfg(source), hf_hub_id=f"timm/{source}", url="", custom_load=False, architecture=None, tag=None
+    )
+
+
+# The first tag of a variant is its default.
+_SOURCES = {
+    "diffvit_tiny_patch16.augreg_in21k_ft_in1k": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_tiny_patch16.augreg_in21k": "vit_tiny_patch16_224.augreg_in21k",
+    "diffvit_tiny_patch16.deit_in1k": "deit_tiny_patch16_224.fb_in1k",
+    "diffvit_small_patch16.augreg_in21k_ft_in1k": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_small_patch16.augreg_in21k": "vit_small_patch16_224.augreg_in21k",
+    "diffvit_small_patch16.augreg_in1k": "vit_small_patch16_224.augreg_in1k",
+    "diffvit_small_patch16.deit_in1k": "deit_small_patch16_224.fb_in1k",
+    "diffvit_small_patch16.dino": "vit_small_patch16_224.dino",
+    "diffvit_base_patch16.augreg2_in21k_ft_in1k": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "diffvit_base_patch16.augreg_in21k_ft_in1k": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_base_patch16.augreg_in21k": "vit_base_patch16_224.augreg_in21k",
+    "diffvit_base_patch16.augreg_in1k": "vit_base_patch16_224.augreg_in1k",
+    "diffvit_base_patch16.deit_in1k": "deit_base_patch16_224.fb_in1k",
+    "diffvit_base_patch16.dino": "vit_base_patch16_224.dino",
+    "diffvit_base_patch16.mae": "vit_base_patch16_224.mae",
+    "diffvit_base_patch32.augreg_in21k_ft_in1k": "vit_base_patch32_224.augreg_in21k_ft_in1k",
+    "diffvit_base_patch32.augreg_in21k": "vit_base_patch32_224.augreg_in21k",
+    "diffvit_base_patch32.augreg_in1k": "vit_base_patch32_224.augreg_in1k",
+    "diffvit_large_patch16.augreg_in21k_ft_in1k": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_large_patch16.augreg_in21k": "vit_large_patch16_224.augreg_in21k",
+    "diffvit_large_patch16.mae": "vit_large_patch16_224.mae",
+    "diffvit_small_patch16_deit3.in22k_ft_in1k": "deit3_small_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_small_patch16_deit3.in1k": "deit3_small_patch16_224.fb_in1k",
+    "diffvit_base_patch16_deit3.in22k_ft_in1k": "deit3_base_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_base_patch16_deit3.in1k": "deit3_base_patch16_224.fb_in1k",
+    "diffvit_large_patch16_deit3.in22k_ft_in1k": "deit3_large_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_large_patch16_deit3.in1k": "deit3_large_patch16_224.fb_in1k",
+    "diffvit_base_patch16_clip.laion2b_ft_in12k_in1k": "vit_base_patch16_clip_224.laion2b_ft_in12k_in1k",
+    "diffvit_base_patch16_clip.openai_ft_in12k_in1k": "vit_base_patch16_clip_224.openai_ft_in12k_in1k",
+    "diffvit_base_patch16_clip.laion2b": "vit_base_patch16_clip_224.laion2b",
+    "diffvit_base_patch16_clip_quickgelu.openai": "vit_base_patch16_clip_quickgelu_224.openai",
+    "diffvit_base_patch32_clip.laion2b_ft_in12k_in1k": "vit_base_patch32_clip_224.laion2b_ft_in12k_in1k",
+    "diffvit_base_patch32_clip.laion2b": "vit_base_patch32_clip_224.laion2b",
+    "diffvit_base_patch32_clip_quickgelu.openai": "vit_base_patch32_clip_quickgelu_224.openai",
+}
+
+default_cfgs = generate_default_cfgs({name: _cfg(source) for name, source in _SOURCES.items()})
+
+
+@register_model
+def diffvit_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-Ti/16, from ViT and DeiT checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+    return _create_diffvit("diffvit_tiny_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16, from ViT, DeiT and DINO checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+    return _create_diffvit("diffvit_small_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16, from ViT, DeiT, DINO and MAE checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+    return _create_diffvit("diffvit_base_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32, from ViT checkpoints."""
+    model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
+    return _create_diffvit("diffvit_base_patch32", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_large_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-L/16, from ViT and MAE checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
+    return _create_diffvit("diffvit_large_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_small_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_small_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_base_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_large_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-L/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_large_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with pre-norm, from CLIP image towers."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
+    return _create_diffvit("diffvit_base_patch16_clip", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    model_args = dict(
+        patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
+    )
+    return _create_diffvit("diffvit_base_patch16_clip_quickgelu", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32 with pre-norm, from CLIP image towers."""
+    model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
+    return _create_diffvit("diffvit_base_patch32_clip", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    model_args = dict(
+        patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
+    )
+    return _create_diffvit("diffvit_base_patch32_clip_quickgelu", pretrained=pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,19 @@
+"""One trainer on accelerate for every recipe."""
+
+from .config import TrainConfig, parse_config
+from .console import run, say
+from .model import stack_images
+from .run_folder import resolve_output
+from .trainer import Trainer, make_accelerator, train
+
+__all__ = [
+    "TrainConfig",
+    "Trainer",
+    "make_accelerator",
+    "parse_config",
+    "resolve_output",
+    "run",
+    "say",
+    "stack_images",
+    "train",
+]

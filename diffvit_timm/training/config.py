@@ -1,0 +1,139 @@
+"""The configuration of a training: a frozen dataclass, its command line (tyro) and its YAML presets."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+import yaml
+
+from ..errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune or train a timm model on an image classification dataset."""
+
+    dataset: str
+    """Name on the Hub, or a folder: parquet files, or one folder of images a class."""
+    model: str
+    """timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too."""
+    image_column: str = "auto"
+    """Column of the images; auto: the only image column."""
+    label_column: str = "label"
+    """Column of the class labels."""
+
+    pretrained: bool = True
+    """Load the pretrained weights; --no-pretrained starts from random ones."""
+    attn: Literal["model", "diff", "plain"] = "model"
+    """Attention of a diffvit model: plain trains its plain twin; model: as the model's name says."""
+    conversion: Literal["svd", "slice"] = "svd"
+    """How the weights of a plain ViT become those of a diffvit model."""
+    model_kwargs: tuple[str, ...] = ()
+    """More arguments of timm.create_model, as NAME=VALUE."""
+    reset_head: bool = False
+    """Start a new head where a loaded one has other classes."""
+
+    epochs: int = 4
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images an update and process, all accumulation steps together."""
+    grad_accum: int = 1
+    """Forward passes that an update's batch is cut into."""
+    lr: float = 5e-4
+    """Peak learning rate of the head; layer_decay lowers it towards the stem."""
+    warmup_epochs: float = 0.5
+    """Linear warm-up of the learning rate, before its cosine decay to zero."""
+    weight_decay: float = 0.05
+    """AdamW's, not for biases, norms, tokens and position embeddings."""
+    layer_decay: float = 0.75
+    """Learning rate of a block over that of the next one; 1: the same for all."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    label_smoothing: float = 0.1
+    """Probability spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0: off. With cutmix, each batch takes one of them."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0: off."""
+    drop_path: float = 0.0
+    """Stochastic depth rate of the last block; 0: off."""
+    augment: Literal["none", "crop", "color", "erase"] = "crop"
+    """Augmentation policy."""
+    crop_scale: float = 0.35
+    """Smallest share of the image that a random crop keeps."""
+    lambda_warmup: float = 0.0
+    """Epochs over which lambda_init goes from its start to --lambda-target; 0: it stays."""
+    lambda_target: float = 0.2
+    """lambda_init at the end of --lambda-warmup."""
+
+    output: str = "auto"
+    """Run folder, new or empty; auto: runs/RECIPE-DATE-TIME."""
+    seed: int = 0
+    """Of the head, the data order and the augmentation; not of the validation split."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of accelerate; no: float32."""
+    workers: int = 2
+    """Processes that load images; 0: none beside the training."""
+    log_every: int = 10
+    """Updates between two rows of metrics.jsonl."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers by accelerate's names (tensorboard, wandb, ...), beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range, naming the option."""
+        for name in ("epochs", "batch_size", "grad_accum", "log_every"):
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("lr", "layer_decay"):
+            self._require(name, getattr(self, name) > 0, "must be above 0")
+        for name in ("warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "lambda_warmup", "workers"):
+            self._require(name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("label_smoothing", "drop_path"):
+            self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        self._require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
+        self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
+        for pair in self.model_kwargs:
+            self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {rule}")
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
+
+def _preset_arguments(path: str) -> list[str]:
+    """A YAML preset as command-line arguments, so that one parser checks both."""
+    try:
+        preset = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(preset, dict):
+        raise InputError(f"--config {path} is not a mapping of options to values")
+    arguments = []
+    for name, value in preset.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{flag}", *map(str, values)]
+    return arguments
+
+
+def parse_config(config_type: type[ConfigT], argv: list[str] | None = None, description: str = "") -> ConfigT:
+    """The configuration from a command line; `--config FILE` reads a YAML preset, which the other options override.
+
+    Raises:
+        InputError: a preset that cannot be read, or a number out of range.
+        SystemExit: `--help` (0), or arguments that do not parse (2).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv):
+            raise InputError("--config needs the path of a YAML file")
+        argv = _preset_arguments(argv[at + 1]) + argv[:at] + argv[at + 2 :]
+    return tyro.cli(config_type, args=argv, description=description)

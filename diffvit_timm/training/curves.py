@@ -1,0 +1,57 @@
+"""The picture of a training: loss, validation accuracy, learning rate and lambda over the epochs."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# Okabe and Ito (2008): told apart by colour-blind readers too
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def plot_training(rows: list[dict], path: Path, title: str) -> None:
+    """Draw the rows of metrics.jsonl.
+
+    Args:
+        rows: rows with `epoch` and `train_loss`, `lr` (updates) or `val_loss`, `val_accuracy`, `lambda` (epochs).
+        path: of the PNG.
+        title: what was trained, on what.
+    """
+    updates = [row for row in rows if "train_loss" in row]
+    epochs = [row for row in rows if "val_accuracy" in row]
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    figure.suptitle(title)
+    (loss, accuracy), (rate, lam) = figure.subplots(2, 2, sharex=True)
+
+    loss.plot([row["epoch"] for row in updates], [row["train_loss"] for row in updates], color=BLUE, label="train")
+    loss.plot([row["epoch"] for row in epochs], [row["val_loss"] for row in epochs], "o-", color=ORANGE, label="val")
+    loss.set_title("Loss (nats; train with its regularisation)")
+    loss.legend()
+
+    accuracy.plot([row["epoch"] for row in epochs], [row["val_accuracy"] for row in epochs], "o-", color=ORANGE)
+    accuracy.set_title("Validation accuracy (top-1)")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+    rate.plot([row["epoch"] for row in updates], [row["lr"] for row in updates], color=GREEN)
+    rate.set_title("Learning rate of the head")
+
+    layers = len(epochs[-1]["lambda"]) if epochs else 0
+    for layer in range(layers):
+        shade = layer / max(1, layers - 1)
+        lam.plot(
+            [row["epoch"] for row in epochs],
+            [row["lambda"][layer] for row in epochs],
+            color=(0.0, 0.15 + 0.6 * shade, 0.4 + 0.4 * shade),
+            label=f"block {layer}" if layer in (0, layers - 1) else None,
+        )
+    if layers:
+        lam.legend()
+    else:
+        lam.text(0.5, 0.5, "plain attention: no lambda", ha="center", va="center", transform=lam.transAxes)
+    lam.set_title("Lambda of each block")
+
+    for axis in (rate, lam):
+        axis.set_xlabel("Epoch")
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

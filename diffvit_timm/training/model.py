@@ -1,0 +1,129 @@
+"""The model that a configuration asks for, and what its conversion kept."""
+
+import ast
+import difflib
+from typing import Any
+
+import timm
+import torch
+from datasets import Dataset
+from timm.data import resolve_data_config
+from timm.models import (
+    get_model_input_config,
+    get_pretrained_cfg,
+    is_model,
+    parse_model_name,
+    split_model_name_tag,
+)
+from torch import Tensor, nn
+
+from ..conversion import METHODS
+from ..data import ImageDataset, eval_transform
+from ..diffvit import DiffVisionTransformer
+from ..errors import InputError
+from ..report import ConversionReport, conversion_report
+from .config import TrainConfig
+
+REPORT_IMAGES = 128
+
+
+def _check_name(name: str) -> None:
+    """Refuse a model or tag that timm does not know, before anything is downloaded."""
+    try:
+        source, model_id = parse_model_name(name)
+    except ValueError as error:
+        raise InputError(f"--model {name}: {error}") from error
+    if source is not None:
+        return
+    architecture, _ = split_model_name_tag(model_id)
+    if not is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise InputError(f"--model {name} is not known to timm: did you mean {' or '.join(close) or 'another'}?")
+    if get_pretrained_cfg(model_id, allow_unregistered=False) is None:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise InputError(f"--model {name} has no such tag: choose one of {', '.join(tags) or 'none'}")
+
+
+def _model_kwargs(config: TrainConfig) -> dict:
+    kwargs: dict = {}
+    for pair in config.model_kwargs:
+        name, _, value = pair.partition("=")
+        try:
+            kwargs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[name] = value  # a plain word
+    is_diffvit = "diffvit" in config.model
+    if config.attn != "model":
+        if not is_diffvit and parse_model_name(config.model)[0] is None:
+            raise InputError(f"--attn {config.attn} is a setting of diffvit models, not of --model {config.model}")
+        kwargs["attn"] = config.attn
+    if is_diffvit and config.conversion != METHODS[0]:
+        kwargs["conversion"] = config.conversion
+    return kwargs
+
+
+def _timm_create(config: TrainConfig, **kwargs) -> Any:
+    try:
+        return timm.create_model(config.model, pretrained=config.pretrained, **{**_model_kwargs(config), **kwargs})
+    except OSError as error:
+        raise InputError(
+            f"--model {config.model}: the weights are neither in the cache nor to be had from the Hub "
+            f"({type(error).__name__}): check the network, HF_HUB_CACHE, or pass --no-pretrained"
+        ) from error
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"--model {config.model} cannot be made: {error}") from error
+
+
+def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
+    """The model to train, with one output a class.
+
+    A head for other classes is replaced where the checkpoint is a pretrained tag of timm's; that of a `local-dir:` or
+    `hf-hub:` checkpoint is the user's own work, and replaced only by --reset-head.
+
+    Raises:
+        InputError: an unknown name or tag, weights that cannot be had, a head of other classes.
+    """
+    _check_name(config.model)
+    own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
+    if not own_head:
+        return _timm_create(config, num_classes=len(class_names), drop_path_rate=config.drop_path)
+    model = _timm_create(config, drop_path_rate=config.drop_path)
+    names = model.pretrained_cfg.get("label_names")
+    if model.num_classes != len(class_names) or (names is not None and list(names) != class_names):
+        raise InputError(
+            f"--model {config.model} has a head of {model.num_classes} classes, and not those "
+            f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
+        )
+    return model
+
+
+def model_data_config(model: Any) -> dict:
+    """timm's data settings of a model (mean, std, interpolation, crop), at the size and channels it has now."""
+    config = resolve_data_config(pretrained_cfg={**model.pretrained_cfg, **get_model_input_config(model)})
+    channels = config["input_size"][0]
+    for name in ("mean", "std"):
+        if len(config[name]) != channels:  # a grey model of a colour checkpoint
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
+
+
+def stack_images(model: nn.Module, split: Dataset, most: int) -> Tensor:
+    """The first images of a split, up to `most`, as the model wants them in evaluation: (n, C, H, W)."""
+    data_config = model_data_config(model)
+    images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
+    return torch.stack([images[i][0] for i in range(min(most, len(images)))])
+
+
+def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | None:
+    """What converting the source of `config.model` kept, on up to `REPORT_IMAGES` images.
+
+    None where nothing is converted: another kind of model, a plain twin, random weights, a Diff-ViT's checkpoint.
+    """
+    _check_name(config.model)
+    if not config.pretrained or parse_model_name(config.model)[0] is not None:
+        return None
+    converted = _timm_create(config)
+    if not isinstance(converted, DiffVisionTransformer) or not converted.differential_layers():
+        return None
+    images = stack_images(converted, split, REPORT_IMAGES)
+    return conversion_report(_timm_create(config, attn="plain"), converted, images)

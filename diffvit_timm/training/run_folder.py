@@ -1,0 +1,89 @@
+"""The folder of a run: what was asked, where it ran, what happened, and the best weights."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from ..errors import InputError
+from ..hub import save_pretrained
+from .config import TrainConfig
+
+PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
+
+
+def resolve_output(config: TrainConfig, recipe: str) -> Path:
+    """The folder that a run will use; nothing is made yet.
+
+    Raises:
+        InputError: it holds something already, or cannot be written.
+    """
+    if config.output == "auto":
+        return Path("runs") / f"{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(config.output).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output {path} is a file: give a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"--output {path} is used already: give a new folder, or empty it yourself")
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"--output {path} cannot be written: {parent} is not a folder you may write to")
+    return path
+
+
+class RunFolder:
+    """Writes a run: config.yaml, environment.json, metrics.jsonl, best/, result.json."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {path} cannot be made: {error}") from error
+        self.path = path
+        self.rows: list[dict] = []
+        (path / "config.yaml").write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+        self.write_json("environment.json", environment())
+
+    def write_json(self, name: str, content: dict) -> None:
+        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+
+    def log(self, **row) -> None:
+        """Append a row to metrics.jsonl."""
+        self.rows.append(row)
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save_best(self, model: nn.Module, class_names: list[str]) -> None:
+        """Replace best/; written aside first, so that a crash leaves the old one."""
+        aside, best = self.path / "best.new", self.path / "best"
+        shutil.rmtree(aside, ignore_errors=True)
+        save_pretrained(model, aside, label_names=class_names)
+        shutil.rmtree(best, ignore_errors=True)
+        aside.rename(best)
+
+
+def _plain(config: TrainConfig) -> dict:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def environment() -> dict:
+    """Command, versions and hardware."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

@@ -1,0 +1,318 @@
+"""The training loop on accelerate: train, choose the best epoch on validation, touch the test split once."""
+
+import contextlib
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set_seed
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from ..data import ImageDataset, Splits, Transform, eval_transform, load_splits, train_transform
+from ..diffvit import DiffVisionTransformer
+from ..errors import InputError
+from .config import TrainConfig
+from .console import progress, say
+from .curves import plot_training
+from .metrics import Accuracy
+from .model import create_model, model_data_config, source_report
+from .optim import build_optimizer, build_scheduler, lambda_ramp
+from .run_folder import RunFolder, resolve_output
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator of a configuration.
+
+    Raises:
+        InputError: a tracker that is not installed, fp16 without a GPU.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in available:
+            choices = ", ".join(available) or "none"
+            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=list(config.trackers) or None,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+    )
+    if accelerator.device.type == "cpu":
+        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    return accelerator
+
+
+def _limit_cv2_threads(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # a pool of its own in each worker only fights the others for the cores
+
+
+class Trainer:
+    """Trains one model on one dataset.
+
+    Args:
+        config: what to do.
+        accelerator: of `make_accelerator`.
+        model: of `create_model` or `from_vit`; trained in place.
+        splits: of `load_splits`.
+        output: the run folder, of `resolve_output`.
+        conversion: where the weights come from, for the result.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: nn.Module,
+        splits: Splits,
+        output: Path,
+        conversion: dict | None = None,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.splits = splits
+        self.conversion = conversion
+        self.output = broadcast_object_list([output])[0]  # ranks may have read the clock a second apart
+        self.run = RunFolder(self.output, config) if accelerator.is_main_process else None
+
+        data_config = model_data_config(model)
+        train = train_transform(config.augment, data_config, config.crop_scale)
+        self.train_loader = self._loader(splits.train, train, data_config, shuffle=True)
+        self.val_loader = self._loader(splits.val, eval_transform(data_config), data_config)
+        self.test_loader = self._loader(splits.test, eval_transform(data_config), data_config)
+
+        optimizer = build_optimizer(model, config)
+        self.model, self.optimizer, self.train_loader, self.val_loader, self.test_loader = accelerator.prepare(
+            model, optimizer, self.train_loader, self.val_loader, self.test_loader
+        )
+        self.updates_per_epoch = len(self.train_loader)
+        # not prepared: accelerate would step it num_processes times an update
+        self.scheduler = build_scheduler(optimizer, config, self.updates_per_epoch)
+        mixes = []
+        if config.mixup:
+            mixes.append(v2.MixUp(alpha=config.mixup, num_classes=len(splits.class_names)))
+        if config.cutmix:
+            mixes.append(v2.CutMix(alpha=config.cutmix, num_classes=len(splits.class_names)))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.lambda_start = next((layer.lambda_init.item() for layer in self._layers()), 0.0)
+        self.step = 0
+        if config.trackers:
+            accelerator.init_trackers(self.output.name, config={k: str(v) for k, v in vars(config).items()})
+
+    def _loader(self, split: Dataset, transform: Transform, data_config: dict, shuffle: bool = False) -> Any:
+        config = self.config
+        return DataLoader(
+            ImageDataset(split, transform, in_chans=data_config["input_size"][0], seed=config.seed),
+            batch_size=config.batch_size,
+            shuffle=shuffle,
+            num_workers=config.workers,
+            worker_init_fn=_limit_cv2_threads,
+            persistent_workers=shuffle and config.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _layers(self) -> list:
+        model = self._unwrapped()
+        return model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
+
+    def _lambdas(self) -> list[float]:
+        model = self._unwrapped()
+        return model.lambda_per_layer() if isinstance(model, DiffVisionTransformer) else []
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            say(line)
+
+    def fit(self) -> dict:
+        """Train; choose on validation; test once.
+
+        Returns:
+            The result, as in result.json.
+
+        Raises:
+            InputError: the loss became NaN or infinite, or an image did not decode.
+        """
+        config = self.config
+        # ranks must not share mixup's and drop path's draws
+        set_seed(config.seed, device_specific=True)
+        self._say(self._plan())
+        start, train_seconds, best = time.perf_counter(), 0.0, -1.0
+        for epoch in range(config.epochs):
+            self.train_loader.set_epoch(epoch)
+            train_seconds += self._train_epoch(epoch)
+            val = self.evaluate(self.val_loader, f"val {epoch + 1}")
+            lambdas = self._lambdas()
+            self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **{"lambda": lambdas})
+            marks = [f"epoch {epoch + 1}/{config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
+            if lambdas:
+                marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}")
+            self._say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
+            if val.accuracy > best:
+                best = val.accuracy
+                if self.run:
+                    self.run.save_best(self._unwrapped(), self.splits.class_names)
+        self.accelerator.wait_for_everyone()
+        return self._finish(best, time.perf_counter() - start, train_seconds)
+
+    def _plan(self) -> str:
+        config, processes = self.config, self.accelerator.num_processes
+        parameters = sum(p.numel() for p in self.model.parameters())
+        splits = self.splits
+        return (
+            f"{config.model}: {parameters / 1e6:.2f} M parameters; {len(splits.train)} train, {len(splits.val)} val, "
+            f"{len(splits.test)} test images, {len(splits.class_names)} classes\n"
+            f"{config.epochs} epochs of {self.updates_per_epoch} updates of {config.batch_size * processes} images "
+            f"({config.batch_size} a process, {processes} processes, {config.grad_accum} passes)\n"
+            f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads a process), "
+            f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
+        )
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One epoch; returns its seconds."""
+        start = time.perf_counter()
+        self.model.train()
+        losses: list[Tensor] = []
+        main = self.accelerator.is_main_process
+        with progress(f"epoch {epoch + 1}", self.updates_per_epoch, main) as advance:
+            for batch, (images, labels) in enumerate(self.train_loader, start=1):
+                losses.append(self._update(images, labels))
+                text = ""
+                if self.step % self.config.log_every == 0 or batch == self.updates_per_epoch:
+                    loss = self._check_losses(losses)
+                    losses.clear()
+                    rate = max(group["lr"] for group in self.optimizer.param_groups)
+                    self._log(step=self.step, epoch=epoch + batch / self.updates_per_epoch, train_loss=loss, lr=rate)
+                    text = f"loss {loss:.3f}"
+                advance(text)
+        return time.perf_counter() - start
+
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimizer update from one batch; returns its mean loss, on the device."""
+        config = self.config
+        if config.lambda_warmup:
+            updates = config.lambda_warmup * self.updates_per_epoch
+            value = lambda_ramp(self.step, self.lambda_start, config.lambda_target, updates)
+            for layer in self._layers():
+                layer.set_lambda_init(value)
+        if self.mix:
+            images, labels = self.mix(images, labels)
+        total = torch.zeros((), device=images.device)
+        parts = list(zip(images.chunk(config.grad_accum), labels.chunk(config.grad_accum), strict=True))
+        for index, (part, target) in enumerate(parts, start=1):
+            last = index == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    logits = self.model(part)
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=config.label_smoothing)
+                loss = loss * (len(part) / len(images))  # an image weighs the same in a smaller last part
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        if config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return total
+
+    def _check_losses(self, losses: list[Tensor]) -> float:
+        """Mean of the last losses over all processes; looking at each as it comes would stall a GPU."""
+        values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
+        for step, value in enumerate(values, start=self.step - len(values) + 1):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the loss is {value} at update {step}: lower --lr {self.config.lr:g}, raise --warmup-epochs or "
+                    "use --precision no"
+                )
+        return sum(values) / len(values)
+
+    @torch.inference_mode()
+    def evaluate(self, loader: DataLoader, label: str) -> Accuracy:
+        """Accuracy on a prepared loader, each image counted once on any number of processes."""
+        self.model.eval()
+        columns: list[tuple[Tensor, ...]] = []
+        with progress(label, len(loader), self.accelerator.is_main_process) as advance:
+            for images, labels in loader:
+                with self.accelerator.autocast():
+                    logits = self.model(images)
+                losses = F.cross_entropy(logits.float(), labels, reduction="none")
+                columns.append(self.accelerator.gather_for_metrics((logits.argmax(-1), labels, losses)))
+                advance("")
+        return Accuracy.of(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
+
+    def _log(self, **row) -> None:
+        if self.run:
+            self.run.log(**row)
+        if self.config.trackers:
+            numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+            lambdas = {f"lambda/{i}": v for i, v in enumerate(row.get("lambda", []))}
+            self.accelerator.log({**numbers, **lambdas}, step=self.step)
+
+    def _finish(self, best: float, seconds: float, train_seconds: float) -> dict:
+        self._unwrapped().load_state_dict(load_file(self.output / "best" / "model.safetensors"))
+        test = self.evaluate(self.test_loader, "test")
+        images = len(self.splits.train) * self.config.epochs
+        result = {
+            "test_accuracy": test.accuracy,
+            "test_interval_95": test.interval,
+            "test_mean_per_class": test.mean_per_class,
+            "test_images": test.images,
+            "val_accuracy": best,
+            "epochs": self.config.epochs,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(images / train_seconds, 1),
+            "model": self.config.model,
+            "attn": self.config.attn,
+            "seed": self.config.seed,
+            "conversion": self.conversion,
+            "lambda": self._lambdas(),
+        }
+        if self.run:
+            self.run.write_json("result.json", result)
+            title = f"{self.config.model} (attn: {self.config.attn}) on {Path(self.config.dataset).name}"
+            plot_training(self.run.rows, self.run.path / "training.png", title)
+        return result
+
+
+def train(config: TrainConfig, recipe: str) -> dict:
+    """A whole recipe: check the options, load the data, convert, train, test.
+
+    Args:
+        config: what to do.
+        recipe: names the run folder of `--output auto`.
+
+    Returns:
+        The result, as in result.json.
+
+    Raises:
+        InputError: anything the user can mend; nothing is written then, unless training had begun.
+    """
+    output = resolve_output(config, recipe)
+    accelerator = make_accelerator(config)
+    splits = load_splits(config.dataset, config.image_column, config.label_column)
+    report = source_report(config, splits.val) if accelerator.is_main_process else None
+    set_seed(config.seed)
+    model = create_model(config, splits.class_names)
+    if report:
+        say(str(report))
+    conversion = {"method": config.conversion, **report.summary()} if report else None
+    result = Trainer(config, accelerator, model, splits, output, conversion).fit()
+    accelerator.end_training()
+    return result
