@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from timm.layers import RmsNorm, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
+from timm.layers._fx import register_notrace_function
 from torch import Tensor, nn
 
 __all__ = ["DifferentialAttention", "differential_attention", "differential_maps", "lambda_init_schedule"]
@@ -58,6 +59,8 @@ def differential_maps(
     return map1, map2
 
 
+@torch.fx.wrap
+@register_notrace_function
 def differential_attention(
     q: Tensor,
     k: Tensor,

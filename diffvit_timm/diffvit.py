@@ -203,7 +203,7 @@ def _cfg(source: str) -> PretrainedCfg:
 
 
 # The first tag of a variant is its default.
-_SOURCES = {
+SOURCES = {
     "diffvit_tiny_patch16.augreg_in21k_ft_in1k": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "diffvit_tiny_patch16.augreg_in21k": "vit_tiny_patch16_224.augreg_in21k",
     "diffvit_tiny_patch16.deit_in1k": "deit_tiny_patch16_224.fb_in1k",
@@ -240,7 +240,7 @@ _SOURCES = {
     "diffvit_base_patch32_clip_quickgelu.openai": "vit_base_patch32_clip_quickgelu_224.openai",
 }
 
-default_cfgs = generate_default_cfgs({name: _cfg(source) for name, source in _SOURCES.items()})
+default_cfgs = generate_default_cfgs({name: _cfg(source) for name, source in SOURCES.items()})
 
 
 @register_model

@@ -1,0 +1,224 @@
+"""Conversion keeps the logits of the source, and refuses what it cannot keep."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from diffvit_timm import convert_state_dict, from_vit, logit_rotation
+
+SHAPE = dict(img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def plain_vit(name="vit_tiny_patch16_224", spread=0.1, **kwargs):
+    """A plain ViT whose attention is far from uniform, so that losing logits shows."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**SHAPE, **kwargs}).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=spread)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=spread)
+    return model
+
+
+def logits_of(layer, x):
+    """Softmax-relevant logits of both branches together, (B, H, N, N), less their mean over the keys."""
+    q, k, _ = layer.project_qkv(x)
+    logits = q @ k.mT * layer.scale
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def plain_logits(attn, x):
+    B, N, _ = x.shape
+    q, k, _ = attn.qkv(x).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    logits = q @ k.mT * attn.scale
+    return logits - logits.mean(-1, keepdim=True)
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    seed=st.integers(0, 2**16),
+    head_dim=st.sampled_from([2, 3, 8, 16, 32]),
+    outlier=st.sampled_from([1.0, 30.0, 1000.0]),
+    rank=st.integers(0, 32),
+    bias=st.booleans(),
+)
+def test_rotating_a_head_leaves_its_logits_and_makes_nothing_nan(seed, head_dim, outlier, rank, bias):
+    generator = torch.Generator().manual_seed(seed)
+    heads, dim = 2, 40
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    rank = min(rank, head_dim)
+    q_rows, k_rows = (draw(heads, head_dim, rank) @ draw(heads, rank, dim + 1) for _ in range(2))
+    if not bias:
+        q_rows[..., -1] = 0
+    q_rows[..., 0] *= outlier
+    k_rows = k_rows[..., :-1]
+    k_rows[..., 0] *= outlier
+    rotate_q, rotate_k = logit_rotation(q_rows @ q_rows.mT, k_rows @ k_rows.mT)
+    tokens = draw(30, dim)
+    with_one = torch.cat([tokens, torch.ones(30, 1, dtype=torch.float64)], -1)
+    expected = (with_one @ q_rows.mT) @ (tokens @ k_rows.mT).mT
+    actual = (with_one @ (rotate_q @ q_rows).mT) @ (tokens @ (rotate_k @ k_rows).mT).mT
+    assert torch.isfinite(rotate_q).all()
+    assert torch.isfinite(rotate_k).all()
+    assert (actual - expected).norm() <= 1e-4 * expected.norm()
+
+
+def test_the_first_channels_carry_the_most_that_any_can():
+    torch.manual_seed(0)
+    q_rows, k_rows = torch.randn(1, 16, 40, dtype=torch.float64), torch.randn(1, 16, 40, dtype=torch.float64)
+    rotate_q, rotate_k = logit_rotation(q_rows @ q_rows.mT, k_rows @ k_rows.mT)
+    q_rotated, k_rotated = rotate_q @ q_rows, rotate_k @ k_rows
+    form = q_rows[0].T @ k_rows[0]  # the bilinear form of the head: logits of white tokens
+    singular = torch.linalg.svdvals(form)
+    for width in (1, 8, 12, 16):
+        kept = q_rotated[0, :width].T @ k_rotated[0, :width]
+        torch.testing.assert_close((form - kept).norm(), singular[width:].square().sum().sqrt(), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["svd", "slice"])
+def test_the_two_branches_together_have_the_sources_logits_at_its_own_scale(method):
+    source = plain_vit()
+    model = from_vit(source, method=method)
+    x = torch.randn(2, 9, 48)
+    for plain, diff in zip(source.blocks, model.blocks, strict=True):
+        assert relative_error(logits_of(diff.attn, x), plain_logits(plain.attn, x)) < 1e-4
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(qkv_bias=False), dict(proj_bias=False)])
+def test_with_lambda_0_and_next_to_no_second_branch_the_network_is_the_source(kwargs):
+    source = plain_vit(spread=0.05, **kwargs)
+    model = from_vit(source, lambda_init=0.0, branch_dims=(15, 1))
+    x = torch.randn(4, 3, 32, 32)
+    assert relative_error(model(x), source(x)) < 0.02
+
+
+def test_a_head_of_low_rank_is_converted_without_any_loss():
+    source = plain_vit()
+    for block in source.blocks:
+        with torch.no_grad():
+            q, k, v = block.attn.qkv.weight.reshape(3, 3, 16, 48)
+            mixing = torch.randn(3, 16, 8) @ torch.randn(3, 8, 16) * 0.1
+            block.attn.qkv.weight.copy_(torch.stack([mixing @ q, k, v]).reshape(144, 48))
+            block.attn.qkv.bias[:48] = (mixing @ block.attn.qkv.bias[:48].reshape(3, 16, 1)).flatten()
+    model = from_vit(source, lambda_init=0.0, branch_dims=(8, 8))
+    x = torch.randn(4, 3, 32, 32)
+    assert relative_error(model(x), source(x)) < 1e-4
+
+
+def test_svd_keeps_more_than_slicing_where_the_one_liner_keeps_nothing():
+    source = plain_vit(embed_dim=96, spread=0.15)
+    x = torch.randn(8, 3, 32, 32)
+    errors = {
+        m: relative_error(from_vit(source, method=m, branch_dims=(16, 16))(x), source(x)) for m in ("svd", "slice")
+    }
+    assert errors["svd"] < 0.7 * errors["slice"]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.05, 0.3])
+def test_lambda_starts_exactly_at_lambda_init_with_a_living_gradient(lam):
+    model = from_vit(plain_vit(), lambda_init=lam)
+    assert model.lambda_per_layer() == pytest.approx([lam] * 2, abs=1e-7)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    for layer in model.differential_layers():
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+            assert getattr(layer, name).grad.abs().sum() > 0
+
+
+def test_values_keep_their_mass_under_any_lambda():
+    source = plain_vit()
+    with torch.no_grad():
+        for block in source.blocks:
+            block.attn.qkv.weight[:96] = 0  # uniform maps: both branches are the mean over the tokens
+            block.attn.qkv.bias[:96] = 0
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_error(from_vit(source, lambda_init=0.4)(x), source(x)) < 1e-5
+
+
+FAMILIES = {
+    "deit": dict(name="deit_tiny_patch16_224"),
+    "augreg without a head": dict(name="vit_tiny_patch16_224", num_classes=0),
+    "deit3": dict(name="deit3_small_patch16_224", init_values=0.5),
+    "dinov2 with registers": dict(
+        name="vit_small_patch14_reg4_dinov2", patch_size=14, img_size=28, num_classes=0, init_values=0.5
+    ),
+    "clip": dict(name="vit_base_patch16_clip_quickgelu_224"),
+    "average pooling": dict(name="vit_tiny_patch16_224", global_pool="avg"),
+    "no class token": dict(name="vit_tiny_patch16_224", class_token=False, global_pool="avg"),
+    "one channel, oblong": dict(name="vit_tiny_patch16_224", in_chans=1, img_size=(32, 48)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_sources_converts_and_saves(family, tmp_path):
+    from timm.models._hub import save_for_hf
+
+    source = plain_vit(spread=0.05, **FAMILIES[family])
+    state = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    model = from_vit(source, lambda_init=0.0, branch_dims=(15, 1))
+    x = torch.randn(2, source.in_chans, *source.patch_embed.img_size)
+    assert relative_error(model(x), source(x)) < 0.03
+    assert all(torch.equal(tensor, state[key]) for key, tensor in source.state_dict().items())
+    assert model.pretrained_cfg["mean"] == source.pretrained_cfg["mean"]
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+
+
+def test_device_dtype_and_mode_are_the_sources():
+    model = from_vit(plain_vit().to(torch.bfloat16).train())
+    assert model.training
+    assert model.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert model.blocks[0].attn.lambda_q1.dtype == torch.float32
+
+
+def test_a_vit_made_by_hand_converts():
+    source = timm.models.VisionTransformer(**SHAPE, in_chans=1).eval()
+    assert from_vit(source).pretrained_cfg["input_size"] == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "reason"),
+    [
+        ("vit_tiny_patch16_224", dict(qk_norm=True), "qk_norm"),
+        ("eva02_tiny_patch14_224", dict(img_size=28, patch_size=14), "rotary"),
+        ("beit_base_patch16_224", dict(), "relative position bias"),
+        ("vit_relpos_small_patch16_224", dict(), "relative position bias"),
+        ("deit_tiny_distilled_patch16_224", dict(), "only timm's VisionTransformer"),
+        ("resnet18", None, "only timm's VisionTransformer"),
+        ("vit_tiny_patch16_224", dict(attn_layer="diff"), "DiffAttention"),
+    ],
+)
+def test_what_has_no_place_is_refused_with_the_reason(name, kwargs, reason):
+    source = timm.create_model(name, **({} if kwargs is None else {**SHAPE, **kwargs}))
+    with pytest.raises(ValueError, match=reason):
+        from_vit(source)
+
+
+def test_settings_that_would_undo_the_conversion_are_refused():
+    with pytest.raises(ValueError, match="head_norm=False"):
+        from_vit(plain_vit(), head_norm=True)
+    with pytest.raises(ValueError, match="lambda_init=1"):
+        from_vit(plain_vit(), lambda_init=1.0)
+    with pytest.raises(ValueError, match=r"method='best'.*'svd'"):
+        from_vit(plain_vit(), method="best")
+
+
+def test_a_checkpoint_with_qk_norm_is_refused_by_the_filter_too():
+    state = timm.create_model("vit_tiny_patch16_224", qk_norm=True, **SHAPE).state_dict()
+    with pytest.raises(ValueError, match="qk_norm"):
+        convert_state_dict(state, from_vit(plain_vit()))
+
+
+def test_the_callers_state_dict_is_left_alone():
+    source = plain_vit()
+    state = source.state_dict()
+    keys = list(state)
+    convert_state_dict(state, from_vit(source))
+    assert list(state) == keys
