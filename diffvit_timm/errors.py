@@ -1,5 +1,5 @@
 """The error for bad input."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Input that the user can mend: one line that names the option, the value and the fix."""

@@ -10,7 +10,6 @@ from datasets import Dataset
 from timm.data import resolve_data_config
 from timm.models import (
     get_model_input_config,
-    get_pretrained_cfg,
     is_model,
     parse_model_name,
     split_model_name_tag,
@@ -27,21 +26,24 @@ from .config import TrainConfig
 REPORT_IMAGES = 128
 
 
-def _check_name(name: str) -> None:
+def check_model(config: TrainConfig) -> None:
     """Refuse a model or tag that timm does not know, before anything is downloaded."""
+    name = config.model
     try:
         source, model_id = parse_model_name(name)
     except ValueError as error:
         raise InputError(f"--model {name}: {error}") from error
     if source is not None:
         return
-    architecture, _ = split_model_name_tag(model_id)
+    architecture, tag = split_model_name_tag(model_id)
     if not is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise InputError(f"--model {name} is not known to timm: did you mean {' or '.join(close) or 'another'}?")
-    if get_pretrained_cfg(model_id, allow_unregistered=False) is None:
-        tags = timm.list_pretrained(f"{architecture}.*")
-        raise InputError(f"--model {name} has no such tag: choose one of {', '.join(tags) or 'none'}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and model_id not in tagged:
+        raise InputError(f"--model {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
+    if config.pretrained and not tagged:
+        raise InputError(f"--model {name} has no pretrained weights: pass --no-pretrained")
 
 
 def _model_kwargs(config: TrainConfig) -> dict:
@@ -83,7 +85,7 @@ def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
     Raises:
         InputError: an unknown name or tag, weights that cannot be had, a head of other classes.
     """
-    _check_name(config.model)
+    check_model(config)
     own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
     if not own_head:
         return _timm_create(config, num_classes=len(class_names), drop_path_rate=config.drop_path)
@@ -119,7 +121,6 @@ def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | Non
 
     None where nothing is converted: another kind of model, a plain twin, random weights, a Diff-ViT's checkpoint.
     """
-    _check_name(config.model)
     if not config.pretrained or parse_model_name(config.model)[0] is not None:
         return None
     converted = _timm_create(config)

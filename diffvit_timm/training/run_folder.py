@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -28,16 +29,18 @@ def resolve_output(config: TrainConfig, recipe: str) -> Path:
     Raises:
         InputError: it holds something already, or cannot be written.
     """
-    if config.output == "auto":
-        return Path("runs") / f"{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    path = Path(config.output).expanduser()
+    automatic = f"runs/{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(automatic if config.output == "auto" else config.output).expanduser()
     if path.exists() and not path.is_dir():
         raise InputError(f"--output {path} is a file: give a new folder")
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"--output {path} is used already: give a new folder, or empty it yourself")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"--output {path} cannot be written: {parent} is not a folder you may write to")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permission bits do not tell: root, read-only mounts, quotas
+            pass
+    except OSError as error:
+        raise InputError(f"--output {path} cannot be written ({error}): give another folder") from error
     return path
 
 
@@ -45,10 +48,7 @@ class RunFolder:
     """Writes a run: config.yaml, environment.json, metrics.jsonl, best/, result.json."""
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output {path} cannot be made: {error}") from error
+        path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.rows: list[dict] = []
         (path / "config.yaml").write_text(yaml.safe_dump(_plain(config), sort_keys=False))

@@ -25,7 +25,7 @@ from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
 from .metrics import Accuracy
-from .model import create_model, model_data_config, source_report
+from .model import check_model, create_model, model_data_config, source_report
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder, resolve_output
 
@@ -306,6 +306,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
     """
     output = resolve_output(config, recipe)
     accelerator = make_accelerator(config)
+    check_model(config)
     splits = load_splits(config.dataset, config.image_column, config.label_column)
     report = source_report(config, splits.val) if accelerator.is_main_process else None
     set_seed(config.seed)
