@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from timm.models._hub import save_for_hf
+from timm.models import save_for_hf
 from torch import nn
 
 
@@ -14,6 +14,5 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
         folder: made if it is not there.
         label_names: class names in the order of the head's outputs.
     """
-    # timm stores label names beside the pretrained config and reads them within it
-    config = {"label_names": label_names, "pretrained_cfg": {"label_names": label_names}} if label_names else None
+    config = {"label_names": label_names} if label_names else None
     save_for_hf(model, str(folder), model_config=config, safe_serialization=True)

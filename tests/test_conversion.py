@@ -158,7 +158,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_sources_converts_and_saves(family, tmp_path):
-    from timm.models._hub import save_for_hf
+    from timm.models import save_for_hf
 
     source = plain_vit(spread=0.05, **FAMILIES[family])
     state = {key: tensor.clone() for key, tensor in source.state_dict().items()}

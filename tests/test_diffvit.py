@@ -5,9 +5,8 @@ import json
 import pytest
 import timm
 import torch
-from timm.models import get_pretrained_cfg
+from timm.models import get_pretrained_cfg, save_for_hf
 from timm.models._features_fx import create_feature_extractor
-from timm.models._hub import save_for_hf
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 

@@ -1,0 +1,28 @@
+"""A saved model comes back by timm's own loading, with its class names."""
+
+import timm
+import torch
+
+from diffvit_timm import from_vit
+from diffvit_timm.hub import save_pretrained
+
+
+def test_a_saved_model_comes_back_bit_equal_with_its_class_names(tmp_path):
+    source = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=2
+    )
+    model = from_vit(source, lambda_init=0.125).eval()
+    save_pretrained(model, tmp_path / "saved", label_names=["cat", "dog"])
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), model(x))
+    assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_another_number_of_classes_starts_a_new_head_and_keeps_the_rest(tmp_path):
+    model = timm.create_model("diffvit_tiny_patch16", img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=2)
+    save_pretrained(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
+    assert loaded.head.weight.shape == (3, 48)
+    assert torch.equal(loaded.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
