@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import DifferentialAttention
 from .diffvit import DiffVisionTransformer
@@ -78,20 +78,21 @@ def _compare_layers(source: Attention, layer: DifferentialAttention, tokens: Ten
 
 @torch.inference_mode()
 def conversion_report(
-    source: VisionTransformer, model: DiffVisionTransformer, images: Tensor | Iterable[Tensor]
+    source: VisionTransformer, model: nn.Module, images: Tensor | Iterable[Tensor]
 ) -> ConversionReport:
     """Compare a Diff-ViT with the plain ViT that it came from.
 
     Args:
         source: the plain timm VisionTransformer.
-        model: the DiffVisionTransformer.
+        model: the DiffVisionTransformer; any other network is compared by its outputs alone.
         images: (n, C, H, W), normalised as the models want them, or batches of such; at least one image.
 
     Raises:
         ValueError: no images.
     """
     source, model = source.eval(), model.eval()
-    layers = list(zip([block.attn for block in source.blocks], model.differential_layers(), strict=True))
+    converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
+    layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
     device = next(source.parameters()).device
     count = agree = 0
     kl = error = norm = 0.0
@@ -126,5 +127,5 @@ def conversion_report(
         attention_error=(out_error / out_norm).sqrt().tolist(),
         energy_kept=(1 - logit_error / logit_norm).tolist(),
         tail_std=(tail / entries).sqrt().tolist(),
-        lambdas=model.lambda_per_layer(),
+        lambdas=[layer.compute_lambda().item() for layer in converted],
     )

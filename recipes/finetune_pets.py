@@ -22,12 +22,12 @@ from diffvit_timm.data import digits_splits
 from diffvit_timm.training import (
     TrainConfig,
     Trainer,
+    image_batches,
     make_accelerator,
     parse_config,
     resolve_output,
     run,
     say,
-    stack_images,
     train,
 )
 
@@ -62,8 +62,7 @@ def demo(config: PetsConfig) -> dict:
     pretrained = Trainer(source_config, accelerator, source, source_data, output / "source").fit()
 
     model, twin = from_vit(source), copy.deepcopy(source)
-    images = stack_images(source, target_data.test, len(target_data.test))
-    report = conversion_report(source, model, images)
+    report = conversion_report(source, model, image_batches(source, target_data.test))
     say(str(report))
     conversion = {"method": config.conversion, **report.summary()}
     trainer = Trainer(tuning_config, accelerator, model, target_data, output / "diff", conversion)

@@ -101,7 +101,7 @@ class TrainConfig:
             raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {rule}")
 
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+ConfigT = TypeVar("ConfigT")
 
 
 def _preset_arguments(path: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 import ast
 import difflib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import timm
-import torch
 from datasets import Dataset
 from timm.data import resolve_data_config
 from timm.models import (
@@ -15,6 +16,7 @@ from timm.models import (
     split_model_name_tag,
 )
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..conversion import METHODS
 from ..data import ImageDataset, eval_transform
@@ -109,11 +111,12 @@ def model_data_config(model: Any) -> dict:
     return config
 
 
-def stack_images(model: nn.Module, split: Dataset, most: int) -> Tensor:
-    """The first images of a split, up to `most`, as the model wants them in evaluation: (n, C, H, W)."""
+def image_batches(model: nn.Module, split: Dataset, most: int = sys.maxsize) -> Iterator[Tensor]:
+    """The first images of a split, up to `most`, as the model wants them in evaluation: batches (n, C, H, W)."""
     data_config = model_data_config(model)
+    split = split.take(min(most, len(split)))
     images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
-    return torch.stack([images[i][0] for i in range(min(most, len(images)))])
+    return (batch for batch, _ in DataLoader(images, batch_size=32))
 
 
 def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | None:
@@ -126,5 +129,5 @@ def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | Non
     converted = _timm_create(config)
     if not isinstance(converted, DiffVisionTransformer) or not converted.differential_layers():
         return None
-    images = stack_images(converted, split, REPORT_IMAGES)
+    images = image_batches(converted, split, REPORT_IMAGES)
     return conversion_report(_timm_create(config, attn="plain"), converted, images)

@@ -1,0 +1,58 @@
+"""What each way of making a Diff-ViT from a plain ViT keeps, before any training, on a dataset's test images.
+
+    python recipes/compare_conversions.py --dataset timm/oxford-iiit-pet
+    python recipes/compare_conversions.py --dataset FOLDER --images 64          # a minute on 2 CPU cores
+
+The images only have to be of the kind that the source knows: their labels are not read. Results: recipes/README.md.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import timm
+
+from diffvit_timm import conversion_report, from_vit
+from diffvit_timm.data import load_splits
+from diffvit_timm.training import image_batches, parse_config, run, say
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    dataset: str = "timm/oxford-iiit-pet"
+    """Name on the Hub, or a folder: parquet files, or one folder of images a class."""
+    source: str = "deit_tiny_patch16_224.fb_in1k"
+    """timm name of the plain ViT."""
+    images: int = 0
+    """First images of the test split; 0: all."""
+
+
+def main() -> dict:
+    config = parse_config(CompareConfig, description=__doc__)
+    test = load_splits(config.dataset).test
+    source: Any = timm.create_model(config.source, pretrained=True)
+    head_dim = source.blocks[0].attn.head_dim
+    halves, wide = (head_dim // 2, head_dim // 2), (head_dim * 3 // 4, head_dim - head_dim * 3 // 4)
+    ways = {
+        "timm, attn_layer='diff'": lambda: timm.create_model(
+            config.source, pretrained=True, pretrained_strict=False, attn_layer="diff"
+        ),
+        f"slice, {halves}, lambda 0": lambda: from_vit(source, "slice", branch_dims=halves, lambda_init=0.0),
+        f"svd, {halves}, lambda 0": lambda: from_vit(source, branch_dims=halves, lambda_init=0.0),
+        f"svd, {halves}": lambda: from_vit(source, branch_dims=halves),
+        f"svd, {wide} (the default)": lambda: from_vit(source),
+    }
+    result = {}
+    say(f"{'conversion':32s}  agreement    KL (nats)  output error  seconds to convert")
+    for name, convert in ways.items():
+        start = time.perf_counter()
+        model = convert()
+        seconds = time.perf_counter() - start
+        report = conversion_report(source, model, image_batches(source, test, config.images or len(test)))
+        result[name] = {**report.summary(), "seconds": round(seconds, 2)}
+        say(f"{name:32s}  {report.agreement:9.2%}  {report.kl:11.4f}  {report.output_error:12.3f}  {seconds:8.2f}")
+    return result
+
+
+if __name__ == "__main__":
+    run(main)
