@@ -27,7 +27,7 @@ class TrainConfig:
     pretrained: bool = True
     """Load the pretrained weights; --no-pretrained starts from random ones."""
     attn: Literal["model", "diff", "plain"] = "model"
-    """Attention of a diffvit model: plain trains its plain twin; model: as the model's name says."""
+    """plain: the plain twin of a diffvit model; diff: convert a plain ViT; model: as the model's name says."""
     conversion: Literal["svd", "slice"] = "svd"
     """How the weights of a plain ViT become those of a diffvit model."""
     model_kwargs: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from timm.models import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..conversion import METHODS
+from ..conversion import from_vit
 from ..data import ImageDataset, eval_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
@@ -26,6 +26,9 @@ from ..report import ConversionReport, conversion_report
 from .config import TrainConfig
 
 REPORT_IMAGES = 128
+
+# arguments of --model-kwargs that a plain ViT does not take, and its conversion does
+DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
 
 
 def check_model(config: TrainConfig) -> None:
@@ -48,6 +51,11 @@ def check_model(config: TrainConfig) -> None:
         raise InputError(f"--model {name} has no pretrained weights: pass --no-pretrained")
 
 
+def _is_variant(config: TrainConfig) -> bool:
+    """Whether the name is one of our variants, whose attention and conversion are arguments of timm.create_model."""
+    return config.model.startswith("diffvit")
+
+
 def _model_kwargs(config: TrainConfig) -> dict:
     kwargs: dict = {}
     for pair in config.model_kwargs:
@@ -56,19 +64,16 @@ def _model_kwargs(config: TrainConfig) -> dict:
             kwargs[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             kwargs[name] = value  # a plain word
-    is_diffvit = "diffvit" in config.model
-    if config.attn != "model":
-        if not is_diffvit and parse_model_name(config.model)[0] is None:
-            raise InputError(f"--attn {config.attn} is a setting of diffvit models, not of --model {config.model}")
-        kwargs["attn"] = config.attn
-    if is_diffvit and config.conversion != METHODS[0]:
-        kwargs["conversion"] = config.conversion
     return kwargs
 
 
-def _timm_create(config: TrainConfig, **kwargs) -> Any:
+def _load(config: TrainConfig, **kwargs) -> Any:
+    """timm's model of that name; a variant of ours with the attention and conversion asked for."""
+    arguments = {k: v for k, v in _model_kwargs(config).items() if _is_variant(config) or k not in DIFF_SETTINGS}
+    if _is_variant(config):
+        arguments |= dict(conversion=config.conversion, attn=None if config.attn == "model" else config.attn)
     try:
-        return timm.create_model(config.model, pretrained=config.pretrained, **{**_model_kwargs(config), **kwargs})
+        return timm.create_model(config.model, pretrained=config.pretrained, **{**arguments, **kwargs})
     except OSError as error:
         raise InputError(
             f"--model {config.model}: the weights are neither in the cache nor to be had from the Hub "
@@ -78,26 +83,42 @@ def _timm_create(config: TrainConfig, **kwargs) -> Any:
         raise InputError(f"--model {config.model} cannot be made: {error}") from error
 
 
+def _is_differential(model: nn.Module) -> bool:
+    return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
+
+
+def _convert(source: Any, config: TrainConfig) -> Any:
+    settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
+    try:
+        return from_vit(source, config.conversion, drop_path_rate=config.drop_path, **settings)
+    except ValueError as error:
+        raise InputError(f"--model {config.model} --attn diff: {error}") from error
+
+
 def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
-    """The model to train, with one output a class.
+    """The model to train, with one output a class; `--attn diff` converts a plain ViT of timm's or the user's.
 
     A head for other classes is replaced where the checkpoint is a pretrained tag of timm's; that of a `local-dir:` or
     `hf-hub:` checkpoint is the user's own work, and replaced only by --reset-head.
 
     Raises:
-        InputError: an unknown name or tag, weights that cannot be had, a head of other classes.
+        InputError: an unknown name or tag, weights that cannot be had, a head of other classes, a network that cannot
+            be converted.
     """
     check_model(config)
     own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
-    if not own_head:
-        return _timm_create(config, num_classes=len(class_names), drop_path_rate=config.drop_path)
-    model = _timm_create(config, drop_path_rate=config.drop_path)
+    head = {} if own_head else {"num_classes": len(class_names)}
+    model = _load(config, drop_path_rate=config.drop_path, **head)
     names = model.pretrained_cfg.get("label_names")
-    if model.num_classes != len(class_names) or (names is not None and list(names) != class_names):
+    if own_head and (model.num_classes != len(class_names) or (names is not None and list(names) != class_names)):
         raise InputError(
             f"--model {config.model} has a head of {model.num_classes} classes, and not those "
             f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
         )
+    if config.attn == "plain" and _is_differential(model):
+        raise InputError(f"--attn plain: the weights of --model {config.model} are a Diff-ViT's")
+    if config.attn == "diff" and not _is_differential(model):
+        return _convert(model, config)
     return model
 
 
@@ -122,12 +143,12 @@ def image_batches(model: nn.Module, split: Dataset, most: int = sys.maxsize) -> 
 def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | None:
     """What converting the source of `config.model` kept, on up to `REPORT_IMAGES` images.
 
-    None where nothing is converted: another kind of model, a plain twin, random weights, a Diff-ViT's checkpoint.
+    None where nothing is converted: a plain model, random weights, a Diff-ViT's own checkpoint.
     """
-    if not config.pretrained or parse_model_name(config.model)[0] is not None:
+    if not config.pretrained or not (_is_variant(config) or config.attn == "diff"):
         return None
-    converted = _timm_create(config)
-    if not isinstance(converted, DiffVisionTransformer) or not converted.differential_layers():
+    source = _load(config, attn="plain") if _is_variant(config) else _load(config)
+    if config.attn == "plain" or _is_differential(source):
         return None
-    images = image_batches(converted, split, REPORT_IMAGES)
-    return conversion_report(_timm_create(config, attn="plain"), converted, images)
+    converted = _load(config) if _is_variant(config) else _convert(source, config)
+    return conversion_report(source, converted, image_batches(source, split, REPORT_IMAGES))

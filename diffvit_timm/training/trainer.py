@@ -269,6 +269,7 @@ class Trainer:
         self._unwrapped().load_state_dict(load_file(self.output / "best" / "model.safetensors"))
         test = self.evaluate(self.test_loader, "test")
         images = len(self.splits.train) * self.config.epochs
+        attn = getattr(self._unwrapped(), "attn", "timm")
         result = {
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
@@ -279,14 +280,14 @@ class Trainer:
             "seconds": round(seconds, 1),
             "images_per_second": round(images / train_seconds, 1),
             "model": self.config.model,
-            "attn": self.config.attn,
+            "attn": attn,
             "seed": self.config.seed,
             "conversion": self.conversion,
             "lambda": self._lambdas(),
         }
         if self.run:
             self.run.write_json("result.json", result)
-            title = f"{self.config.model} (attn: {self.config.attn}) on {Path(self.config.dataset).name}"
+            title = f"{self.config.model}, {attn} attention, on {Path(self.config.dataset).name}"
             plot_training(self.run.rows, self.run.path / "training.png", title)
         return result
 
