@@ -70,6 +70,8 @@ def demo(config: PetsConfig) -> dict:
     tuned = trainer.fit()
     plain = Trainer(twin_config, accelerator, twin, target_data, output / "plain").fit()
 
+    accelerator.end_training()
+
     say(f"\ndigits, {tuned['test_images']} test images                test accuracy  (95 % interval)")
     for name, accuracy, interval in (
         (f"plain ViT, trained on {len(source_data.train)} images", *_accuracy(pretrained)),

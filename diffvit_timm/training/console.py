@@ -16,13 +16,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, enabled: bool = True) -> Iterator[Callable[[str], None]]:
+def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
     """Yield a function that advances by one and shows a short text; an empty one leaves the last.
 
     Args:
         label: what is counted.
         total: how many.
-        enabled: False on all but the main process.
     """
     console = Console(stderr=True)
     columns = (
@@ -32,7 +31,7 @@ def progress(label: str, total: int, enabled: bool = True) -> Iterator[Callable[
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    bar = Progress(*columns, console=console, transient=True) if enabled and console.is_terminal else None
+    bar = Progress(*columns, console=console, transient=True) if _is_main() and console.is_terminal else None
     task = bar.add_task(label, total=total, text="") if bar else None
     done, last, shown = 0, time.monotonic(), ""
 
@@ -41,7 +40,7 @@ def progress(label: str, total: int, enabled: bool = True) -> Iterator[Callable[
         done, shown = done + 1, text or shown
         if bar is not None and task is not None:
             bar.update(task, completed=done, text=shown)
-        elif enabled and time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(f"{label} {done}/{total} {shown}")
 
@@ -50,19 +49,22 @@ def progress(label: str, total: int, enabled: bool = True) -> Iterator[Callable[
 
 
 def say(line: str) -> None:
-    """A line for people, on stderr: stdout's last line is the result."""
-    print(line, file=sys.stderr, flush=True)
+    """A line for people, by the main process, on stderr: stdout's last line is the result."""
+    if _is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def run(main: Callable[[], dict]) -> None:
     """Run a recipe: its result is stdout's last line, as JSON; bad input is one line on stderr and exit code 2."""
-    is_main = int(os.environ.get("RANK", "0")) == 0
     try:
         result = main()
     except InputError as error:
-        if is_main:
-            # a loader's worker wraps the error in its own traceback
-            say("error: " + str(error).strip().rpartition("InputError: ")[-1].splitlines()[0])
+        # a loader's worker wraps the error in its own traceback
+        say("error: " + str(error).strip().rpartition("InputError: ")[-1].splitlines()[0])
         sys.exit(2)
-    if is_main:
+    if _is_main():
         print(json.dumps(result), flush=True)

@@ -44,6 +44,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
@@ -135,10 +136,6 @@ class Trainer:
         model = self._unwrapped()
         return model.lambda_per_layer() if isinstance(model, DiffVisionTransformer) else []
 
-    def _say(self, line: str) -> None:
-        if self.accelerator.is_main_process:
-            say(line)
-
     def fit(self) -> dict:
         """Train; choose on validation; test once.
 
@@ -151,7 +148,7 @@ class Trainer:
         config = self.config
         # ranks must not share mixup's and drop path's draws
         set_seed(config.seed, device_specific=True)
-        self._say(self._plan())
+        say(self._plan())
         start, train_seconds, best = time.perf_counter(), 0.0, -1.0
         for epoch in range(config.epochs):
             self.train_loader.set_epoch(epoch)
@@ -162,7 +159,7 @@ class Trainer:
             marks = [f"epoch {epoch + 1}/{config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
             if lambdas:
                 marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}")
-            self._say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
+            say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
             if val.accuracy > best:
                 best = val.accuracy
                 if self.run:
@@ -188,8 +185,7 @@ class Trainer:
         start = time.perf_counter()
         self.model.train()
         losses: list[Tensor] = []
-        main = self.accelerator.is_main_process
-        with progress(f"epoch {epoch + 1}", self.updates_per_epoch, main) as advance:
+        with progress(f"epoch {epoch + 1}", self.updates_per_epoch) as advance:
             for batch, (images, labels) in enumerate(self.train_loader, start=1):
                 losses.append(self._update(images, labels))
                 text = ""
@@ -248,7 +244,7 @@ class Trainer:
         """Accuracy on a prepared loader, each image counted once on any number of processes."""
         self.model.eval()
         columns: list[tuple[Tensor, ...]] = []
-        with progress(label, len(loader), self.accelerator.is_main_process) as advance:
+        with progress(label, len(loader)) as advance:
             for images, labels in loader:
                 with self.accelerator.autocast():
                     logits = self.model(images)
