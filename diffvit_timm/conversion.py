@@ -7,7 +7,7 @@ branch 2, the d2 channels that are left, starts as a weak correction under a sma
     model = diffvit_timm.from_vit('deit_tiny_patch16_224.fb_in1k')
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import timm
 import torch
@@ -17,10 +17,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .attention import DifferentialAttention
+from .calibration import logit_moments
 
 __all__ = ["METHODS", "convert_state_dict", "from_vit", "is_differential", "logit_rotation"]
 
-METHODS = ("svd", "slice")
+METHODS = ("svd", "slice", "calibrated")
 
 
 def _matrix_root(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +58,9 @@ def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.endswith((".lambda_q1", ".lambda_a")) for key in state_dict)
 
 
-def _convert_layer(plain: dict[str, Tensor], layer: DifferentialAttention, method: str) -> dict[str, Tensor]:
+def _convert_layer(
+    plain: dict[str, Tensor], layer: DifferentialAttention, method: str, moments: tuple[Tensor, Tensor] | None
+) -> dict[str, Tensor]:
     """The state dict of `layer` from that of timm's Attention, names without their prefix."""
     weight = plain["qkv.weight"]
     bias = plain.get("qkv.bias", weight.new_zeros(weight.shape[0]))
@@ -65,10 +68,12 @@ def _convert_layer(plain: dict[str, Tensor], layer: DifferentialAttention, metho
     q_weight, k_weight, v_weight = weight.double().reshape(*heads, -1)
     q_bias, k_bias, v_bias = bias.double().reshape(*heads, 1)
 
-    if method == "svd":
-        # Tokens taken as white, bar the constant that carries the bias of q; that of k changes no softmax.
-        q_rows = torch.cat([q_weight, q_bias], dim=-1)
-        rotate_q, rotate_k = logit_rotation(q_rows @ q_rows.mT, k_weight @ k_weight.mT)
+    if method != "slice":
+        if moments is None:
+            # Tokens taken as white, bar the constant that carries the bias of q; that of k changes no softmax.
+            q_rows = torch.cat([q_weight, q_bias], dim=-1)
+            moments = q_rows @ q_rows.mT, k_weight @ k_weight.mT
+        rotate_q, rotate_k = logit_rotation(*moments)
         q_weight, q_bias = rotate_q @ q_weight, rotate_q @ q_bias
         k_weight, k_bias = rotate_k @ k_weight, torch.zeros_like(k_bias)
 
@@ -89,7 +94,10 @@ def _convert_layer(plain: dict[str, Tensor], layer: DifferentialAttention, metho
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, Tensor], model: VisionTransformer, method: str = "svd"
+    state_dict: Mapping[str, Tensor],
+    model: VisionTransformer,
+    method: str = "svd",
+    moments: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """The weights of a plain ViT as those of `model`, a Diff-ViT of the same shape.
 
@@ -97,14 +105,19 @@ def convert_state_dict(
         state_dict: of a plain timm VisionTransformer; not changed.
         model: whose attention layers say head count, branch widths and lambda_init.
         method: 'svd' rotates each head so that branch 1 carries the most (see `logit_rotation`), from the weights
-            alone; 'slice' cuts the head's channels in order, the naive baseline.
+            alone; 'calibrated' does so for the tokens of real images; 'slice' cuts the head's channels in order, the
+            naive baseline.
+        moments: of `logit_moments`, for 'calibrated'.
 
     Raises:
-        ValueError: an unknown method, or a layer that cannot hold a pretrained head.
+        ValueError: an unknown method, 'calibrated' without moments or moments without it, or a layer that cannot hold
+            a pretrained head.
         RuntimeError: a checkpoint without the weights of a plain attention layer.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not known: choose one of {', '.join(map(repr, METHODS))}")
+    if (method == "calibrated") != (moments is not None):
+        raise ValueError(f"method={method!r}: 'calibrated' needs images to read the moments from, the others none")
     converted = dict(state_dict)
     for index, block in enumerate(model.blocks):
         layer = block.attn
@@ -120,7 +133,8 @@ def convert_state_dict(
         lost = {"qkv.weight", "proj.weight"} - plain.keys() | plain.keys() - known
         if lost:
             raise RuntimeError(f"{prefix}*: {', '.join(sorted(lost))} missing or unknown to a plain attention layer")
-        converted.update({prefix + name: tensor for name, tensor in _convert_layer(plain, layer, method).items()})
+        pair = None if moments is None else moments[index]
+        converted.update({prefix + name: tensor for name, tensor in _convert_layer(plain, layer, method, pair).items()})
     return converted
 
 
@@ -185,19 +199,26 @@ def _vit_args(source: VisionTransformer) -> dict:
     return args
 
 
-def from_vit(source: str | VisionTransformer, method: str = "svd", **model_kwargs) -> VisionTransformer:
+def from_vit(
+    source: str | VisionTransformer,
+    method: str | None = None,
+    images: Tensor | Iterable[Tensor] | None = None,
+    **model_kwargs,
+) -> VisionTransformer:
     """A Diff-ViT of the shape of a plain ViT, with its weights converted.
 
     Args:
         source: a timm VisionTransformer, not changed, or the name of one to load (`local-dir:` and `hf-hub:` too).
-        method: as in `convert_state_dict`.
+        method: as in `convert_state_dict`; None is 'calibrated' where there are images, 'svd' where there are none.
+        images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source wants them, or batches of
+            such, read once; 256 do.
         **model_kwargs: settings of the Diff-ViT: lambda_init, branch_dims, drop_path_rate, ...
 
     Returns:
         A DiffVisionTransformer on the source's device, in its dtype and mode, ready for timm's own saving.
 
     Raises:
-        ValueError: a source that cannot be converted, with the reason.
+        ValueError: a source that cannot be converted, with the reason; images where the method reads none.
     """
     if isinstance(source, str):
         source = timm.create_model(source, pretrained=True)
@@ -215,5 +236,7 @@ def from_vit(source: str | VisionTransformer, method: str = "svd", **model_kwarg
         **{**args, **model_kwargs},
         **get_device_dtype(source),
     )
-    model.load_state_dict(convert_state_dict(source.state_dict(), model, method))
+    method = method or ("svd" if images is None else "calibrated")
+    moments = None if images is None else logit_moments(source, images)
+    model.load_state_dict(convert_state_dict(source.state_dict(), model, method, moments))
     return model.train(source.training)

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/finetune_pets.py                    # DeiT-Ti from the Hub, converted; Pets from the Hub
     accelerate launch recipes/finetune_pets.py --attn plain       # its plain twin, same recipe
-    accelerate launch recipes/finetune_pets.py --demo             # no download, about half a minute on 2 CPU cores
+    accelerate launch recipes/finetune_pets.py --demo             # no download, about a minute on 2 CPU cores
 
 Stock timm's differential attention on the same weights, which it does not convert:
 
@@ -38,8 +38,12 @@ class PetsConfig(TrainConfig):
     """Name on the Hub, or a folder: parquet files, or one folder of images a class."""
     model: str = "diffvit_tiny_patch16.deit_in1k"
     """timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too."""
+    batch_size: int = 16
+    """Images an update and process, all accumulation steps together."""
+    crop_scale: float = 0.5
+    """Smallest share of the image that a random crop keeps."""
     demo: bool = False
-    """Half a minute on scikit-learn's digits, without a download; --seed and --output apply."""
+    """A minute on scikit-learn's digits, without a download; --seed and --output apply."""
 
 
 def demo(config: PetsConfig) -> dict:

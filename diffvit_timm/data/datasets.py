@@ -6,10 +6,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import InputError
 from .augment import Transform
@@ -60,7 +61,12 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decode(self, image: dict, index: int) -> Image.Image:
         try:
             with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-                return opened.convert(self.mode)
+                upright = ImageOps.exif_transpose(opened)
+                if upright.mode.startswith("I;16"):  # convert would clip, not scale
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                if upright.mode == "P" and "transparency" in upright.info:
+                    upright = upright.convert("RGBA")
+                return upright.convert(self.mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             name = image["path"] or f"image {index} of split {self.split.split}"
             raise InputError(f"{name} does not decode ({error}): mend it or take it out of the dataset") from error
@@ -117,9 +123,12 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         for split, data in loaded.items()
     }
     named = {split: data.cast_column("image", ImageFeature(decode=False)) for split, data in named.items()}
-    for split, data in named.items():
-        if split != "train" and data.features["label"].names != features[label_column].names:
+    for split, names in _class_names(name, label_column, named).items():
+        if names != features[label_column].names:
             raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
+    for split, data in named.items():
+        if len(data) and min(data["label"]) < 0:
+            raise InputError(f"--dataset {name}: {split} has images without a label (class -1)")
 
     train = named["train"]
     if "test" in named and val_name is not None:
@@ -128,6 +137,17 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         test = named["test"] if "test" in named else named[val_name]
         train, val = _stratified_tenth(train, name)
     return Splits(train, val, test, features[label_column].names)
+
+
+def _class_names(name: str, label_column: str, splits: dict[str, Dataset]) -> dict[str, list[str]]:
+    """Class names of each split: `datasets` gives all splits of a parquet folder those of its first file."""
+    names = {split: data.features["label"].names for split, data in splits.items()}
+    if Path(name).expanduser().is_dir():
+        files = datasets.load_dataset_builder(str(Path(name).expanduser())).config.data_files or {}
+        for split, paths in files.items():
+            for path in (path for path in paths if path.endswith(".parquet")):
+                names[str(split)] = Features.from_arrow_schema(pq.read_schema(path))[label_column].names
+    return names
 
 
 def _stratified_tenth(train: Dataset, name: str) -> tuple[Dataset, Dataset]:

@@ -87,10 +87,20 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("lr", "layer_decay"):
             self._require(name, getattr(self, name) > 0, "must be above 0")
-        for name in ("warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "lambda_warmup", "workers"):
+        for name in (
+            "warmup_epochs",
+            "weight_decay",
+            "clip_grad",
+            "mixup",
+            "cutmix",
+            "lambda_warmup",
+            "workers",
+            "seed",
+        ):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("label_smoothing", "drop_path"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        self._require("seed", self.seed < 2**32, "must be below 2**32")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
         for pair in self.model_kwargs:

@@ -69,8 +69,12 @@ def _model_kwargs(config: TrainConfig) -> dict:
 
 def _load(config: TrainConfig, **kwargs) -> Any:
     """timm's model of that name; a variant of ours with the attention and conversion asked for."""
-    arguments = {k: v for k, v in _model_kwargs(config).items() if _is_variant(config) or k not in DIFF_SETTINGS}
-    if _is_variant(config):
+    arguments = _model_kwargs(config)
+    if not _is_variant(config):
+        settings = [name for name in DIFF_SETTINGS if arguments.pop(name, None) is not None]
+        if settings and config.attn != "diff":
+            raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
+    else:
         arguments |= dict(conversion=config.conversion, attn=None if config.attn == "model" else config.attn)
     try:
         return timm.create_model(config.model, pretrained=config.pretrained, **{**arguments, **kwargs})
@@ -109,6 +113,8 @@ def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
     own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
     head = {} if own_head else {"num_classes": len(class_names)}
     model = _load(config, drop_path_rate=config.drop_path, **head)
+    if config.reset_head:
+        model.reset_classifier(len(class_names))  # timm keeps a head of as many classes, whichever they are
     names = model.pretrained_cfg.get("label_names")
     if own_head and (model.num_classes != len(class_names) or (names is not None and list(names) != class_names)):
         raise InputError(
@@ -126,6 +132,8 @@ def model_data_config(model: Any) -> dict:
     """timm's data settings of a model (mean, std, interpolation, crop), at the size and channels it has now."""
     config = resolve_data_config(pretrained_cfg={**model.pretrained_cfg, **get_model_input_config(model)})
     channels = config["input_size"][0]
+    if channels not in (1, 3):
+        raise InputError(f"--model-kwargs in_chans={channels}: images are read as grey (1) or colour (3)")
     for name in ("mean", "std"):
         if len(config[name]) != channels:  # a grey model of a colour checkpoint
             config[name] = (sum(config[name]) / len(config[name]),) * channels

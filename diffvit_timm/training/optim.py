@@ -40,5 +40,5 @@ def build_scheduler(
 
 
 def lambda_ramp(step: int, start: float, target: float, updates: float) -> float:
-    """lambda_init of update `step`: from `start` to `target` in a line over `updates` updates, then constant."""
+    """lambda_init of update `step`, from 1: a line from `start` to `target` over `updates` updates, then constant."""
     return start + (target - start) * min(1.0, step / updates)

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set_seed
-from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from ..data import ImageDataset, Splits, Transform, eval_transform, load_splits, train_transform
+from ..data import ImageDataset, Splits, eval_transform, load_splits, train_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from .config import TrainConfig
@@ -90,10 +89,13 @@ class Trainer:
         self.run = RunFolder(self.output, config) if accelerator.is_main_process else None
 
         data_config = model_data_config(model)
+        channels = data_config["input_size"][0]
         train = train_transform(config.augment, data_config, config.crop_scale)
-        self.train_loader = self._loader(splits.train, train, data_config, shuffle=True)
-        self.val_loader = self._loader(splits.val, eval_transform(data_config), data_config)
-        self.test_loader = self._loader(splits.test, eval_transform(data_config), data_config)
+        self.train_images = ImageDataset(splits.train, train, channels, config.seed)
+        self.train_loader = self._loader(self.train_images, shuffle=True)
+        evaluation = eval_transform(data_config)
+        self.val_loader = self._loader(ImageDataset(splits.val, evaluation, channels))
+        self.test_loader = self._loader(ImageDataset(splits.test, evaluation, channels))
 
         optimizer = build_optimizer(model, config)
         self.model, self.optimizer, self.train_loader, self.val_loader, self.test_loader = accelerator.prepare(
@@ -110,13 +112,14 @@ class Trainer:
         self.mix = v2.RandomChoice(mixes) if mixes else None
         self.lambda_start = next((layer.lambda_init.item() for layer in self._layers()), 0.0)
         self.step = 0
+        self.last_lr = 0.0
         if config.trackers:
             accelerator.init_trackers(self.output.name, config={k: str(v) for k, v in vars(config).items()})
 
-    def _loader(self, split: Dataset, transform: Transform, data_config: dict, shuffle: bool = False) -> Any:
+    def _loader(self, images: ImageDataset, shuffle: bool = False) -> Any:
         config = self.config
         return DataLoader(
-            ImageDataset(split, transform, in_chans=data_config["input_size"][0], seed=config.seed),
+            images,
             batch_size=config.batch_size,
             shuffle=shuffle,
             num_workers=config.workers,
@@ -151,9 +154,11 @@ class Trainer:
         say(self._plan())
         start, train_seconds, best = time.perf_counter(), 0.0, -1.0
         for epoch in range(config.epochs):
-            self.train_loader.set_epoch(epoch)
+            self.train_loader.set_epoch(epoch)  # the order
+            self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
             train_seconds += self._train_epoch(epoch)
             val = self.evaluate(self.val_loader, f"val {epoch + 1}")
+            self._require_finite(val.loss)
             lambdas = self._lambdas()
             self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **{"lambda": lambdas})
             marks = [f"epoch {epoch + 1}/{config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
@@ -192,8 +197,8 @@ class Trainer:
                 if self.step % self.config.log_every == 0 or batch == self.updates_per_epoch:
                     loss = self._check_losses(losses)
                     losses.clear()
-                    rate = max(group["lr"] for group in self.optimizer.param_groups)
-                    self._log(step=self.step, epoch=epoch + batch / self.updates_per_epoch, train_loss=loss, lr=rate)
+                    at = epoch + batch / self.updates_per_epoch
+                    self._log(step=self.step, epoch=at, train_loss=loss, lr=self.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
         return time.perf_counter() - start
@@ -203,7 +208,7 @@ class Trainer:
         config = self.config
         if config.lambda_warmup:
             updates = config.lambda_warmup * self.updates_per_epoch
-            value = lambda_ramp(self.step, self.lambda_start, config.lambda_target, updates)
+            value = lambda_ramp(self.step + 1, self.lambda_start, config.lambda_target, updates)
             for layer in self._layers():
                 layer.set_lambda_init(value)
         if self.mix:
@@ -221,6 +226,7 @@ class Trainer:
                 total += loss.detach()
         if config.clip_grad:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()
@@ -232,12 +238,16 @@ class Trainer:
         """Mean of the last losses over all processes; looking at each as it comes would stall a GPU."""
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean").tolist()
         for step, value in enumerate(values, start=self.step - len(values) + 1):
-            if not math.isfinite(value):
-                raise InputError(
-                    f"the loss is {value} at update {step}: lower --lr {self.config.lr:g}, raise --warmup-epochs or "
-                    "use --precision no"
-                )
+            self._require_finite(value, step)
         return sum(values) / len(values)
+
+    def _require_finite(self, loss: float, step: int | None = None) -> None:
+        if not math.isfinite(loss):
+            where = f"at update {step}" if step else f"on the validation images after update {self.step}"
+            raise InputError(
+                f"the loss is {loss} {where}: lower --lr {self.config.lr:g}, raise --warmup-epochs "
+                "or use --precision no"
+            )
 
     @torch.inference_mode()
     def evaluate(self, loader: DataLoader, label: str) -> Accuracy:

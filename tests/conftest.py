@@ -1,0 +1,107 @@
+"""Fixtures: small image folders made here, and the real data and weights beside the repository where they are."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+CLASS_NAMES = ["cat", "dog", "owl"]
+
+# Before anything imports huggingface_hub or datasets, which read them once: no test reaches for a network, and none
+# reads or fills the caches of whoever runs it.
+_cache = tempfile.mkdtemp(prefix="diffvit-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = f"{_cache}/datasets"
+os.environ["HF_HUB_CACHE"] = str(SHARED / "hub") if (SHARED / "hub").is_dir() else f"{_cache}/hub"
+
+
+def small_image(label: int, seed: int) -> Image.Image:
+    """Noise of 16 x 16 to 40 x 40 pixels with one brighter colour channel, which is the class."""
+    rng = np.random.default_rng((label, seed))
+    width, height = rng.integers(16, 41, size=2)
+    pixels = rng.integers(0, 120, size=(height, width, 3), dtype=np.uint8)
+    pixels[..., label] += 30
+    return Image.fromarray(pixels)
+
+
+def write_image_folder(folder: Path, **images_per_class: int) -> Path:
+    """One folder a split, one folder a class in it: write_image_folder(path, train=12, test=6)."""
+    for number, (split, count) in enumerate(images_per_class.items()):
+        for label, name in enumerate(CLASS_NAMES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                small_image(label, 1000 * number + i).save(folder / split / name / f"{name}-{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def make_image_folder(tmp_path):
+    """Function: images a class of each split -> folder."""
+    return lambda **images_per_class: write_image_folder(tmp_path / "images", **images_per_class)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """3 classes; 36 train and 18 test images; no validation split."""
+    return write_image_folder(tmp_path_factory.mktemp("animals"), train=12, test=6)
+
+
+@pytest.fixture(scope="session")
+def parquet_folder(image_folder, tmp_path_factory) -> Path:
+    """The same images as parquet files."""
+    from datasets import load_dataset
+
+    folder = tmp_path_factory.mktemp("animals-parquet")
+    for split, data in load_dataset(str(image_folder)).items():
+        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def splits(image_folder):
+    """32 train, 4 val and 18 test images of 3 classes."""
+    from diffvit_timm.data import load_splits
+
+    return load_splits(str(image_folder))
+
+
+@pytest.fixture
+def tiny_model():
+    """Function: keyword arguments -> a Diff-ViT of 3 classes and 16 x 16 images, the same weights every time."""
+    import timm
+    import torch
+
+    import diffvit_timm  # noqa: F401
+
+    def make(**kwargs):
+        torch.manual_seed(0)
+        shape = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+        return timm.create_model("diffvit_tiny_patch16", **{**shape, **kwargs})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pets() -> Path:
+    """A part of Oxford-IIIT Pet: parquet files with the columns and class names of the Hub's timm/oxford-iiit-pet."""
+    folder = SHARED / "datasets" / "oxford-iiit-pet"
+    if not folder.is_dir():
+        pytest.skip(f"no Oxford-IIIT Pet in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub_cache() -> Path:
+    """A Hub cache with timm/deit_tiny_patch16_224.fb_in1k; HF_HUB_CACHE points to it."""
+    folder = SHARED / "hub"
+    if not folder.is_dir():
+        pytest.skip(f"no Hub cache in {folder}")
+    return folder

@@ -1,0 +1,157 @@
+"""Augmentation: a function of seed, epoch and index alone; evaluation is timm's."""
+
+from importlib import metadata
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from scipy.stats import fisher_exact
+from torch.utils.data import DataLoader
+
+from diffvit_timm.data import POLICIES, ImageDataset, eval_transform, train_transform
+from diffvit_timm.errors import InputError
+
+DATA_CONFIG = dict(
+    input_size=(3, 32, 32), interpolation="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3, crop_pct=0.9, crop_mode="center"
+)
+AUGMENTING = [policy for policy in POLICIES if policy != "none"]
+
+
+def noise(mode="RGB", size=(48, 40)):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+
+
+def epoch_of(dataset, epoch, **loader_kwargs):
+    dataset.set_epoch(epoch)
+    return torch.cat([images for images, _ in DataLoader(dataset, batch_size=5, **loader_kwargs)])
+
+
+@pytest.mark.parametrize("policy", AUGMENTING)
+def test_the_number_of_workers_does_not_change_what_is_trained_on(splits, policy):
+    dataset = ImageDataset(splits.train, train_transform(policy, DATA_CONFIG), seed=3)
+    alone = epoch_of(dataset, 1, num_workers=0)
+    assert torch.equal(alone, epoch_of(dataset, 1, num_workers=2))
+    assert torch.equal(alone, epoch_of(dataset, 1, num_workers=0))
+
+
+def test_workers_that_live_on_draw_anew_each_epoch(splits):
+    dataset = ImageDataset(splits.train, train_transform("crop", DATA_CONFIG))
+    expected = [epoch_of(dataset, epoch) for epoch in (0, 1)]
+    loader = DataLoader(dataset, batch_size=5, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert torch.equal(torch.cat([images for images, _ in loader]), expected[epoch])
+
+
+@pytest.mark.parametrize("policy", AUGMENTING)
+def test_every_epoch_and_every_seed_shows_every_image_differently(splits, policy):
+    transform = train_transform(policy, DATA_CONFIG)
+    first = epoch_of(ImageDataset(splits.train, transform, seed=0), 0)
+    for seed, epoch in ((0, 1), (1, 0)):
+        other = epoch_of(ImageDataset(splits.train, transform, seed=seed), epoch)
+        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_images_of_one_epoch_do_not_share_their_draws(splits):
+    same = splits.train.select([0] * 16)
+    images = epoch_of(ImageDataset(same, train_transform("crop", DATA_CONFIG)), 0)
+    assert len({image.numpy().tobytes() for image in images}) == 16
+
+
+def two_colours():
+    """Dark left, bright right: which side is bright tells a flip, how bright tells a colour jitter."""
+    pixels = np.full((64, 64, 3), 64, dtype=np.uint8)
+    pixels[:, 32:] = 160
+    return Image.fromarray(pixels)
+
+
+def draws(policy, seeds=300):
+    """Columns flipped, jittered and erased, one row a seed."""
+    transform = train_transform(policy, DATA_CONFIG, crop_scale=1.0)
+    rows = []
+    for seed in range(seeds):
+        image = transform(two_colours(), seed).mul(255).round().numpy()
+        left, right = np.median(image[..., :4]), np.median(image[..., -4:])
+        dark = min(left, right)
+        rows.append((left > right, abs(dark - 64) > 0.5, len(np.unique(image)) > 30))
+    return np.array(rows).T
+
+
+def independent(first, second):
+    """p-value of Fisher's exact test; draws from one number in common give less than 1e-6."""
+    return fisher_exact([[np.sum((first == a) & (second == b)) for b in (0, 1)] for a in (0, 1)]).pvalue
+
+
+def test_a_flip_says_nothing_about_the_colours_or_the_erasing_of_an_image():
+    flipped, jittered, erased = draws("erase")
+    assert 0.4 < flipped.mean() < 0.6
+    assert 0.7 < jittered.mean() < 0.9
+    assert 0.17 < erased.mean() < 0.33
+    assert independent(flipped, jittered) > 0.01
+    assert independent(flipped, erased) > 0.01
+    assert independent(jittered, erased) > 0.01
+
+
+def test_each_policy_does_what_its_name_says_and_no_more():
+    for policy, changes in {"crop": (True, False, False), "color": (True, True, False)}.items():
+        assert tuple(column.any() for column in draws(policy, seeds=60)) == changes, policy
+
+
+def test_crops_keep_at_least_the_share_that_was_asked_for():
+    ramp = Image.fromarray(np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)).convert("RGB")
+
+    def smallest_height(crop_scale):
+        transform = train_transform("crop", DATA_CONFIG, crop_scale)
+        return min(np.ptp(transform(ramp, seed).numpy()) for seed in range(100))
+
+    # a crop of share s and sides 3:4 to 4:3 spans sqrt(3 s / 4) of the height
+    assert smallest_height(0.9) > 0.75
+    assert 0.15 < smallest_height(0.08) < 0.5
+
+
+def test_evaluation_sees_exactly_timms_transform():
+    config = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg("deit_tiny_patch16_224.fb_in1k").to_dict()
+    )
+    image = noise(size=(300, 400))
+    expected = timm.data.create_transform(**config, is_training=False)(image)
+    for seed in (0, 1):
+        assert torch.equal(eval_transform(config)(image, seed), expected)
+        assert torch.equal(train_transform("none", config)(image, seed), expected)
+
+    # by hand: short side to 224 / 0.9, the centre of it, ImageNet's mean and std
+    resized = image.resize((248, 330), Image.Resampling.BICUBIC)
+    crop = resized.crop((12, 53, 236, 277))
+    by_hand = (np.asarray(crop) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert expected.shape == (3, 224, 224)
+    assert np.abs(expected.numpy() - by_hand.transpose(2, 0, 1)).max() < 1e-4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_every_policy_gives_normalised_tensors_of_the_models_size_for_colour_and_grey(policy, mode, channels):
+    config = {**DATA_CONFIG, "input_size": (channels, 24, 32), "mean": (0.5,) * channels, "std": (0.5,) * channels}
+    image = train_transform(policy, config)(noise(mode), 0)
+    assert image.shape == (channels, 24, 32)
+    assert image.dtype == torch.float32
+    assert -1.0 <= image.min() < -0.4
+    assert 0.3 < image.max() <= 1.0
+
+
+def test_an_unknown_policy_is_refused_with_the_choices():
+    with pytest.raises(
+        InputError, match=r"^--augment autoaugment is not known: choose one of none, crop, color, erase$"
+    ):
+        train_transform("autoaugment", DATA_CONFIG)
+
+
+def test_the_agpl_fork_of_albumentations_is_refused_by_name(monkeypatch):
+    real = metadata.distribution
+    fork = lambda name: real("albumentations") if name.lower() == "albumentationsx" else real(name)  # noqa: E731
+    monkeypatch.setattr(metadata, "distribution", fork)
+    with pytest.raises(InputError, match=r"AGPL.*pip uninstall albumentationsx"):
+        train_transform("crop", DATA_CONFIG)
+    train_transform("none", DATA_CONFIG)  # which needs no albumentations

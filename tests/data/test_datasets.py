@@ -1,0 +1,306 @@
+"""Datasets: splits, class names, decoding, and one clear line for what cannot be used."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image, PngImagePlugin
+
+from diffvit_timm.data import ImageDataset, digits_splits, load_splits
+from diffvit_timm.errors import InputError
+
+
+def png(colour=(200, 30, 60), fmt="png"):
+    buffer = io.BytesIO()
+    image = colour if isinstance(colour, Image.Image) else Image.new("RGB", (20, 20), colour)
+    image.save(buffer, format=fmt)
+    return buffer.getvalue()
+
+
+def pixels_of(data, in_chans=3):
+    """The decoded image as (C, H, W) in 0..255, through ImageDataset."""
+    features = Features({"image": ImageFeature(decode=False), "label": ClassLabel(names=["only"])})
+    split = Dataset.from_dict({"image": [{"bytes": data, "path": None}], "label": [0]}, features=features)
+    to_tensor = lambda image, seed: torch.from_numpy(np.asarray(image).copy())  # noqa: E731
+    image, _ = ImageDataset(split, to_tensor, in_chans=in_chans)[0]
+    return image.permute(2, 0, 1).float() if image.ndim == 3 else image[None].float()
+
+
+def write_parquet(folder, split, names=("cat", "dog"), count=40, **columns):
+    """Columns image and label, and more: name = (feature, value)."""
+    folder.mkdir(exist_ok=True)
+    features = {"image": ImageFeature(), "label": ClassLabel(names=list(names))}
+    rows = {"image": [{"bytes": png(), "path": None}] * count, "label": [i % len(names) for i in range(count)]}
+    for name, (feature, value) in columns.items():
+        features.pop(name, None), rows.pop(name, None)
+        if feature is not None:
+            features[name], rows[name] = feature, [value] * count
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def files(split):
+    return {row["image"]["path"] for row in split}
+
+
+def refusal(name, **kwargs):
+    """The message of the InputError, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        load_splits(str(name), **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_image_folder_keeps_its_test_split_and_gives_a_stratified_tenth_of_train_to_validation(image_folder):
+    splits = load_splits(str(image_folder))
+    assert splits.class_names == ["cat", "dog", "owl"]
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (32, 4, 18)
+    assert files(splits.test) == {str(path) for path in image_folder.glob("test/*/*.png")}
+    assert files(splits.train) | files(splits.val) == {str(path) for path in image_folder.glob("train/*/*.png")}
+    assert not files(splits.train) & files(splits.val)
+    assert set(splits.val["label"]) == {0, 1, 2}
+    for row in splits.val:
+        assert f"/{splits.class_names[row['label']]}/" in row["image"]["path"]
+
+
+def test_the_validation_tenth_is_the_same_every_time(image_folder, splits):
+    again = load_splits(str(image_folder))
+    assert splits.val["image"] == again.val["image"]
+    assert splits.train["image"] == again.train["image"]
+
+
+def test_parquet_files_hold_the_same_images_under_the_same_names(parquet_folder, splits):
+    loaded = load_splits(str(parquet_folder))
+    assert loaded.class_names == splits.class_names
+    to_tensor = lambda image, seed: torch.from_numpy(np.asarray(image).copy())  # noqa: E731
+    from_files, from_parquet = (ImageDataset(part.val, to_tensor) for part in (splits, loaded))
+    for i in range(len(from_files)):
+        assert torch.equal(from_files[i][0], from_parquet[i][0])
+        assert from_files[i][1] == from_parquet[i][1]
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_an_official_validation_split_is_used_and_train_stays_whole(make_image_folder, name):
+    folder = make_image_folder(**{"train": 3, name: 2, "test": 2})
+    splits = load_splits(str(folder))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (9, 6, 6)
+    assert files(splits.val) == {str(path) for path in folder.glob(f"{name}/*/*.png")}
+    assert files(splits.test) == {str(path) for path in folder.glob("test/*/*.png")}
+
+
+def test_a_lone_validation_split_is_the_test_and_is_not_chosen_on(make_image_folder):
+    folder = make_image_folder(train=10, validation=4)
+    splits = load_splits(str(folder))
+    assert files(splits.test) == {str(path) for path in folder.glob("validation/*/*.png")}
+    assert (len(splits.train), len(splits.val)) == (27, 3)
+
+
+def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_understood(tmp_path):
+    names, picture = ["owl", "cat", "dog"], {"bytes": png(), "path": None}
+    for split in ("train", "test"):
+        write_parquet(
+            tmp_path / "d", split, names, label=(None, 0), image=(None, 0), id=(Value("int64"), 7),
+            img=(ImageFeature(), picture), fine_label=(ClassLabel(names=names), 1),
+            coarse_label=(ClassLabel(names=["bird", "mammal"]), 0),
+        )  # fmt: skip
+    splits = load_splits(str(tmp_path / "d"), label_column="fine_label")
+    assert splits.class_names == names
+    for split in (splits.train, splits.val, splits.test):
+        assert set(split.column_names) == {"image", "label"}
+        assert set(split["label"]) == {1}
+
+
+def test_a_missing_folder_is_named_with_its_option(tmp_path):
+    assert refusal(tmp_path / "nowhere").startswith(f"--dataset {tmp_path}/nowhere is not a folder")
+    assert refusal("./nowhere").startswith("--dataset ./nowhere is not a folder")
+
+
+@pytest.mark.parametrize("name", ["timm/oxford-iiit-pet", "no-such-dataset"])
+def test_a_hub_name_without_a_network_says_to_pass_a_folder(name):
+    message = refusal(name)
+    assert message.startswith(f"--dataset {name} is no folder here and cannot be had from the Hub")
+    assert "pass the path of a folder" in message
+
+
+def test_a_folder_without_images_or_parquet_is_refused(tmp_path):
+    assert refusal(tmp_path).startswith(f"--dataset {tmp_path} ")
+    (tmp_path / "notes.md").write_text("nothing here")
+    assert refusal(tmp_path).startswith(f"--dataset {tmp_path} ")
+
+
+def test_a_corrupt_parquet_file_is_refused(tmp_path):
+    write_parquet(tmp_path / "d", "test")
+    (tmp_path / "d" / "train.parquet").write_bytes(b"PAR1, or not")
+    assert refusal(tmp_path / "d").startswith(f"--dataset {tmp_path}/d ")
+
+
+def test_a_dataset_without_a_test_split_is_refused_with_the_splits_it_has(make_image_folder):
+    message = refusal(make_image_folder(train=3))
+    assert "has no test split, only train" in message
+    assert message.startswith("--dataset ")
+
+
+def test_a_dataset_without_a_train_split_is_refused_with_the_splits_it_has(make_image_folder):
+    assert "has no train split, only test" in refusal(make_image_folder(test=3))
+
+
+def test_an_absent_label_column_is_refused_with_the_choices(image_folder):
+    message = refusal(image_folder, label_column="breed")
+    assert message.startswith("--label-column breed is no class label")
+    assert "choose one of ['label']" in message
+
+
+def test_labels_that_are_plain_numbers_are_refused_because_they_name_no_class(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
+    assert refusal(tmp_path / "d").startswith("--label-column label is no class label")
+
+
+def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_path):
+    blue = {"bytes": png((0, 0, 255)), "path": None}
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "d", split, mask=(ImageFeature(), blue))
+    message = refusal(tmp_path / "d")
+    assert "2 image columns" in message
+    assert "pass --image-column" in message
+    wrong = refusal(tmp_path / "d", image_column="photo")
+    assert wrong.startswith("--image-column photo is no image column")
+    assert "['image', 'mask']" in wrong
+    chosen = load_splits(str(tmp_path / "d"), image_column="mask").test[0]["image"]["bytes"]
+    assert pixels_of(chosen).mean((1, 2)).tolist() == [0, 0, 255]
+
+
+def test_a_test_split_with_other_class_names_is_refused_before_labels_are_swapped_in_silence(tmp_path):
+    write_parquet(tmp_path / "d", "train", ("cat", "dog"))
+    write_parquet(tmp_path / "d", "test", ("dog", "cat"))
+    assert "the class names of test are not those of train" in refusal(tmp_path / "d")
+
+
+def test_a_test_split_without_labels_is_refused_before_hours_of_training(tmp_path):
+    write_parquet(tmp_path / "d", "train")
+    write_parquet(tmp_path / "d", "test", label=(ClassLabel(names=["cat", "dog"]), -1))
+    assert refusal(tmp_path / "d").startswith("--dataset ")
+
+
+def test_a_class_with_too_few_images_for_validation_is_refused(make_image_folder):
+    assert "too small for a stratified validation tenth" in refusal(make_image_folder(train=2, test=1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "fmt", "colour", "expected"),
+    [
+        ("L", "png", 90, (90, 90, 90)),
+        ("1", "png", 1, (255, 255, 255)),
+        ("RGBA", "png", (200, 30, 60, 255), (200, 30, 60)),
+        ("LA", "png", (90, 255), (90, 90, 90)),
+        ("CMYK", "jpeg", (0, 255, 255, 0), (255, 0, 0)),
+        ("RGB", "webp", (200, 30, 60), (200, 30, 60)),
+    ],
+)
+def test_images_of_every_mode_decode_to_their_colours(mode, fmt, colour, expected):
+    pixels = pixels_of(png(Image.new(mode, (20, 20), colour), fmt))
+    assert pixels.shape == (3, 20, 20)
+    assert torch.allclose(pixels.mean((1, 2)), torch.tensor(expected).float(), atol=8)
+
+
+def test_palette_images_decode_to_the_colours_of_their_palette():
+    palette = Image.new("RGB", (20, 20), (200, 30, 60)).quantize(4)
+    assert palette.mode == "P"
+    assert torch.allclose(pixels_of(png(palette)).mean((1, 2)), torch.tensor([200.0, 30, 60]), atol=4)
+
+
+def test_palette_images_with_transparency_decode_without_a_warning():
+    buffer = io.BytesIO()
+    palette = Image.new("RGB", (20, 20), (200, 30, 60)).quantize(4)
+    palette.save(buffer, format="png", transparency=bytes([255, 128, 0, 255]))
+    assert torch.allclose(pixels_of(buffer.getvalue()).mean((1, 2)), torch.tensor([200.0, 30, 60]), atol=4)
+
+
+def test_sixteen_bit_greys_keep_their_contrast_instead_of_turning_white():
+    ramp = Image.fromarray(np.linspace(0, 65535, 400).reshape(20, 20).astype(np.uint16))
+    for in_chans in (1, 3):
+        pixels = pixels_of(png(ramp), in_chans)
+        assert abs(pixels.mean() - 127.5) < 3
+
+
+def test_a_grey_model_gets_one_channel_of_luminance():
+    pixels = pixels_of(png((255, 0, 0)), in_chans=1)
+    assert pixels.shape == (1, 20, 20)
+    assert pixels.unique().tolist() == [76]  # ITU-R 601: 0.299 of red
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no image", "empty"])
+def test_a_corrupt_image_is_named(make_image_folder, damage):
+    folder = make_image_folder(train=10, test=1)
+    broken = folder / "test" / "dog" / "dog-00.png"
+    whole = broken.read_bytes()
+    broken.write_bytes({"truncated": whole[: len(whole) // 2], "no image": b"hello", "empty": b""}[damage])
+    test = load_splits(str(folder)).test
+    dataset = ImageDataset(test, lambda image, seed: image)
+    index = next(i for i, row in enumerate(test) if row["image"]["path"] == str(broken))
+    with pytest.raises(InputError) as caught:
+        dataset[index]
+    assert str(caught.value).startswith(f"{broken} does not decode")
+    assert "mend it or take it out" in str(caught.value)
+
+
+def test_a_corrupt_image_without_a_file_is_named_by_split_and_index(tmp_path):
+    write_parquet(tmp_path / "d", "train")
+    write_parquet(tmp_path / "d", "test", image=(ImageFeature(), {"bytes": png()[:60], "path": None}))
+    test = load_splits(str(tmp_path / "d")).test
+    with pytest.raises(InputError, match=r"^image 7 of split test does not decode"):
+        ImageDataset(test, lambda image, seed: image)[7]
+
+
+def test_png_metadata_bombs_are_an_input_error_too():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(buffer, format="png", pnginfo=info)
+    with pytest.raises(InputError, match="does not decode"):
+        pixels_of(buffer.getvalue())
+
+
+def test_the_two_parts_of_the_digits_share_the_test_split_and_nothing_else():
+    source, target = digits_splits()
+    assert source.test is target.test
+    assert source.class_names == target.class_names == [str(digit) for digit in range(10)]
+    parts = [source.train, source.val, target.train, target.val, source.test]
+    images = [[row["image"]["bytes"] for row in part] for part in parts]
+    assert sum(map(len, images)) == 1797
+    assert len({data for part in images for data in part}) == sum(len(set(part)) for part in images)
+    assert abs(2 * len(source.train) / len(target.train) - 1) < 0.01
+    for part in parts:
+        assert set(part["label"]) == set(range(10))
+
+
+def test_the_digits_are_what_scikit_learn_ships():
+    from sklearn.datasets import load_digits
+
+    source, _ = digits_splits()
+    row = source.test[0]
+    pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+    assert pixels.shape == (8, 8)
+    digits = load_digits()
+    matches = (np.abs(digits.images * 255 / 16 - pixels) < 1).all((1, 2))
+    assert digits.target[matches].tolist() == [row["label"]]
+
+
+def test_the_real_pets_folder_loads_with_the_hubs_splits_and_breeds(pets):
+    splits = load_splits(str(pets))
+    assert len(splits.train) + len(splits.val) == 1573
+    assert len(splits.val) == 158
+    assert len(splits.test) == 1561
+    assert len(splits.class_names) == len(set(splits.class_names)) == 37
+    assert splits.class_names[0] == "abyssinian"
+    share = np.bincount(splits.val["label"], minlength=37) / np.bincount(
+        [*splits.train["label"], *splits.val["label"]], minlength=37
+    )
+    assert share.max() < 0.25
+    image, label = ImageDataset(splits.test, lambda image, seed: image)[0]
+    assert image.mode == "RGB"
+    assert min(image.size) == 256
+    assert 0 <= label < 37

@@ -1,0 +1,86 @@
+"""Calibration measures the heads on images, once, and conversion by it keeps more than by the weights alone."""
+
+import pytest
+import timm
+import torch
+
+from diffvit_timm import conversion_report, from_vit
+from diffvit_timm.calibration import RIDGE, logit_moments
+
+SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+
+
+def source_with_outlier_channels():
+    """A plain ViT whose tokens are far from white, as those of trained networks are."""
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", **SHAPE).eval()
+    for block in source.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+        torch.nn.init.normal_(block.attn.qkv.bias, std=0.5)
+        block.norm1.weight.data *= torch.logspace(-1, 1, 48)[torch.randperm(48)]
+    return source
+
+
+def test_the_moments_are_those_of_the_queries_and_of_the_keys_less_their_mean():
+    source, images = source_with_outlier_channels(), torch.randn(6, 3, 32, 32)
+    moments = logit_moments(source, images)
+    with torch.inference_mode():
+        x = source.norm_pre(source._pos_embed(source.patch_embed(images)))
+        for block, (gram_q, gram_k) in zip(source.blocks, moments, strict=True):
+            q, k, _ = block.attn.qkv(block.norm1(x)).double().reshape(6, 17, 3, 3, 16).unbind(2)
+            k = k - k.mean(1, keepdim=True)
+            for gram, rows in ((gram_q, q), (gram_k, k)):
+                expected = torch.einsum("bnhi,bnhj->hij", rows, rows) / (6 * 17)
+                ridge = RIDGE * expected.diagonal(dim1=-2, dim2=-1).mean(-1)
+                expected += ridge[:, None, None] * torch.eye(16)
+                torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-6)
+            x = block(x)
+
+
+def test_batches_are_read_once_and_give_the_moments_of_the_whole():
+    source, images = source_with_outlier_channels(), torch.randn(10, 3, 32, 32)
+    whole = logit_moments(source, images)
+    batched = logit_moments(source, (batch for batch in images.split(4)))  # a generator cannot be read twice
+    for pair, other in zip(whole, batched, strict=True):
+        torch.testing.assert_close(pair, other, rtol=1e-4, atol=1e-6)
+
+
+def test_calibrated_keeps_more_of_the_logits_than_the_weights_alone_tell():
+    source = source_with_outlier_channels()
+    images, others = torch.randn(64, 3, 32, 32), torch.randn(32, 3, 32, 32)
+    settings = dict(branch_dims=(8, 8), lambda_init=0.0)
+    calibrated = conversion_report(source, from_vit(source, images=images, **settings), others)
+    svd = conversion_report(source, from_vit(source, **settings), others)
+    assert sum(calibrated.energy_kept) > sum(svd.energy_kept)
+    assert calibrated.output_error < svd.output_error
+
+
+def test_a_single_image_calibrates_without_losing_the_logits_of_others():
+    source = source_with_outlier_channels()
+    model = from_vit(source, images=torch.randn(1, 3, 32, 32))
+    tokens = torch.randn(2, 9, 48)
+    for plain, diff in zip(source.blocks, model.blocks, strict=True):
+        q, k, _ = plain.attn.qkv(tokens).reshape(2, 9, 3, 3, 16).permute(2, 0, 3, 1, 4).unbind(0)
+        expected = q @ k.mT * plain.attn.scale
+        q, k, _ = diff.attn.project_qkv(tokens)
+        actual = q @ k.mT * diff.attn.scale
+        expected, actual = (logits - logits.mean(-1, keepdim=True) for logits in (expected, actual))
+        assert (actual - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_the_source_keeps_its_mode_and_has_no_hook_left_after_an_error():
+    source = source_with_outlier_channels().train()
+    with pytest.raises(RuntimeError):
+        logit_moments(source, torch.randn(1, 7, 32, 32))
+    assert source.training
+    assert not any(block.attn._forward_pre_hooks for block in source.blocks)
+
+
+def test_images_go_with_calibrated_and_with_nothing_else():
+    source = source_with_outlier_channels()
+    with pytest.raises(ValueError, match="empty"):
+        from_vit(source, images=[])
+    with pytest.raises(ValueError, match="'svd'"):
+        from_vit(source, "svd", images=torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="'calibrated' needs images"):
+        from_vit(source, "calibrated")

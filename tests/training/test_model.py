@@ -1,0 +1,243 @@
+"""The model that a configuration asks for, its data settings, and what its conversion kept."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+from timm.layers import Attention
+
+from diffvit_timm import DifferentialAttention, DiffVisionTransformer
+from diffvit_timm.data import load_splits
+from diffvit_timm.errors import InputError
+from diffvit_timm.hub import save_pretrained
+from diffvit_timm.training import TrainConfig, image_batches
+from diffvit_timm.training.model import create_model, model_data_config, source_report
+
+NAMES = ["cat", "dog", "owl"]
+SMALL = ("depth=2", "img_size=32")
+
+
+def config(model="diffvit_tiny_patch16", **kwargs):
+    return TrainConfig("data", model, **{"pretrained": False, "model_kwargs": SMALL, **kwargs})
+
+
+def refusal(cfg, names=NAMES):
+    """The message of the InputError, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        create_model(cfg, names)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def checkpoint(tiny_model, tmp_path):
+    """A trained model of the user's own: (model, its local-dir: name)."""
+    model = tiny_model(drop_path_rate=0.0).eval()
+    torch.nn.init.normal_(model.head.weight)
+    save_pretrained(model, tmp_path / "own", label_names=NAMES)
+    return model, f"local-dir:{tmp_path}/own"
+
+
+def own(name, **kwargs):
+    return config(name, pretrained=True, model_kwargs=(), **kwargs)
+
+
+def test_a_model_has_one_output_a_class_and_the_settings_that_were_asked_for():
+    model = create_model(config(drop_path=0.3, model_kwargs=(*SMALL, "in_chans=1", "norm_layer=rmsnorm")), NAMES)
+    assert isinstance(model, DiffVisionTransformer)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
+    assert len(model.blocks) == 2
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+    assert "rms" in type(model.norm).__name__.lower()
+
+
+def test_attn_chooses_the_layer():
+    kinds = {attn: type(create_model(config(attn=attn), NAMES).blocks[0].attn) for attn in ("model", "diff", "plain")}
+    assert kinds == {"model": DifferentialAttention, "diff": DifferentialAttention, "plain": Attention}
+
+
+def test_any_timm_model_can_be_trained():
+    model = create_model(config("test_vit", model_kwargs=()), NAMES)
+    assert model.num_classes == 3
+
+
+def test_an_unknown_model_is_refused_with_a_suggestion():
+    message = refusal(config("diffvit_tiny_patch61"))
+    assert message.startswith("--model diffvit_tiny_patch61 is not known to timm: did you mean ")
+    assert "diffvit_tiny_patch16" in message
+    assert refusal(config("xyzzy")).startswith("--model xyzzy is not known to timm")
+    assert refusal(config("ftp:somewhere")).startswith("--model ftp:somewhere")
+
+
+def test_an_unknown_tag_is_refused_with_the_tags_there_are():
+    message = refusal(config("diffvit_tiny_patch16.deit"))
+    assert message.startswith("--model diffvit_tiny_patch16.deit has no such tag: choose one of ")
+    for tag in ("deit_in1k", "augreg_in21k", "augreg_in21k_ft_in1k"):
+        assert f"diffvit_tiny_patch16.{tag}" in message
+
+
+def test_attn_diff_converts_a_plain_vit_and_keeps_its_data_settings():
+    plain = config("vit_tiny_patch16_224.augreg_in21k_ft_in1k", attn="plain")
+    assert isinstance(create_model(plain, NAMES).blocks[0].attn, Attention)
+    asked = dataclasses.replace(plain, attn="diff", model_kwargs=(*SMALL, "lambda_init=0.1"), drop_path=0.2)
+    model = create_model(asked, NAMES)
+    assert isinstance(model, DiffVisionTransformer)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert model.lambda_per_layer() == pytest.approx([0.1, 0.1])
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    cfg = model_data_config(model)
+    assert (cfg["mean"], cfg["input_size"]) == ((0.5, 0.5, 0.5), (3, 32, 32))
+
+
+def test_attn_diff_is_refused_for_networks_that_cannot_be_converted():
+    message = refusal(config("test_resnet", attn="diff", model_kwargs=()))
+    assert message.startswith("--model test_resnet --attn diff: ")
+    assert "cannot be converted" in message
+
+
+def test_an_argument_that_timm_does_not_take_is_an_input_error():
+    assert refusal(config(model_kwargs=("heads=3",))).startswith("--model diffvit_tiny_patch16 cannot be made: ")
+
+
+def test_weights_that_cannot_be_had_are_an_input_error_that_says_what_to_do():
+    message = refusal(config("diffvit_tiny_patch16.augreg_in21k", pretrained=True, model_kwargs=()))
+    assert message.startswith(
+        "--model diffvit_tiny_patch16.augreg_in21k: the weights are neither in the cache nor to be had"
+    )
+    assert "--no-pretrained" in message
+
+
+def test_a_missing_checkpoint_folder_is_an_input_error(tmp_path):
+    assert refusal(own(f"local-dir:{tmp_path}/nowhere")).startswith(f"--model local-dir:{tmp_path}/nowhere")
+
+
+def test_the_users_own_head_is_kept_when_the_classes_agree(checkpoint):
+    model, name = checkpoint
+    loaded, images = create_model(own(name), NAMES).eval(), torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(images), model(images))
+
+
+@pytest.mark.parametrize("names", [["cat", "owl", "dog"], ["ant", "bee", "fly"], [*NAMES, "yak"], NAMES[:2]])
+def test_the_users_own_head_of_other_classes_is_replaced_only_when_asked(checkpoint, names):
+    model, name = checkpoint
+    message = refusal(own(name), names)
+    assert message.startswith(f"--model {name} has a head of 3 classes")
+    assert "--dataset data" in message
+    assert "--reset-head" in message
+
+    fresh = create_model(own(name, reset_head=True), names).eval()
+    assert fresh.num_classes == len(names)
+    assert not torch.equal(fresh.head.weight[:2], model.head.weight[:2])
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(fresh.forward_features(images), model.forward_features(images))
+
+
+def test_a_checkpoint_without_class_names_is_judged_by_their_number(tiny_model, tmp_path):
+    save_pretrained(tiny_model(), tmp_path / "own")
+    assert create_model(own(f"local-dir:{tmp_path}/own"), ["x", "y", "z"]).num_classes == 3
+    assert "--reset-head" in refusal(own(f"local-dir:{tmp_path}/own"), ["x", "y"])
+
+
+def test_the_attention_of_the_users_own_checkpoint_cannot_be_swapped_in_silence(checkpoint):
+    message = refusal(own(checkpoint[1], attn="plain"))
+    assert message.startswith("--attn plain: ")
+    assert "Diff-ViT" in message
+
+
+def test_settings_of_the_attention_are_not_dropped_in_silence(checkpoint):
+    name = checkpoint[1]
+    refusal(dataclasses.replace(own(name), model_kwargs=("head_norm=True",)))
+    refusal(config("vit_tiny_patch16_224", model_kwargs=(*SMALL, "lambda_init=0.1")))
+
+
+@pytest.fixture
+def plain_checkpoint(tmp_path):
+    """A plain ViT of the user's own, in a folder whose path says diffvit: (model, its local-dir: name)."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3).eval()
+    torch.nn.init.normal_(model.head.weight)
+    folder = tmp_path / "diffvit-comparison" / "plain"
+    save_pretrained(model, folder, label_names=NAMES)
+    return model, f"local-dir:{folder}"
+
+
+def test_a_folder_with_diffvit_in_its_path_may_hold_a_plain_model(plain_checkpoint):
+    model, name = plain_checkpoint
+    loaded, images = create_model(own(name, conversion="slice"), NAMES).eval(), torch.randn(2, 3, 160, 160)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_the_users_own_plain_checkpoint_is_converted_with_its_head_and_reported(plain_checkpoint, splits):
+    model, name = plain_checkpoint
+    cfg = own(name, attn="diff")
+    converted = create_model(cfg, NAMES)
+    assert isinstance(converted, DiffVisionTransformer)
+    assert torch.equal(converted.head.weight, model.head.weight)
+    report = source_report(cfg, splits.val)
+    assert report.images == len(splits.val)
+    assert report.output_error < 1
+    assert source_report(own(name), splits.val) is None
+
+
+def test_the_data_settings_follow_the_model_and_not_only_its_checkpoint():
+    cfg = model_data_config(
+        create_model(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96",)), NAMES)
+    )
+    assert cfg["input_size"] == (3, 96, 96)
+    assert cfg["mean"] == (0.485, 0.456, 0.406)
+    assert cfg["interpolation"] == "bicubic"
+    assert cfg["crop_pct"] == 0.9
+
+    augreg = model_data_config(create_model(config("diffvit_tiny_patch16.augreg_in21k"), NAMES))
+    assert augreg["mean"] == augreg["std"] == (0.5, 0.5, 0.5)
+
+
+def test_a_grey_model_of_a_colour_checkpoint_takes_the_mean_of_its_channels():
+    grey = create_model(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96", "in_chans=1")), NAMES)
+    cfg = model_data_config(grey)
+    assert cfg["input_size"] == (1, 96, 96)
+    assert cfg["mean"] == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
+    assert cfg["std"] == pytest.approx(((0.229 + 0.224 + 0.225) / 3,))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_batches_are_what_evaluation_would_feed(splits, tiny_model, channels):
+    model = tiny_model(in_chans=channels)
+    images = torch.cat(list(image_batches(model, splits.test, 5)))
+    assert images.shape == (5, channels, 16, 16)
+    everything = torch.cat(list(image_batches(model, splits.test)))
+    assert len(everything) == len(splits.test)
+    assert torch.equal(everything[:5], images)
+    assert len(torch.cat(list(image_batches(model, splits.test, 1000)))) == len(splits.test)
+
+
+def test_a_model_of_four_channels_is_refused_because_images_have_one_or_three(splits):
+    cfg = config(model_kwargs=(*SMALL, "in_chans=4"))
+    with pytest.raises(InputError, match="in_chans"):
+        list(image_batches(create_model(cfg, NAMES), splits.test, 1))
+
+
+def test_nothing_is_reported_where_nothing_is_converted(splits, checkpoint):
+    assert source_report(config(), splits.val) is None
+    assert source_report(own(checkpoint[1]), splits.val) is None
+
+
+def test_a_plain_twin_has_no_report(splits, hub_cache):
+    cfg = config("diffvit_tiny_patch16.deit_in1k", pretrained=True, attn="plain", model_kwargs=())
+    assert source_report(cfg, splits.val) is None
+    assert source_report(config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=()), splits.val) is None
+
+
+def test_converted_deit_agrees_with_its_source_on_real_pets(pets, hub_cache):
+    few = load_splits(str(pets)).val.select(range(24))
+    reports = {
+        method: source_report(
+            config("diffvit_tiny_patch16.deit_in1k", pretrained=True, model_kwargs=(), conversion=method), few
+        )
+        for method in ("svd", "slice")
+    }
+    assert reports["svd"].images == 24
+    assert reports["svd"].agreement > 0.8
+    assert reports["svd"].lambdas == pytest.approx([0.05] * 12)
+    assert reports["slice"].agreement < reports["svd"].agreement

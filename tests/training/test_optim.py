@@ -1,0 +1,129 @@
+"""The optimizer's groups and the schedules, against plain formulas and torch's own."""
+
+import math
+
+import pytest
+import torch
+
+from diffvit_timm.training import TrainConfig
+from diffvit_timm.training.optim import build_optimizer, build_scheduler, lambda_ramp, warmup_cosine
+
+
+def config(**kwargs):
+    return TrainConfig("data", "tiny", **kwargs)
+
+
+def settings(model, optimizer):
+    """Parameter name -> its group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("attn", ["diff", "plain"])
+def test_the_learning_rate_falls_by_the_decay_from_the_head_to_the_stem(tiny_model, attn):
+    model = tiny_model(depth=3, attn=attn)
+    groups = settings(model, build_optimizer(model, config(lr=1e-3, layer_decay=0.5)))
+    levels = {"stem": set(), "blocks.0": set(), "blocks.1": set(), "blocks.2": set(), "head": set()}
+    for name, group in groups.items():
+        levels[name[:8] if name.startswith("blocks") else "head" if name.startswith("head") else "stem"].add(
+            round(group["lr"] / 1e-3, 9)
+        ) if not name.startswith("norm") else None
+    assert levels == {"stem": {0.5**4}, "blocks.0": {0.5**3}, "blocks.1": {0.5**2}, "blocks.2": {0.5}, "head": {1.0}}
+
+
+def test_every_parameter_is_trained_once(tiny_model):
+    model = tiny_model()
+    optimizer = build_optimizer(model, config())
+    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in model.parameters())
+
+
+def test_without_layer_decay_all_learn_at_the_same_rate(tiny_model):
+    model = tiny_model()
+    optimizer = build_optimizer(model, config(lr=1e-3, layer_decay=1.0))
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+
+
+def test_layer_decay_reaches_the_weights_and_not_only_the_groups(tiny_model):
+    model = tiny_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, config(lr=1e-3, layer_decay=0.1, weight_decay=0.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()  # AdamW's first step is the learning rate, whatever the gradient
+    moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in model.named_parameters()}
+    for name, rate in (("patch_embed.proj.bias", 1e-6), ("blocks.0.mlp.fc1.bias", 1e-5), ("head.bias", 1e-3)):
+        assert moved[name] == pytest.approx(rate, rel=1e-2), name
+
+
+@pytest.mark.parametrize("attn", ["diff", "plain"])
+def test_matrices_alone_are_decayed(tiny_model, attn):
+    model = tiny_model(attn=attn)
+    groups = settings(model, build_optimizer(model, config(weight_decay=0.07)))
+    for name, parameter in model.named_parameters():
+        token = name in ("cls_token", "pos_embed")
+        expected = 0.0 if token or parameter.ndim < 2 else 0.07
+        assert groups[name]["weight_decay"] == expected, name
+    if attn == "diff":
+        assert groups["blocks.0.attn.lambda_q1"]["weight_decay"] == 0.0
+    assert groups["blocks.0.attn.qkv.weight"]["weight_decay"] == 0.07
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 20), (5, 20), (1, 7)])
+def test_the_learning_rate_is_torchs_linear_warm_up_and_then_its_cosine(warmup, total):
+    def torchs(scheduler_of):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+        scheduler = scheduler_of(optimizer)
+        rates = []
+        for _ in range(total):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return rates
+
+    linear = torchs(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1 / (warmup + 1), 1.0, warmup)) if warmup else []
+    cosine = torchs(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, total - warmup))
+    expected = linear[:warmup] + cosine[: total - warmup]
+    assert [warmup_cosine(step, warmup, total) for step in range(total)] == pytest.approx(expected)
+
+
+def test_no_update_is_lost_to_a_rate_of_zero_and_the_schedule_ends_at_zero():
+    assert min(warmup_cosine(step, 4, 12) for step in range(12)) > 0
+    assert warmup_cosine(4, 4, 12) == 1
+    assert warmup_cosine(8, 4, 12) == pytest.approx(0.5)
+    assert warmup_cosine(12, 4, 12) == pytest.approx(0)
+    assert warmup_cosine(3, 3, 3) == 1  # nothing but warm-up
+
+
+def test_the_scheduler_counts_updates_and_keeps_the_ratio_of_the_groups(tiny_model):
+    cfg = config(epochs=2, warmup_epochs=0.5, lr=1e-3, layer_decay=0.5)
+    optimizer = build_optimizer(tiny_model(), cfg)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=4)
+    for step in range(9):
+        factor = (step + 1) / 3 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 6))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([peak * factor for peak in peaks], abs=1e-12), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_warm_up_longer_than_the_training_still_ends_within_it(tiny_model):
+    cfg = config(epochs=1, warmup_epochs=10.0, lr=1e-3, layer_decay=1.0)
+    optimizer = build_optimizer(tiny_model(), cfg)
+    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=3)
+    rates = []
+    for _ in range(3):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
+
+
+def test_lambda_starts_where_it_is_and_stays_at_its_target():
+    assert lambda_ramp(0, 0.05, 0.2, 10) == 0.05
+    assert lambda_ramp(5, 0.05, 0.2, 10) == pytest.approx(0.125)
+    assert lambda_ramp(10, 0.05, 0.2, 10) == pytest.approx(0.2)
+    assert lambda_ramp(1000, 0.05, 0.2, 10) == pytest.approx(0.2)
+    assert lambda_ramp(5, 0.8, 0.0, 10) == pytest.approx(0.4)
+    assert lambda_ramp(1, 0.05, 0.2, 0.5) == pytest.approx(0.2)  # shorter than one update

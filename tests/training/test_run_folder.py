@@ -1,0 +1,142 @@
+"""The run folder: refused before anything is computed, and complete afterwards."""
+
+import json
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from diffvit_timm.errors import InputError
+from diffvit_timm.training import TrainConfig, parse_config, resolve_output
+from diffvit_timm.training.run_folder import RunFolder, environment
+
+
+def config(output="auto", **kwargs):
+    return TrainConfig("data", "tiny", output=str(output), **kwargs)
+
+
+def test_auto_names_a_folder_by_recipe_and_time_and_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = resolve_output(config(), "finetune_pets")
+    assert re.fullmatch(r"runs/finetune_pets-\d{8}-\d{6}", path.as_posix())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_or_empty_folder_is_taken_and_not_made_yet(tmp_path):
+    new = tmp_path / "a" / "b"
+    assert resolve_output(config(new), "recipe") == new
+    assert not (tmp_path / "a").exists()
+    assert resolve_output(config(tmp_path), "recipe") == tmp_path
+
+
+def test_a_home_folder_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_output(config("~/run"), "recipe") == tmp_path / "run"
+
+
+def test_a_used_folder_is_refused_and_not_touched(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=rf"^--output {tmp_path} is used already: give a new folder"):
+        resolve_output(config(tmp_path), "recipe")
+    assert (tmp_path / "result.json").read_text() == "{}"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    file = tmp_path / "run"
+    file.write_text("mine")
+    with pytest.raises(InputError, match=rf"^--output {file} is a file"):
+        resolve_output(config(file), "recipe")
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    for path in (file / "run", file / "deeper" / "run"):
+        with pytest.raises(InputError, match=rf"^--output {path} cannot be written"):
+            resolve_output(config(path), "recipe")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
+def test_a_folder_that_cannot_be_written_is_refused():
+    with pytest.raises(InputError, match=r"^--output /proc/diffvit/run cannot be written"):
+        resolve_output(config("/proc/diffvit/run"), "recipe")
+
+
+def test_auto_is_refused_where_its_folder_cannot_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file where auto wants its folder")
+    with pytest.raises(InputError, match=r"^--output runs/recipe-.* cannot be written"):
+        resolve_output(config(), "recipe")
+
+
+def test_looking_for_a_place_leaves_nothing_behind(tmp_path):
+    resolve_output(config(tmp_path / "run"), "recipe")
+    resolve_output(config(tmp_path), "recipe")
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_yaml_is_a_preset_that_repeats_the_run(tmp_path):
+    asked = config(lr=1e-5, model_kwargs=("img_size=96", "in_chans=1"), pretrained=False, mixup=0.8)
+    RunFolder(tmp_path / "run", asked)
+    assert parse_config(TrainConfig, ["--config", str(tmp_path / "run" / "config.yaml")]) == asked
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["lr"] == 1e-5
+
+
+def test_environment_json_says_what_ran_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/home/me/recipes/finetune_pets.py", "--output", "my run"])
+    RunFolder(tmp_path / "run", config())
+    written = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert written == environment()
+    assert written["command"] == "finetune_pets.py --output 'my run'"
+    assert written["packages"]["timm"] == metadata.version("timm")
+    assert written["packages"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    assert written["cpus"] >= 1
+
+
+def test_metrics_are_one_json_row_a_line_and_there_at_once(tmp_path):
+    run = RunFolder(tmp_path / "run", config())
+    rows = [{"step": 1, "train_loss": 0.5}, {"epoch": 1.0, "lambda": [0.1, 0.2]}]
+    for count, row in enumerate(rows, start=1):
+        run.log(**row)
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == rows[:count]
+    assert run.rows == rows
+
+
+def test_best_holds_the_last_saved_model_with_its_class_names(tmp_path, tiny_model):
+    run, model, images = RunFolder(tmp_path / "run", config()), tiny_model().eval(), torch.randn(2, 3, 16, 16)
+    run.save_best(model, ["cat", "dog", "owl"])
+    torch.nn.init.normal_(model.head.weight)
+    run.save_best(model, ["cat", "dog", "owl"])
+    loaded = timm.create_model(f"local-dir:{tmp_path}/run/best", pretrained=True).eval()
+    assert torch.equal(loaded(images), model(images))
+    assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "environment.json", "best"}
+
+
+def test_a_crash_while_saving_leaves_the_last_best_whole(tmp_path, tiny_model, monkeypatch):
+    run, model = RunFolder(tmp_path / "run", config()), tiny_model()
+    run.save_best(model, ["cat", "dog", "owl"])
+    before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        Path(args[1]).mkdir()
+        (Path(args[1]) / "model.safetensors").write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    torch.nn.init.normal_(model.head.weight)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffvit_timm.training.run_folder.save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run.save_best(model, ["cat", "dog", "owl"])
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
+    run.save_best(model, ["cat", "dog", "owl"])  # and the next one replaces both
+    assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() != before
+    assert not (tmp_path / "run" / "best.new").exists()
+    shutil.rmtree(tmp_path / "run")

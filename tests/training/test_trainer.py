@@ -1,0 +1,457 @@
+"""The training loop, run for real on 36 small images: its folder, its arithmetic, and how it stops."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from diffvit_timm.data import ImageDataset
+from diffvit_timm.errors import InputError
+from diffvit_timm.training import TrainConfig, Trainer, make_accelerator, train
+from diffvit_timm.training.model import model_data_config
+from diffvit_timm.training.optim import warmup_cosine
+
+
+@pytest.fixture
+def config(image_folder):
+    """Function: options -> the configuration of a short training."""
+    short = dict(epochs=2, batch_size=8, lr=2e-3, layer_decay=1.0, augment="none", workers=0, log_every=1)
+    return lambda **options: TrainConfig(str(image_folder), "tiny", **{**short, **options})
+
+
+@pytest.fixture
+def trainer(config, splits, tiny_model, tmp_path):
+    """Function: options -> a Trainer; `shape` goes to the model, each run gets its own folder."""
+
+    def make(shape=None, **options):
+        output = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        cfg = config(**options)
+        return Trainer(cfg, make_accelerator(cfg), tiny_model(**(shape or {})), splits, output)
+
+    return make
+
+
+def rows_of(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_after(trainer):
+    """State dict at the end of the last epoch, before the best is loaded for the test."""
+    torch.manual_seed(trainer.config.seed)
+    for epoch in range(trainer.config.epochs):
+        trainer.train_loader.set_epoch(epoch)
+        trainer._train_epoch(epoch)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def accuracy_outside(path, split):
+    """Accuracy of a saved model through timm and PIL alone, one image at a time."""
+    model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model), is_training=False)
+    with torch.inference_mode():
+        right = [
+            model(transform(Image.open(row["image"]["path"]).convert("RGB"))[None]).argmax().item() == row["label"]
+            for row in split
+        ]
+    return np.mean(right)
+
+
+def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
+    run = trainer(epochs=6, lambda_warmup=1.0)
+    result = run.fit()
+    names = {path.name for path in run.output.iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "best", "result.json", "training.png"}
+    assert {path.name for path in (run.output / "best").iterdir()} == {"model.safetensors", "config.json"}
+    assert yaml.safe_load((run.output / "config.yaml").read_text())["epochs"] == 6
+    assert json.loads((run.output / "result.json").read_text()) == json.loads(json.dumps(result))
+    with Image.open(run.output / "training.png") as picture:
+        assert picture.format == "PNG"
+
+    expected = {
+        "test_accuracy", "test_interval_95", "test_mean_per_class", "test_images", "val_accuracy", "epochs", "seconds",
+        "images_per_second", "model", "attn", "seed", "conversion", "lambda",
+    }  # fmt: skip
+    assert set(result) >= expected
+    assert result["test_images"] == len(splits.test)
+    assert result["epochs"] == 6
+    assert result["model"] == "tiny"
+    assert result["attn"] == "diff"
+    assert result["conversion"] is None
+    assert len(result["lambda"]) == 2
+    assert result["images_per_second"] > 0
+    assert result["test_accuracy"] > 0.6  # it learned: chance is a third
+
+
+def test_the_accuracies_are_those_of_the_saved_best_epoch_measured_without_us(trainer, splits):
+    run = trainer(epochs=4, lambda_warmup=2.0)
+    # from the third epoch on the head is lost: the best is neither the first nor the last
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: run.step >= 8 and run.model.head.weight.data.zero_())
+    result = run.fit()
+    accuracies = [row["val_accuracy"] for row in rows_of(run.output) if "val_accuracy" in row]
+    assert accuracies[0] < accuracies[1] > accuracies[3]
+    assert result["val_accuracy"] == accuracies[1]
+    assert accuracy_outside(run.output / "best", splits.val) == accuracies[1]
+    assert accuracy_outside(run.output / "best", splits.test) == pytest.approx(result["test_accuracy"])
+
+
+def test_best_reloads_through_timm_with_equal_logits(trainer):
+    run = trainer(lambda_warmup=1.0)
+    run.fit()
+    loaded = timm.create_model(f"local-dir:{run.output}/best", pretrained=True).eval()
+    images = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), run.model.eval()(images))
+    assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
+    assert loaded.lambda_per_layer() == run.model.lambda_per_layer()
+
+
+def test_metrics_have_a_row_every_log_every_updates_and_one_an_epoch(trainer):
+    run = trainer(log_every=3)
+    run.fit()
+    updates = [row for row in rows_of(run.output) if "train_loss" in row]
+    epochs = [row for row in rows_of(run.output) if "val_accuracy" in row]
+    # 4 updates an epoch: every third one, and the last of each epoch
+    assert [(row["step"], row["epoch"]) for row in updates] == [(3, 0.75), (4, 1.0), (6, 1.5), (8, 2.0)]
+    assert [row["epoch"] for row in epochs] == [1.0, 2.0]
+    assert all(len(row["lambda"]) == 2 and np.isfinite(row["val_loss"]) for row in epochs)
+    assert run.step == 8
+
+
+def test_a_row_is_the_mean_loss_since_the_last_one(trainer):
+    each, some = trainer(log_every=1, epochs=1), trainer(log_every=2, epochs=1)
+    each.fit(), some.fit()
+    losses = [row["train_loss"] for row in rows_of(each.output) if "train_loss" in row]
+    means = [row["train_loss"] for row in rows_of(some.output) if "train_loss" in row]
+    assert means == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2])
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(trainer):
+    run = trainer(warmup_epochs=0.5)
+    used = []
+    run.optimizer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    run.fit()
+    assert used == pytest.approx([2e-3 * warmup_cosine(step, 2, 8) for step in range(8)])
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others(trainer):
+    options = dict(augment="erase", mixup=0.8, cutmix=1.0, drop_path=0.1)
+    runs = [trainer(shape={"drop_path_rate": 0.1}, seed=seed, **options) for seed in (0, 0, 1)]
+    results = [run.fit() for run in runs]
+    first, again, other = (run.model.state_dict() for run in runs)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert rows_of(runs[0].output) == rows_of(runs[1].output)
+    assert results[0]["test_accuracy"] == results[1]["test_accuracy"]
+
+
+def test_workers_do_not_change_the_training(trainer):
+    alone, helped = (weights_after(trainer(augment="color", workers=workers, epochs=2)) for workers in (0, 2))
+    assert all(torch.equal(alone[name], helped[name]) for name in alone)
+
+
+# A key bias cannot change a softmax: its gradient is rounding noise, which AdamW turns into full steps.
+BIASLESS = {"qkv_bias": False}
+
+
+@pytest.mark.parametrize("grad_accum", [2, 4, 9])
+def test_cutting_a_batch_into_passes_does_not_change_the_update(trainer, grad_accum):
+    # 32 images in batches of 9: the last has 5, which 2 and 4 do not divide and 9 exceeds
+    options = dict(batch_size=9, lr=1e-3, epochs=1)
+    whole = weights_after(trainer(BIASLESS, **options))
+    cut = weights_after(trainer(BIASLESS, grad_accum=grad_accum, **options))
+    start = trainer(BIASLESS, **options).model.state_dict()
+    for name, tensor in whole.items():
+        assert (cut[name] - tensor).abs().max() < 1e-5, name
+    assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-3
+
+
+def test_passes_report_the_loss_of_the_whole_batch(trainer):
+    losses = []
+    for grad_accum in (1, 4):
+        run = trainer(BIASLESS, batch_size=9, epochs=1, grad_accum=grad_accum)
+        run.fit()
+        losses.append([row["train_loss"] for row in rows_of(run.output) if "train_loss" in row])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_lambda_warms_up_to_its_target_and_is_logged(trainer):
+    run = trainer(epochs=4, lambda_warmup=2.0, lambda_target=0.3)
+    values = []
+    run.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: values.append([layer.lambda_init.item() for layer in run.model.differential_layers()])
+    )
+    run.fit()
+    expected = [0.05 + 0.25 * min(1, step / 8) for step in range(1, 17)]
+    assert values == [pytest.approx([value] * 2) for value in expected]
+    logged = [row["lambda"] for row in rows_of(run.output) if "lambda" in row]
+    # the learned part of lambda, exp(lq1.lk1) - exp(lq2.lk2), starts random and moves little
+    assert len(logged) == 4
+    for before, after in zip(logged[0], logged[-1], strict=True):
+        assert after - before == pytest.approx(expected[-1] - expected[3], abs=0.05)
+
+
+def test_a_lambda_warm_up_as_long_as_the_training_ends_within_one_update_of_its_target(trainer):
+    run = trainer(epochs=2, lambda_warmup=2.0, lambda_target=0.3)
+    weights_after(run)
+    for layer in run.model.differential_layers():
+        assert 0.3 - 0.25 / 8 - 1e-6 < layer.lambda_init.item() < 0.3 + 1e-6
+
+
+def test_without_a_warm_up_lambda_init_stays(trainer):
+    run = trainer(shape={"lambda_init": 0.1})
+    run.fit()
+    assert [layer.lambda_init.item() for layer in run.model.differential_layers()] == pytest.approx([0.1, 0.1])
+
+
+def test_the_plain_twin_takes_the_same_options_and_has_no_lambda(trainer):
+    run = trainer(shape={"attn": "plain"}, lambda_warmup=1.0)
+    result = run.fit()
+    assert result["lambda"] == []
+    assert result["attn"] == "plain"
+    assert all(row["lambda"] == [] for row in rows_of(run.output) if "lambda" in row)
+
+
+def test_any_timm_model_trains(config, splits, tmp_path):
+    model = timm.create_model("test_resnet", num_classes=3)
+    cfg = config(epochs=1)
+    result = Trainer(cfg, make_accelerator(cfg), model, splits, tmp_path / "run").fit()
+    assert result["lambda"] == []
+    assert result["test_images"] == 18
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_mixing_images_mixes_their_labels(trainer, options):
+    run = trainer(epochs=1, **options)
+    seen = []
+    run.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]) if run.model.training else None)
+    originals = [image for batch, _ in run.train_loader for image in batch]
+    result = run.fit()
+    assert not any(torch.equal(image, original) for image in seen[0] for original in originals)
+    assert np.isfinite(result["test_accuracy"])
+    losses = [row["train_loss"] for row in rows_of(run.output) if "train_loss" in row]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+
+
+def test_label_smoothing_and_clipping_reach_the_update(trainer):
+    def norm_and_loss(**options):
+        run = trainer(epochs=1, **options)
+        norms = []
+        run.optimizer.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()]).item())
+        )
+        run.fit()
+        return norms[0], next(row["train_loss"] for row in rows_of(run.output))
+
+    free, loss = norm_and_loss(clip_grad=0.0, label_smoothing=0.0)
+    clipped, smoothed = norm_and_loss(clip_grad=0.01, label_smoothing=0.9)
+    assert free > 0.1
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+    assert smoothed != pytest.approx(loss)
+
+
+def test_every_test_image_is_read_once_and_after_the_training(trainer, splits, monkeypatch):
+    reads = []
+    read = ImageDataset.__getitem__
+
+    def recorded(self, index):
+        reads.append((len(self.split), index))
+        return read(self, index)
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", recorded)
+    trainer(epochs=3).fit()
+    assert sorted(index for size, index in reads if size == len(splits.test)) == list(range(18))
+    assert [size for size, _ in reads[-18:]] == [18] * 18
+    assert sorted(index for size, index in reads if size == len(splits.train)) == sorted(3 * list(range(32)))
+
+
+def test_drop_path_is_on_in_training_and_off_in_evaluation(trainer):
+    run = trainer(batch_size=18)
+    modes = []
+    run.model.register_forward_pre_hook(lambda *_: modes.append(run.model.training))
+    run.fit()
+    # 2 updates and 1 validation batch an epoch, 1 test batch
+    assert modes == [True, True, False, True, True, False, False]
+
+
+def test_each_epoch_trains_in_a_new_order_and_with_new_crops(trainer):
+    run = trainer(augment="crop")
+    first, second = [], []
+    for epoch, images in enumerate((first, second)):
+        run.train_loader.set_epoch(epoch)
+        images += [image for batch, _ in run.train_loader for image in batch]
+    assert not any(torch.equal(a, b) for a in first for b in second)
+    labels = []
+    for epoch in (0, 1, 0):
+        run.train_loader.set_epoch(epoch)
+        labels.append(torch.cat([batch for _, batch in run.train_loader]).tolist())
+    assert labels[0] == labels[2] != labels[1]
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+def test_a_loss_that_is_not_a_number_stops_the_run_at_its_first_bad_update(trainer, log_every):
+    run = trainer(log_every=log_every)
+    first = run.optimizer.optimizer.register_step_post_hook(
+        lambda *_: run.step == 1 and run.model.head.bias.data.fill_(np.nan)
+    )
+    with pytest.raises(InputError) as caught:
+        run.fit()
+    first.remove()
+    assert str(caught.value).startswith("the loss is nan at update 3")
+    assert "--lr 0.002" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (run.output / "best").exists()
+    assert not (run.output / "result.json").exists()
+
+
+def test_an_absurd_learning_rate_stops_the_run(trainer):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at update \d+: lower --lr 1e\+30"):
+        trainer(lr=1e30, warmup_epochs=0.0).fit()
+
+
+def test_weights_that_broke_at_the_last_update_are_no_result(trainer):
+    run = trainer(epochs=1)
+    run.optimizer.optimizer.register_step_post_hook(lambda *_: run.step == 3 and run.model.head.bias.data.fill_(np.nan))
+    with pytest.raises(InputError):
+        run.fit()
+
+
+def test_bf16_trains_and_says_so(trainer, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
+    try:
+        result = trainer(precision="bf16", epochs=1).fit()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert "precision bf16" in capsys.readouterr().err
+    assert 0 <= result["test_accuracy"] <= 1
+
+
+def test_the_plan_says_what_was_derived(trainer, capsys):
+    trainer(epochs=2, batch_size=9, grad_accum=3).fit()
+    plan = capsys.readouterr().err
+    for fact in ("32 train, 4 val, 18 test images, 3 classes", "2 epochs of 4 updates of 9 images", "3 passes"):
+        assert fact in plan
+    assert "epoch 2/2  val " in plan
+
+
+def test_what_this_machine_cannot_do_is_refused_by_option(config):
+    with pytest.raises(InputError, match=r"^--trackers nonesuch is not installed"):
+        make_accelerator(config(trackers=("nonesuch",)))
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"^--precision fp16 needs a GPU"):
+            make_accelerator(config(precision="fp16"))
+
+
+def test_a_grey_model_trains_on_grey_images(trainer):
+    run = trainer(shape={"in_chans": 1}, augment="erase", epochs=1)
+    assert next(iter(run.train_loader))[0].shape == (8, 1, 16, 16)
+    assert run.fit()["test_images"] == 18
+
+
+def small(folder, tmp_path, **options):
+    """Options of a whole recipe on a registered model, small enough for a test."""
+    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+    return TrainConfig(
+        str(folder), "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8, workers=0,
+        augment="none", output=str(tmp_path / "run"), **options
+    )  # fmt: skip
+
+
+def test_a_whole_recipe_goes_from_a_folder_to_a_result(parquet_folder, tmp_path):
+    result = train(small(parquet_folder, tmp_path), "recipe")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text()) | {
+        "test_interval_95": result["test_interval_95"]
+    }
+    assert result["conversion"] is None
+    assert result["model"] == "diffvit_tiny_patch16"
+    loaded = timm.create_model(f"local-dir:{tmp_path}/run/best", pretrained=True)
+    assert model_data_config(loaded)["input_size"] == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dataset": "./nowhere"}, {"label_column": "breed"}, {"model": "diffvit_huge"}, {"attn": "plain", "model": "vit"}],
+)
+def test_a_recipe_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path, wrong):
+    with pytest.raises(InputError):
+        train(dataclasses.replace(small(image_folder, tmp_path), **wrong), "recipe")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_a_model_to_go_on_from(image_folder, splits, tmp_path):
+    first = train(small(image_folder, tmp_path), "recipe")
+    again = dataclasses.replace(
+        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
+        output=str(tmp_path / "more"), lr=1e-12
+    )  # fmt: skip
+    assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
+
+
+TWO_PROCESSES = """
+import json, sys
+import timm, torch
+import diffvit_timm
+from pathlib import Path
+from diffvit_timm.data import ImageDataset, load_splits
+from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
+
+folder, output = sys.argv[1:]
+config = TrainConfig(folder, "tiny", epochs=2, batch_size=4, augment="crop", workers=0, log_every=1, grad_accum=2)
+accelerator = make_accelerator(config)
+splits = load_splits(folder)
+torch.manual_seed(0)
+model = timm.create_model(
+    "diffvit_tiny_patch16", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3
+)
+reads, read = [], ImageDataset.__getitem__
+
+def recorded(self, index):
+    image, label = read(self, index)
+    reads.append((len(self.split), index, image.double().sum().item()))
+    return image, label
+
+ImageDataset.__getitem__ = recorded
+result = Trainer(config, accelerator, model, splits, Path(output)).fit()
+weights = sum(p.double().sum().item() for p in model.parameters())
+row = dict(result=result, reads=reads, weights=weights, processes=accelerator.num_processes)
+Path(output, f"rank{accelerator.process_index}.json").write_text(json.dumps(row))
+accelerator.end_training()
+"""
+
+
+def test_two_processes_share_the_work_and_see_new_crops_each_epoch(image_folder, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(image_folder), str(tmp_path / "run")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / "run" / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["processes"] for rank in ranks] == [2, 2]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert ranks[0]["result"]["test_accuracy"] == ranks[1]["result"]["test_accuracy"]
+    assert ranks[0]["result"]["test_images"] == 18
+
+    train_reads = [[(i, image) for size, i, image in rank["reads"] if size == 32] for rank in ranks]
+    assert [len(reads) for reads in train_reads] == [32, 32]
+    for epoch in (0, 1):  # half of the images each, none twice
+        seen = [i for reads in train_reads for i, _ in reads[16 * epoch : 16 * (epoch + 1)]]
+        assert sorted(seen) == list(range(32))
+    updates = [row for row in rows_of(tmp_path / "run") if "train_loss" in row]
+    assert [row["step"] for row in updates] == list(range(1, 9))
+
+    shown = {i: [image for reads in train_reads for j, image in reads if i == j] for i in range(32)}
+    repeated = [i for i, (first, second) in shown.items() if first == second]
+    assert not repeated, "the augmentation of the first epoch came again"
