@@ -9,8 +9,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import RmsNorm, maybe_add_mask, resolve_self_attn_mask, use_fused_attn
-from timm.layers._fx import register_notrace_function
+from timm.layers import (
+    RmsNorm,
+    maybe_add_mask,
+    register_notrace_function,
+    resolve_self_attn_mask,
+    use_fused_attn,
+)
 from torch import Tensor, nn
 
 __all__ = ["DifferentialAttention", "differential_attention", "differential_maps", "lambda_init_schedule"]
@@ -28,7 +33,7 @@ def _additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tens
         causal = resolve_self_attn_mask(q.shape[-2], q, is_causal=True)
         assert causal is not None
         bias = maybe_add_mask(causal, bias)
-    return bias
+    return None if bias is None else bias.to(q.dtype)
 
 
 def differential_maps(
@@ -128,6 +133,7 @@ class DifferentialAttention(nn.Module):
     lambda_k1: Tensor
     lambda_q2: Tensor
     lambda_k2: Tensor
+    branch_widths: Tensor
 
     def __init__(
         self,
@@ -214,11 +220,15 @@ class DifferentialAttention(nn.Module):
         self.register_buffer(
             "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
         )
+        if d1 != d2:  # no shape tells the cut: weights of another one would load and compute something else
+            self.register_buffer("branch_widths", torch.tensor([d1, d2], device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """The paper's initialisation of lambda (the projections initialise themselves, or the model does)."""
         self.lambda_init.fill_(self._lambda_start)
+        if self.branch_dims[0] != self.branch_dims[1]:
+            self.branch_widths.copy_(torch.tensor(self.branch_dims))
         if self.dual_lambda:
             nn.init.zeros_(self.lambda_a)
             nn.init.zeros_(self.lambda_b)
@@ -227,15 +237,24 @@ class DifferentialAttention(nn.Module):
                 nn.init.normal_(vector, std=0.1)
 
     @torch.jit.ignore
+    def init_non_persistent_buffers(self) -> None:
+        """timm's hook: fill what no checkpoint brings, after loading onto the meta device."""
+        if "lambda_init" in self._non_persistent_buffers_set:
+            self.lambda_init.fill_(self._lambda_start)
+
+    @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
-        """Set lambda_init in place; from now on it is part of the state dict."""
+        """Set lambda_init in place; from now on it is part of the state dict (so copy the model for EMA after)."""
         self.lambda_init.fill_(value)
         self._non_persistent_buffers_set.discard("lambda_init")
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         if prefix + "lambda_init" in state_dict:
             self._non_persistent_buffers_set.discard("lambda_init")
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        widths = state_dict.get(prefix + "branch_widths")
+        if widths is not None and tuple(widths.tolist()) != self.branch_dims:
+            errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {tuple(widths.tolist())} there")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def compute_lambda(self) -> Tensor:
         """lambda, a float32 scalar (equation 2)."""

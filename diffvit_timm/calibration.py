@@ -1,11 +1,11 @@
 """Second moments of a plain ViT's queries and keys on images, for the `calibrated` conversion."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from timm.layers import Attention
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["logit_moments"]
 
@@ -13,13 +13,25 @@ __all__ = ["logit_moments"]
 RIDGE = 1e-6
 
 
-def _accumulate(attn: Attention, tokens: Tensor, gram_q: Tensor, gram_k: Tensor) -> None:
+def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k, (B, H, N, head_dim) each, of timm's plain Attention on tokens (B, N, dim)."""
     B, N, _ = tokens.shape
-    q, k, _ = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    return qkv[0], qkv[1]
+
+
+def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images in batches, on the model's device and in its dtype."""
+    like = next(model.parameters())
+    return (batch.to(like) for batch in (images.split(16) if isinstance(images, Tensor) else images))
+
+
+def _accumulate(attn: Attention, tokens: Tensor, gram_q: Tensor, gram_k: Tensor) -> None:
+    q, k = plain_queries_and_keys(attn, tokens)
     k = k - k.mean(dim=2, keepdim=True)  # what all keys of an image share changes no softmax
     for gram, rows in ((gram_q, q), (gram_k, k)):
         rows = rows.transpose(0, 1).flatten(1, 2).double()  # (H, B N, d)
-        gram += rows.mT @ rows / N
+        gram += rows.mT @ rows / tokens.shape[1]
 
 
 @torch.inference_mode()
@@ -52,8 +64,8 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
     mode, count = source.training, 0
     try:
         source.eval()
-        for batch in images.split(16) if isinstance(images, Tensor) else images:
-            source.forward_features(batch.to(device))
+        for batch in batches_for(source, images):
+            source.forward_features(batch)
             count += len(batch)
     finally:
         source.train(mode)

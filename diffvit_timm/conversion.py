@@ -7,11 +7,22 @@ branch 2, the d2 channels that are left, starts as a weak correction under a sma
     model = diffvit_timm.from_vit('deit_tiny_patch16_224.fb_in1k')
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import timm
 import torch
-from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed, QuickGELU, get_device_dtype
+from timm.layers import (
+    Attention,
+    GELUTanh,
+    GluMlp,
+    LayerNorm,
+    Mlp,
+    PatchEmbed,
+    QuickGELU,
+    RmsNorm,
+    get_device_dtype,
+)
 from timm.models import VisionTransformer, filter_pretrained_cfg, is_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -21,7 +32,8 @@ from .calibration import logit_moments
 
 __all__ = ["METHODS", "convert_state_dict", "from_vit", "is_differential", "logit_rotation"]
 
-METHODS = ("svd", "slice", "calibrated")
+DATA_FREE_METHODS = ("svd", "slice")
+METHODS = (*DATA_FREE_METHODS, "calibrated")
 
 
 def _matrix_root(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,12 +94,16 @@ def _convert_layer(
     # Rows of A1 - lambda A2 sum to 1 - lambda: give the values their mass back.
     lam = layer.lambda_init.item()
     state: dict[str, Tensor] = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    made_here = {"qkv.bias", "proj.bias", *(name for name in state if name.startswith(("lambda_", "branch_")))}
+    wrong = (plain.keys() - state.keys()) | (state.keys() - plain.keys() - made_here)
+    if wrong:
+        raise ValueError(f"{', '.join(sorted(wrong))}: only in one of source and model; give both the same settings")
     state["qkv.weight"] = torch.stack([q_weight, k_weight, v_weight]).reshape(weight.shape).to(weight.dtype)
     if "qkv.bias" in state:
         state["qkv.bias"] = torch.stack([q_bias, k_bias, v_bias]).reshape(bias.shape).to(weight.dtype)
     state["proj.weight"] = (plain["proj.weight"].double() / (1 - lam)).to(weight.dtype)
     if "proj.bias" in state:
-        state["proj.bias"] = plain["proj.bias"]
+        state["proj.bias"] = plain.get("proj.bias", torch.zeros_like(state["proj.bias"]))
     # Equal, not zero, vectors: lambda is exactly lambda_init, and its gradient is alive.
     state["lambda_q2"], state["lambda_k2"] = state["lambda_q1"].clone(), state["lambda_k1"].clone()
     return state
@@ -150,11 +166,16 @@ def _check_source(source: nn.Module) -> None:
     if not isinstance(source, VisionTransformer) or hasattr(source, "head_dist"):
         reason = reasons.get(name, "only timm's VisionTransformer is covered")
         raise ValueError(f"{name} cannot be converted: {reason}")
+    if type(source.patch_embed) is not PatchEmbed:
+        raise ValueError(f"{name} cannot be converted: its patches come from a {type(source.patch_embed).__name__}")
     for index, block in enumerate(source.blocks):
         attn = block.attn
         if type(block) is not Block or type(attn) is not Attention:
             kind = f"{type(block).__name__} with {type(attn).__name__}"
             raise ValueError(f"{name} cannot be converted: block {index} is a {kind}, not timm's Block with Attention")
+        if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, RmsNorm):
+            kind = f"{type(block.mlp).__name__} and {type(block.norm1).__name__}"
+            raise ValueError(f"{name} cannot be converted: block {index} has {kind}, not an MLP and a norm known here")
         if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
             raise ValueError(f"{name} cannot be converted: qk_norm normalises its queries and keys")
         if getattr(attn, "gate", None) is not None or not isinstance(attn.norm, nn.Identity):
@@ -162,11 +183,12 @@ def _check_source(source: nn.Module) -> None:
 
 
 def _vit_args(source: VisionTransformer) -> dict:
-    """Constructor arguments of `source`, read off its modules; serialisable for every plain layer that timm names."""
+    """Constructor arguments of `source`, read off its modules; all but a gated MLP can be saved."""
     block = source.blocks[0]
-    norm, act, mlp = type(block.norm1).__name__.lower(), type(block.mlp.act), type(block.mlp)
-    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", GELUTanh: "gelu_tanh"}
-    args = dict(
+    norm, act = type(block.norm1).__name__.lower(), type(block.mlp.act)
+    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", GELUTanh: "gelu_tanh", nn.SiLU: "silu", nn.ReLU: "relu"}
+    drop_path = source.blocks[-1].drop_path1
+    args: dict = dict(
         img_size=source.patch_embed.img_size,
         patch_size=source.patch_embed.patch_size,
         in_chans=source.in_chans,
@@ -188,14 +210,20 @@ def _vit_args(source: VisionTransformer) -> dict:
         fc_norm=not isinstance(source.fc_norm, nn.Identity),
         pool_include_prefix=source.pool_include_prefix,
         dynamic_img_size=source.dynamic_img_size,
+        dynamic_img_pad=source.patch_embed.dynamic_img_pad,
+        drop_rate=source.head_drop.p,
+        pos_drop_rate=source.pos_drop.p,
+        patch_drop_rate=getattr(source.patch_drop, "prob", 0.0),
+        proj_drop_rate=block.attn.proj_drop.p,
+        attn_drop_rate=block.attn.attn_drop.p,
+        drop_path_rate=getattr(drop_path, "drop_prob", 0.0),
         norm_layer=norm,
         norm_eps=block.norm1.eps,
         act_layer=names.get(act, act),
     )
-    if type(source.patch_embed) is not PatchEmbed:
-        args["embed_layer"] = type(source.patch_embed)
-    if mlp is not Mlp:
-        args["mlp_layer"] = mlp
+    if isinstance(block.mlp, GluMlp):
+        gated: Callable = GluMlp
+        args["mlp_layer"] = functools.partial(gated, gate_last=block.mlp.gate_last)
     return args
 
 

@@ -28,7 +28,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoin
 from torch import Tensor, nn
 
 from .attention import DifferentialAttention
-from .conversion import METHODS, convert_state_dict, is_differential
+from .conversion import DATA_FREE_METHODS, convert_state_dict, is_differential
 
 __all__ = ["DiffVisionTransformer"]
 
@@ -104,7 +104,8 @@ class DiffVisionTransformer(VisionTransformer):
             attn: 'diff' or 'plain'; plain is timm's own Attention and ignores the three settings that follow.
             head_norm: RMSNorm each head's output and multiply by `1 - lambda_init` (the paper; off in converted nets).
             lambda_init: a number, or 'schedule' for the paper's schedule over the blocks.
-            branch_dims: widths (d1, d2) of the two branches of a head; None halves it.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The registered variants have
+                three quarters and a quarter unless told.)
             norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
@@ -131,7 +132,7 @@ class DiffVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
-        """Set the lambda_init of every layer; from now on it is part of the state dict."""
+        """Set the lambda_init of every layer, from now on part of the state dict (copy the model for EMA after)."""
         for layer in self.differential_layers():
             layer.set_lambda_init(value)
 
@@ -176,12 +177,13 @@ def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method:
 def _create_diffvit(variant: str, pretrained: bool = False, conversion: str = "svd", **kwargs) -> DiffVisionTransformer:
     """Build a variant with the defaults of converted nets, and load its weights through the converting filter.
 
-    Three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved, 94 % so, no data
-    seen), lambda starts at 0.05 and no head norm: it would undo the conversion. The paper's net is
-    `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`.
+    Without branch_dims, three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved,
+    94 % so, no data seen), lambda starts at 0.05, and there is no head norm: it would undo the conversion. The paper's
+    net is `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`.
     """
-    if conversion not in METHODS:
-        raise ValueError(f"conversion={conversion!r} is not known: choose one of {', '.join(map(repr, METHODS))}")
+    if conversion not in DATA_FREE_METHODS:
+        choices = ", ".join(map(repr, DATA_FREE_METHODS))
+        raise ValueError(f"conversion={conversion!r} cannot be done on loading: choose one of {choices}")
     head_dim = kwargs["embed_dim"] // kwargs["num_heads"]
     d1 = head_dim * 3 // 4
     defaults = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1))
@@ -197,9 +199,8 @@ def _create_diffvit(variant: str, pretrained: bool = False, conversion: str = "s
 
 def _cfg(source: str) -> PretrainedCfg:
     """The pretrained config of a plain ViT that timm hosts, with its own mean, std, crop and interpolation."""
-    return dataclasses.replace(
-        get_pretrained_cfg(source), hf_hub_id=f"timm/{source}", url="", custom_load=False, architecture=None, tag=None
-    )
+    cfg = get_pretrained_cfg(source)
+    return dataclasses.replace(cfg, url="", custom_load=False, architecture=None, tag=None)
 
 
 # The first tag of a variant is its default.

@@ -10,6 +10,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from .attention import DifferentialAttention
+from .calibration import batches_for, plain_queries_and_keys
 from .diffvit import DiffVisionTransformer
 
 __all__ = ["ConversionReport", "conversion_report"]
@@ -64,8 +65,7 @@ def _centred_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 def _compare_layers(source: Attention, layer: DifferentialAttention, tokens: Tensor, output: Tensor) -> Tensor:
     """Sums over one batch: squared output error and norm, squared logit error and norm, squared tail and its count."""
-    B, N, _ = tokens.shape
-    q, k, _ = source.qkv(tokens).reshape(B, N, 3, source.num_heads, source.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = plain_queries_and_keys(source, tokens)
     logits = _centred_logits(q, k, source.scale)
     d1 = layer.branch_dims[0]
     q, k, _ = layer.project_qkv(tokens)
@@ -90,7 +90,7 @@ def conversion_report(
     Raises:
         ValueError: no images.
     """
-    source, model = source.eval(), model.eval()
+    modes = {network: network.training for network in (source, model)}
     converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
     layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
     device = next(source.parameters()).device
@@ -101,9 +101,10 @@ def conversion_report(
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layers]
     try:
-        for batch in images.split(16) if isinstance(images, Tensor) else images:
+        source.eval(), model.eval()
+        for batch in batches_for(source, images):
             seen.clear()
-            expected, actual = source(batch.to(device)).double(), model(batch.to(device)).double()
+            expected, actual = source(batch).double(), model(batch).double()
             count += len(batch)
             agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
             kl += F.kl_div(actual.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="sum").item()
@@ -114,6 +115,8 @@ def conversion_report(
     finally:
         for hook in hooks:
             hook.remove()
+        for network, mode in modes.items():
+            network.train(mode)
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
 

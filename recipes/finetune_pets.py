@@ -49,7 +49,7 @@ class PetsConfig(TrainConfig):
 def demo(config: PetsConfig) -> dict:
     """The main job on bundled data: train a plain ViT, convert it, fine-tune it and its plain twin on new images."""
     output = resolve_output(config, "demo")
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, output)
     source_data, target_data = digits_splits()
     source_config = dataclasses.replace(
         config, dataset="digits", model="plain ViT", attn="plain", epochs=60, batch_size=64, lr=2e-3, layer_decay=1.0,
@@ -65,7 +65,7 @@ def demo(config: PetsConfig) -> dict:
     )  # fmt: skip
     pretrained = Trainer(source_config, accelerator, source, source_data, output / "source").fit()
 
-    model, twin = from_vit(source), copy.deepcopy(source)
+    model, twin = from_vit(source, config.conversion), copy.deepcopy(source)
     report = conversion_report(source, model, image_batches(source, target_data.test))
     say(str(report))
     conversion = {"method": config.conversion, **report.summary()}

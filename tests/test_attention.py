@@ -203,6 +203,29 @@ def test_a_layer_made_on_the_meta_device_is_whole_after_materialising():
     assert layer.lambda_init.item() == pytest.approx(0.05)
 
 
+def test_timms_hook_fills_the_schedule_after_loading_onto_the_meta_device():
+    layer = DifferentialAttention(48, num_heads=3, device="meta", depth=2).to_empty(device="cpu")
+    layer.load_state_dict(random_layer(qkv_bias=False).state_dict())
+    layer.init_non_persistent_buffers()
+    assert layer.lambda_init.item() == pytest.approx(lambda_init_schedule(2))
+
+
+def test_weights_cut_elsewhere_are_refused_though_every_shape_fits():
+    wide, wider, halved = (random_layer(branch_dims=dims) for dims in ((12, 4), (14, 2), (8, 8)))
+    with pytest.raises(RuntimeError, match=r"branch_dims is \(14, 2\) here and \(12, 4\) there"):
+        wider.load_state_dict(wide.state_dict())
+    for source, target in ((wide, halved), (halved, wide)):
+        with pytest.raises(RuntimeError, match="branch_widths"):
+            target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_float32_mask_serves_a_bfloat16_layer(fused):
+    layer = random_layer().to(torch.bfloat16)
+    layer.fused_attn = fused
+    assert layer(torch.randn(1, 5, 48).bfloat16(), attn_mask=torch.zeros(5, 5)).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

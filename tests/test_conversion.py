@@ -210,6 +210,27 @@ def test_settings_that_would_undo_the_conversion_are_refused():
         from_vit(plain_vit(), method="best")
 
 
+def test_gated_mlps_keep_the_order_of_their_gate_and_dropout_is_carried_over():
+    source = plain_vit(spread=0.05, mlp_layer=timm.layers.SwiGLUPacked, attn_drop_rate=0.2, drop_path_rate=0.1)
+    model = from_vit(source, lambda_init=0.0, branch_dims=(15, 1))
+    x = torch.randn(2, 3, 32, 32)
+    assert relative_error(model(x), source(x)) < 0.03
+    assert model.blocks[0].attn.attn_drop.p == 0.2
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kwargs", [dict(qkv_bias=False), dict(scale_attn_norm=True), dict(proj_bias=False)])
+def test_a_tensor_of_the_source_without_a_place_in_the_model_is_an_error_and_so_is_an_invented_one(kwargs):
+    model = timm.create_model("diffvit_tiny_patch16", **SHAPE, **kwargs)
+    with pytest.raises(ValueError, match="only in one of source and model"):
+        convert_state_dict(plain_vit().state_dict(), model)
+
+
+def test_patches_from_a_convolutional_stem_are_refused():
+    with pytest.raises(ValueError, match="HybridEmbed"):
+        from_vit(timm.create_model("vit_tiny_r_s16_p8_224", img_size=64))
+
+
 def test_a_checkpoint_with_qk_norm_is_refused_by_the_filter_too():
     state = timm.create_model("vit_tiny_patch16_224", qk_norm=True, **SHAPE).state_dict()
     with pytest.raises(ValueError, match="qk_norm"):

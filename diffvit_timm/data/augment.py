@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -79,8 +80,11 @@ def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) ->
 
 def eval_transform(data_config: dict) -> Transform:
     """timm's evaluation transform of a model: resize, centre crop, normalise; the seed is not read."""
-    transform = create_transform(**data_config, is_training=False)
-    return lambda image, seed: transform(image)
+    return partial(_unseeded, create_transform(**data_config, is_training=False))
+
+
+def _unseeded(transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, seed: int) -> torch.Tensor:
+    return transform(image)
 
 
 def _refuse_albumentationsx() -> None:

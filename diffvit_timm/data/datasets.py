@@ -58,7 +58,9 @@ class ImageDataset(torch.utils.data.Dataset):
         seed = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1)[0]
         return self.transform(self._decode(row["image"], index), int(seed)), row["label"]
 
-    def _decode(self, image: dict, index: int) -> Image.Image:
+    def _decode(self, image: dict | None, index: int) -> Image.Image:
+        if image is None or not (image["bytes"] or image["path"]):
+            raise InputError(f"image {index} of split {self.split.split} is empty: take it out of the dataset")
         try:
             with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
                 upright = ImageOps.exif_transpose(opened)
@@ -79,7 +81,7 @@ def _load(name: str) -> DatasetDict:
         raise InputError(f"--dataset {name} is not a folder: check the path, or give a dataset's name on the Hub")
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name)
-    except (OSError, datasets.exceptions.DatasetsError, ValueError) as error:
+    except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         if folder.is_dir():
             raise InputError(f"--dataset {name} holds neither parquet files nor class folders: {error}") from error
         raise InputError(
@@ -127,7 +129,9 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         if names != features[label_column].names:
             raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
     for split, data in named.items():
-        if len(data) and min(data["label"]) < 0:
+        if not len(data):
+            raise InputError(f"--dataset {name}: {split} has no images")
+        if min(data["label"]) < 0:
             raise InputError(f"--dataset {name}: {split} has images without a label (class -1)")
 
     train = named["train"]

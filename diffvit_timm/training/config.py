@@ -100,6 +100,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("label_smoothing", "drop_path"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        self._require("lambda_target", 0 <= self.lambda_target < 1, "must be in [0, 1)")
         self._require("seed", self.seed < 2**32, "must be below 2**32")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
@@ -118,7 +119,7 @@ def _preset_arguments(path: str) -> list[str]:
     """A YAML preset as command-line arguments, so that one parser checks both."""
     try:
         preset = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(preset, dict):
         raise InputError(f"--config {path} is not a mapping of options to values")
@@ -141,6 +142,7 @@ def parse_config(config_type: type[ConfigT], argv: list[str] | None = None, desc
         SystemExit: `--help` (0), or arguments that do not parse (2).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):

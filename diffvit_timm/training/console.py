@@ -63,8 +63,10 @@ def run(main: Callable[[], dict]) -> None:
     try:
         result = main()
     except InputError as error:
-        # a loader's worker wraps the error in its own traceback
-        say("error: " + str(error).strip().rpartition("InputError: ")[-1].splitlines()[0])
+        if not _is_main():
+            time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
+        cause = str(error).rpartition("InputError: ")[-1]  # a loader's worker wraps the error in its own traceback
+        print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
         sys.exit(2)
     if _is_main():
         print(json.dumps(result), flush=True)

@@ -79,6 +79,8 @@ def _load(config: TrainConfig, **kwargs) -> Any:
     try:
         return timm.create_model(config.model, pretrained=config.pretrained, **{**arguments, **kwargs})
     except OSError as error:
+        if config.model.startswith("local-dir:"):
+            raise InputError(f"--model {config.model} cannot be loaded: {error}") from error
         raise InputError(
             f"--model {config.model}: the weights are neither in the cache nor to be had from the Hub "
             f"({type(error).__name__}): check the network, HF_HUB_CACHE, or pass --no-pretrained"
@@ -94,7 +96,7 @@ def _is_differential(model: nn.Module) -> bool:
 def _convert(source: Any, config: TrainConfig) -> Any:
     settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
     try:
-        return from_vit(source, config.conversion, drop_path_rate=config.drop_path, **settings)
+        return from_vit(source, config.conversion, **settings)
     except ValueError as error:
         raise InputError(f"--model {config.model} --attn diff: {error}") from error
 
@@ -112,7 +114,7 @@ def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
     check_model(config)
     own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
     head = {} if own_head else {"num_classes": len(class_names)}
-    model = _load(config, drop_path_rate=config.drop_path, **head)
+    model = _load(config, drop_path_rate=config.drop_path or None, **head)
     if config.reset_head:
         model.reset_classifier(len(class_names))  # timm keeps a head of as many classes, whichever they are
     names = model.pretrained_cfg.get("label_names")

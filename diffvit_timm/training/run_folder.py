@@ -64,12 +64,14 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def save_best(self, model: nn.Module, class_names: list[str]) -> None:
-        """Replace best/; written aside first, so that a crash leaves the old one."""
-        aside, best = self.path / "best.new", self.path / "best"
+        """Replace best/; written aside first, so that a crash leaves the old one (at worst as best.old/)."""
+        aside, best, old = (self.path / name for name in ("best.new", "best", "best.old"))
         shutil.rmtree(aside, ignore_errors=True)
         save_pretrained(model, aside, label_names=class_names)
-        shutil.rmtree(best, ignore_errors=True)
+        if best.exists():
+            best.rename(old)
         aside.rename(best)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _plain(config: TrainConfig) -> dict:

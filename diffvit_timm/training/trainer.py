@@ -29,8 +29,8 @@ from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder, resolve_output
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a configuration.
+def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
+    """The accelerator of a configuration; trackers that write files write below `output`.
 
     Raises:
         InputError: a tracker that is not installed, fp16 without a GPU.
@@ -46,11 +46,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
+        project_dir=str(output),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
     return accelerator
 
 
@@ -86,7 +88,7 @@ class Trainer:
         self.splits = splits
         self.conversion = conversion
         self.output = broadcast_object_list([output])[0]  # ranks may have read the clock a second apart
-        self.run = RunFolder(self.output, config) if accelerator.is_main_process else None
+        self.run: RunFolder | None = None  # made by fit, so that bad settings leave nothing behind
 
         data_config = model_data_config(model)
         channels = data_config["input_size"][0]
@@ -97,6 +99,7 @@ class Trainer:
         self.val_loader = self._loader(ImageDataset(splits.val, evaluation, channels))
         self.test_loader = self._loader(ImageDataset(splits.test, evaluation, channels))
 
+        self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
         optimizer = build_optimizer(model, config)
         self.model, self.optimizer, self.train_loader, self.val_loader, self.test_loader = accelerator.prepare(
             model, optimizer, self.train_loader, self.val_loader, self.test_loader
@@ -110,11 +113,10 @@ class Trainer:
         if config.cutmix:
             mixes.append(v2.CutMix(alpha=config.cutmix, num_classes=len(splits.class_names)))
         self.mix = v2.RandomChoice(mixes) if mixes else None
-        self.lambda_start = next((layer.lambda_init.item() for layer in self._layers()), 0.0)
+        self.layers = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
+        self.lambda_starts = [layer.lambda_init.item() for layer in self.layers]
         self.step = 0
         self.last_lr = 0.0
-        if config.trackers:
-            accelerator.init_trackers(self.output.name, config={k: str(v) for k, v in vars(config).items()})
 
     def _loader(self, images: ImageDataset, shuffle: bool = False) -> Any:
         config = self.config
@@ -128,16 +130,8 @@ class Trainer:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _unwrapped(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _layers(self) -> list:
-        model = self._unwrapped()
-        return model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
-
     def _lambdas(self) -> list[float]:
-        model = self._unwrapped()
-        return model.lambda_per_layer() if isinstance(model, DiffVisionTransformer) else []
+        return self.net.lambda_per_layer() if self.layers else []
 
     def fit(self) -> dict:
         """Train; choose on validation; test once.
@@ -149,6 +143,11 @@ class Trainer:
             InputError: the loss became NaN or infinite, or an image did not decode.
         """
         config = self.config
+        if self.accelerator.is_main_process:
+            self.run = RunFolder(self.output, config)
+        if config.trackers:
+            settings = {key: str(value) for key, value in vars(config).items()}
+            self.accelerator.init_trackers(self.output.name, config=settings)
         # ranks must not share mixup's and drop path's draws
         set_seed(config.seed, device_specific=True)
         say(self._plan())
@@ -168,7 +167,7 @@ class Trainer:
             if val.accuracy > best:
                 best = val.accuracy
                 if self.run:
-                    self.run.save_best(self._unwrapped(), self.splits.class_names)
+                    self.run.save_best(self.net, self.splits.class_names)
         self.accelerator.wait_for_everyone()
         return self._finish(best, time.perf_counter() - start, train_seconds)
 
@@ -208,9 +207,8 @@ class Trainer:
         config = self.config
         if config.lambda_warmup:
             updates = config.lambda_warmup * self.updates_per_epoch
-            value = lambda_ramp(self.step + 1, self.lambda_start, config.lambda_target, updates)
-            for layer in self._layers():
-                layer.set_lambda_init(value)
+            for layer, start in zip(self.layers, self.lambda_starts, strict=True):
+                layer.set_lambda_init(lambda_ramp(self.step + 1, start, config.lambda_target, updates))
         if self.mix:
             images, labels = self.mix(images, labels)
         total = torch.zeros((), device=images.device)
@@ -272,10 +270,10 @@ class Trainer:
             self.accelerator.log({**numbers, **lambdas}, step=self.step)
 
     def _finish(self, best: float, seconds: float, train_seconds: float) -> dict:
-        self._unwrapped().load_state_dict(load_file(self.output / "best" / "model.safetensors"))
+        self.net.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
         test = self.evaluate(self.test_loader, "test")
         images = len(self.splits.train) * self.config.epochs
-        attn = getattr(self._unwrapped(), "attn", "timm")
+        attn = getattr(self.net, "attn", "timm")
         result = {
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
@@ -312,7 +310,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
         InputError: anything the user can mend; nothing is written then, unless training had begun.
     """
     output = resolve_output(config, recipe)
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config, output)
     check_model(config)
     splits = load_splits(config.dataset, config.image_column, config.label_column)
     report = source_report(config, splits.val) if accelerator.is_main_process else None

@@ -41,7 +41,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(capsys):
         console.run(failing(InputError("--lr 0 must be above 0\nand a second line of some library")))
     assert caught.value.code == 2
     captured = capsys.readouterr()
-    assert captured.err == "error: --lr 0 must be above 0\n"
+    assert captured.err == "error: --lr 0 must be above 0 and a second line of some library\n"
     assert not captured.out
 
 
@@ -52,13 +52,20 @@ def test_a_bug_keeps_its_traceback():
         console.run(failing(ValueError("not the user's")))
 
 
-def test_only_the_first_process_prints(capsys, monkeypatch):
+def test_other_processes_print_only_an_error_of_their_own(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     console.run(lambda: {"test_accuracy": 0.5})
+    console.say("a line")
+    assert capsys.readouterr() == ("", "")
+    waits = []
+    monkeypatch.setattr(
+        console.time, "sleep", waits.append
+    )  # the main process speaks first; the launcher ends the others
     with pytest.raises(SystemExit) as caught:
         console.run(failing(InputError("--lr 0 must be above 0")))
     assert caught.value.code == 2
-    assert capsys.readouterr() == ("", "")
+    assert waits
+    assert capsys.readouterr().err == "error: --lr 0 must be above 0\n"
 
 
 def test_a_corrupt_image_met_by_a_worker_is_still_one_line(make_image_folder, capsys):

@@ -1,10 +1,12 @@
 """The training loop, run for real on 36 small images: its folder, its arithmetic, and how it stops."""
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,10 +34,12 @@ def config(image_folder):
 def trainer(config, splits, tiny_model, tmp_path):
     """Function: options -> a Trainer; `shape` goes to the model, each run gets its own folder."""
 
+    numbers = itertools.count()
+
     def make(shape=None, **options):
-        output = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        output = tmp_path / f"run{next(numbers)}"
         cfg = config(**options)
-        return Trainer(cfg, make_accelerator(cfg), tiny_model(**(shape or {})), splits, output)
+        return Trainer(cfg, make_accelerator(cfg, output), tiny_model(**(shape or {})), splits, output)
 
     return make
 
@@ -224,7 +228,7 @@ def test_the_plain_twin_takes_the_same_options_and_has_no_lambda(trainer):
 def test_any_timm_model_trains(config, splits, tmp_path):
     model = timm.create_model("test_resnet", num_classes=3)
     cfg = config(epochs=1)
-    result = Trainer(cfg, make_accelerator(cfg), model, splits, tmp_path / "run").fit()
+    result = Trainer(cfg, make_accelerator(cfg, tmp_path), model, splits, tmp_path / "run").fit()
     assert result["lambda"] == []
     assert result["test_images"] == 18
 
@@ -346,10 +350,10 @@ def test_the_plan_says_what_was_derived(trainer, capsys):
 
 def test_what_this_machine_cannot_do_is_refused_by_option(config):
     with pytest.raises(InputError, match=r"^--trackers nonesuch is not installed"):
-        make_accelerator(config(trackers=("nonesuch",)))
+        make_accelerator(config(trackers=("nonesuch",)), Path("run"))
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"^--precision fp16 needs a GPU"):
-            make_accelerator(config(precision="fp16"))
+            make_accelerator(config(precision="fp16"), Path("run"))
 
 
 def test_a_grey_model_trains_on_grey_images(trainer):
@@ -407,7 +411,7 @@ from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 
 folder, output = sys.argv[1:]
 config = TrainConfig(folder, "tiny", epochs=2, batch_size=4, augment="crop", workers=0, log_every=1, grad_accum=2)
-accelerator = make_accelerator(config)
+accelerator = make_accelerator(config, Path(sys.argv[-1]))
 splits = load_splits(folder)
 torch.manual_seed(0)
 model = timm.create_model(
