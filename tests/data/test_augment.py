@@ -1,5 +1,6 @@
 """Augmentation: a function of seed, epoch and index alone; evaluation is timm's."""
 
+import pickle
 from importlib import metadata
 
 import numpy as np
@@ -155,3 +156,9 @@ def test_the_agpl_fork_of_albumentations_is_refused_by_name(monkeypatch):
     with pytest.raises(InputError, match=r"AGPL.*pip uninstall albumentationsx"):
         train_transform("crop", DATA_CONFIG)
     train_transform("none", DATA_CONFIG)  # which needs no albumentations
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_transforms_reach_loader_workers_that_are_not_forked(policy):
+    transform = pickle.loads(pickle.dumps(train_transform(policy, DATA_CONFIG)))
+    assert torch.equal(transform(noise(), 3), train_transform(policy, DATA_CONFIG)(noise(), 3))
