@@ -3,7 +3,7 @@
     python recipes/compare_conversions.py --dataset timm/oxford-iiit-pet
     python recipes/compare_conversions.py --dataset FOLDER --images 64          # a minute on 2 CPU cores
 
-The images only have to be of the kind that the source knows: their labels are not read. Results: recipes/README.md.
+The images only have to be of the kind that the source knows. Results: recipes/README.md.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import timm
 from diffvit_timm import conversion_report, from_vit
 from diffvit_timm.data import load_splits
 from diffvit_timm.training import image_batches, parse_config, run, say
+
+CALIBRATION_IMAGES = 256  # of the train split; their labels are not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class CompareConfig:
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
-    test = load_splits(config.dataset).test
+    splits = load_splits(config.dataset)
+    test, unlabelled = splits.test, splits.train.shuffle(seed=0)
     source: Any = timm.create_model(config.source, pretrained=True)
     head_dim = source.blocks[0].attn.head_dim
     halves, wide = (head_dim // 2, head_dim // 2), (head_dim * 3 // 4, head_dim - head_dim * 3 // 4)
@@ -41,6 +44,7 @@ def main() -> dict:
         f"svd, {halves}, lambda 0": lambda: from_vit(source, branch_dims=halves, lambda_init=0.0),
         f"svd, {halves}": lambda: from_vit(source, branch_dims=halves),
         f"svd, {wide} (the default)": lambda: from_vit(source),
+        f"calibrated, {wide}": lambda: from_vit(source, images=image_batches(source, unlabelled, CALIBRATION_IMAGES)),
     }
     result = {}
     say(f"{'conversion':32s}  agreement    KL (nats)  output error  seconds to convert")
