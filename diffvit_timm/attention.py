@@ -221,7 +221,7 @@ class DifferentialAttention(nn.Module):
             "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
         )
         if d1 != d2:  # no shape tells the cut: weights of another one would load and compute something else
-            self.register_buffer("branch_widths", torch.tensor([d1, d2], device=device))
+            self.register_buffer("branch_widths", torch.empty(2, dtype=torch.int64, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
