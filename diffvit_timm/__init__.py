@@ -1,6 +1,12 @@
 """Differential Vision Transformers for timm: importing this package registers the `diffvit_*` models."""
 
-from .attention import DifferentialAttention, differential_attention, differential_maps, lambda_init_schedule
+from .attention import (
+    DifferentialAttention,
+    DifferentialAttentionV2,
+    differential_attention,
+    differential_maps,
+    lambda_init_schedule,
+)
 from .conversion import convert_state_dict, from_vit, logit_rotation
 from .diffvit import DiffVisionTransformer
 from .report import ConversionReport, conversion_report
@@ -11,6 +17,7 @@ __all__ = [
     "ConversionReport",
     "DiffVisionTransformer",
     "DifferentialAttention",
+    "DifferentialAttentionV2",
     "conversion_report",
     "convert_state_dict",
     "differential_attention",

@@ -1,8 +1,9 @@
-"""Differential attention: the arithmetic of the paper, and the layer that calls it.
+"""Differential attention: the arithmetic of the paper, and the two layers that call it.
 
 `Differential Transformer` (V1) - https://arxiv.org/abs/2410.05258, equations 1 to 3
-Reference implementation: https://github.com/microsoft/unilm/tree/master/Diff-Transformer
-Parameter names, shapes and head order are those of timm.layers.DiffAttention, so state dicts travel both ways.
+`Differential Transformer V2` - https://huggingface.co/blog/microsoft/diff-attn-v2
+Reference implementations: https://github.com/microsoft/unilm/tree/master/Diff-Transformer
+V1's parameter names, shapes and head order are those of timm.layers.DiffAttention, so state dicts travel both ways.
 """
 
 import math
@@ -18,7 +19,16 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
-__all__ = ["DifferentialAttention", "differential_attention", "differential_maps", "lambda_init_schedule"]
+__all__ = [
+    "DifferentialAttention",
+    "DifferentialAttentionV2",
+    "differential_attention",
+    "differential_maps",
+    "lambda_init_schedule",
+    "split_branches",
+]
+
+BranchDims = tuple[int, int] | None
 
 
 def lambda_init_schedule(depth: int) -> float:
@@ -36,10 +46,21 @@ def _additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tens
     return None if bias is None else bias.to(q.dtype)
 
 
+def split_branches(
+    q: Tensor, k: Tensor, branch_dims: BranchDims
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """((q1, k1), (q2, k2)), the queries and keys of each branch; arguments as in `differential_maps`."""
+    if branch_dims is None:
+        q1, q2 = q.chunk(2, dim=-1)
+        return (q1, k), (q2, k)
+    d1 = branch_dims[0]
+    return (q[..., :d1], k[..., :d1]), (q[..., d1:], k[..., d1:])
+
+
 def differential_maps(
     q: Tensor,
     k: Tensor,
-    branch_dims: tuple[int, int],
+    branch_dims: BranchDims,
     scale: float,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -47,8 +68,8 @@ def differential_maps(
     """The two softmax maps of every head, before they are subtracted.
 
     Args:
-        q, k: (B, H, N, d1 + d2), the channels of branch 1 first.
-        branch_dims: (d1, d2), the widths of the two branches.
+        q, k: (B, H, N, d1 + d2), the channels of branch 1 first; V2: q (B, H, N, 2 d) and k (B, H, N, d).
+        branch_dims: (d1, d2), the widths of the two branches; None: both branches read all of k (V2).
         scale: factor on the logits of both branches.
         attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
         is_causal: a query sees no later key; combines with attn_mask.
@@ -57,10 +78,9 @@ def differential_maps(
         A1 and A2, (B, H, N, N) each; their rows sum to 1.
     """
     bias = _additive_mask(q, attn_mask, is_causal)
-    d1 = branch_dims[0]
-    q = q * scale
-    map1 = maybe_add_mask(q[..., :d1] @ k[..., :d1].transpose(-2, -1), bias).softmax(dim=-1)
-    map2 = maybe_add_mask(q[..., d1:] @ k[..., d1:].transpose(-2, -1), bias).softmax(dim=-1)
+    (q1, k1), (q2, k2) = split_branches(q * scale, k, branch_dims)
+    map1 = maybe_add_mask(q1 @ k1.transpose(-2, -1), bias).softmax(dim=-1)
+    map2 = maybe_add_mask(q2 @ k2.transpose(-2, -1), bias).softmax(dim=-1)
     return map1, map2
 
 
@@ -71,7 +91,7 @@ def differential_attention(
     k: Tensor,
     v: Tensor,
     lam: Tensor,
-    branch_dims: tuple[int, int],
+    branch_dims: BranchDims,
     scale: float,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
@@ -99,10 +119,14 @@ def differential_attention(
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
         return (map1 - lam * map2) @ v
 
-    # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: stack [q1, 0] and [0, q2] as 2N
-    # queries over the one [k1, k2] and v; the zeros contribute exactly nothing to the logits.
-    d1, d2 = branch_dims
-    q = torch.cat([F.pad(q[..., :d1], [0, d2]), F.pad(q[..., d1:], [d1, 0])], dim=-2)
+    # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: 2N queries over the one k and v. In
+    # V1 these are [q1, 0] and [0, q2] over [k1, k2]; the zeros contribute exactly nothing to the logits.
+    if branch_dims is None:
+        q1, q2 = q.chunk(2, dim=-1)
+    else:
+        d1, d2 = branch_dims
+        q1, q2 = F.pad(q[..., :d1], [0, d2]), F.pad(q[..., d1:], [d1, 0])
+    q = torch.cat([q1, q2], dim=-2)
     bias = _additive_mask(k, attn_mask, is_causal)
     if bias is not None and bias.shape[-2] != 1:
         bias = torch.cat([bias, bias], dim=-2)
@@ -256,8 +280,8 @@ class DifferentialAttention(nn.Module):
             errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {tuple(widths.tolist())} there")
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
-    def compute_lambda(self) -> Tensor:
-        """lambda, a float32 scalar (equation 2)."""
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        """lambda, a float32 scalar, the same for all tokens x (equation 2)."""
         if self.dual_lambda:
             return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
         lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
@@ -274,6 +298,114 @@ class DifferentialAttention(nn.Module):
             k = self.k_norm(k.reshape(pair)).flatten(-2)
         return q, k, v
 
+    def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """What goes into the output projection, (B, N, dim); arguments as in `forward`."""
+        q, k, v = self.project_qkv(x)
+        x = differential_attention(
+            q,
+            k,
+            v,
+            self.compute_lambda(x).to(q.dtype),
+            self.branch_dims,
+            self.scale,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            fused=self.fused_attn,
+        )
+        if self.head_norm:
+            x = self.sub_norm(x) * (1 - self.lambda_init)
+        return self.norm(x.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """
+        Args:
+            x: tokens, (B, N, dim).
+            attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
+            is_causal: a query sees no later key.
+
+        Returns:
+            (B, N, dim)
+        """
+        return self.proj_drop(self.proj(self.attend(x, attn_mask, is_causal)))
+
+
+class DifferentialAttentionV2(nn.Module):
+    """Multi-head differential self-attention, version 2: two queries a head over one key and value, and no norm.
+
+    `lambda = sigmoid(lambda_proj(x) + logit(lambda_init))`, a number a token and head; `lambda_init` is a buffer, and
+    with 0.5 this is the authors' layer. Rows of `qkv`: the queries of head i at 2i (branch 1) and 2i + 1 (branch 2),
+    as in theirs, then the keys, then the values.
+    """
+
+    fused_attn: torch.jit.Final[bool]
+    lambda_init: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        lambda_init: float = 0.5,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            dim: width of the tokens.
+            num_heads: number of heads, each with a pair of maps; a head is `dim / num_heads` wide.
+            qkv_bias, proj_bias: biases of the projections.
+            attn_drop, proj_drop: dropout on the maps, and after the output projection.
+            lambda_init: lambda where lambda_proj gives 0.
+
+        Raises:
+            ValueError: widths that do not divide, or a lambda_init that no sigmoid gives.
+        """
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
+        if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
+            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: V2's lambda is a sigmoid")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.branch_dims = None  # both branches read all of k
+        self.scale = self.head_dim**-0.5
+        self.fused_attn = use_fused_attn()
+        self._lambda_start = float(lambda_init)
+
+        self.qkv = nn.Linear(dim, dim * 4, bias=qkv_bias, **dd)
+        self.lambda_proj = nn.Linear(dim, num_heads, bias=False, **dd)
+        self.register_buffer("lambda_init", torch.empty((), device=device, dtype=torch.float32))
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill lambda_init (the projections initialise themselves, or the model does)."""
+        self.lambda_init.fill_(self._lambda_start)
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """Set lambda_init in place."""
+        self.lambda_init.fill_(value)
+
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        """lambda of tokens x (B, N, dim): (B, H, N, 1), float32."""
+        logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())
+        return torch.sigmoid(logits).transpose(1, 2).unsqueeze(-1)
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, N, 2 head widths), branch 1 first, k and v (B, H, N, head width) of tokens x (B, N, dim)."""
+        B, N, dim = x.shape
+        q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
+        q, k, v = (t.reshape(B, N, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        return q, k, v
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """
         Args:
@@ -285,11 +417,11 @@ class DifferentialAttention(nn.Module):
             (B, N, dim)
         """
         q, k, v = self.project_qkv(x)
-        x = differential_attention(
+        out = differential_attention(
             q,
             k,
             v,
-            self.compute_lambda().to(q.dtype),
+            self.compute_lambda(x).to(q.dtype),
             self.branch_dims,
             self.scale,
             attn_mask=attn_mask,
@@ -297,7 +429,4 @@ class DifferentialAttention(nn.Module):
             dropout_p=self.attn_drop.p if self.training else 0.0,
             fused=self.fused_attn,
         )
-        if self.head_norm:
-            x = self.sub_norm(x) * (1 - self.lambda_init)
-        x = self.norm(x.transpose(1, 2).flatten(2))
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))

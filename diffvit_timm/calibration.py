@@ -1,16 +1,21 @@
-"""Second moments of a plain ViT's queries and keys on images, for the `calibrated` conversion."""
+"""Conversion by images: moments and least squares for `calibrated`, similarity of maps for `pairs`."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 
 import torch
 from timm.layers import Attention
 from timm.models import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["logit_moments"]
+from .observe import observe_inputs
+
+__all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_queries_and_keys"]
 
 # Share of the mean energy added to every direction: those that a handful of images never showed stay in the rotation.
 RIDGE = 1e-6
+# The same of the least squares, which stay that close to the projection that they start from.
+FIT_RIDGE = 1e-2
 
 
 def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,21 +25,6 @@ def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Ten
     return qkv[0], qkv[1]
 
 
-def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images in batches, on the model's device and in its dtype."""
-    like = next(model.parameters())
-    return (batch.to(like) for batch in (images.split(16) if isinstance(images, Tensor) else images))
-
-
-def _accumulate(attn: Attention, tokens: Tensor, gram_q: Tensor, gram_k: Tensor) -> None:
-    q, k = plain_queries_and_keys(attn, tokens)
-    k = k - k.mean(dim=2, keepdim=True)  # what all keys of an image share changes no softmax
-    for gram, rows in ((gram_q, q), (gram_k, k)):
-        rows = rows.transpose(0, 1).flatten(1, 2).double()  # (H, B N, d)
-        gram += rows.mT @ rows / tokens.shape[1]
-
-
-@torch.inference_mode()
 def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Second moments of each head's queries and keys, block by block.
 
@@ -53,29 +43,92 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
     """
     layers = [block.attn for block in source.blocks]
     device = next(source.parameters()).device
-    grams = [
-        tuple(torch.zeros(a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64, device=device) for _ in range(2))
-        for a in layers
-    ]
-    hooks = [
-        attn.register_forward_pre_hook(lambda module, args, pair=pair: _accumulate(module, args[0], *pair))
-        for attn, pair in zip(layers, grams, strict=True)
-    ]
-    mode, count = source.training, 0
-    try:
-        source.eval()
-        for batch in batches_for(source, images):
-            source.forward_features(batch)
-            count += len(batch)
-    finally:
-        source.train(mode)
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise ValueError("images is empty: calibration needs at least one image")
+    grams = [torch.zeros(2, a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64, device=device) for a in layers]
+
+    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
+        q, k = plain_queries_and_keys(attn, tokens)
+        k = k - k.mean(dim=2, keepdim=True)  # what all keys of an image share changes no softmax
+        for gram, rows in zip(grams[index], (q, k), strict=True):
+            rows = rows.transpose(0, 1).flatten(1, 2).double()  # (H, B N, d)
+            gram += rows.mT @ rows / tokens.shape[1]
+
+    count = observe_inputs(source, layers, images, accumulate)
     return [(_ridged(gram_q / count), _ridged(gram_k / count)) for gram_q, gram_k in grams]
 
 
 def _ridged(gram: Tensor) -> Tensor:
     energy = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     return gram + RIDGE * energy * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def fit_projections(source: VisionTransformer, model: VisionTransformer, images: Tensor | Iterable[Tensor]) -> None:
+    """Set each `proj` of a converted net, in place, to what brings its attention output nearest to the source's.
+
+    Ridge regression of the source's attention output, on the source's own tokens, on the input of `proj`, layer by
+    layer: it gives back part of what the second branch and lambda took.
+
+    Args:
+        source: the plain timm VisionTransformer, not changed.
+        model: converted from it, in evaluation mode.
+        images: as in `logit_moments`; tokens should outnumber the model's width many times (64 images do).
+
+    Raises:
+        ValueError: no images.
+    """
+    layers = model.differential_layers()
+    device, bias = next(source.parameters()).device, layers[0].proj.bias is not None
+    size = source.embed_dim + bias
+    grams = [torch.zeros(size, size + source.embed_dim, dtype=torch.float64, device=device) for _ in layers]
+
+    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
+        heads, target = (t.flatten(0, 1).double() for t in (layers[index].attend(tokens), attn.forward(tokens)))
+        if bias:
+            heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
+        grams[index] += heads.T @ torch.cat([heads, target], dim=1)
+
+    observe_inputs(source, [block.attn for block in source.blocks], images, accumulate)
+    for layer, gram in zip(layers, grams, strict=True):
+        xx, xy = gram[:, :size], gram[:, size:]
+        start = torch.cat([layer.proj.weight.T, layer.proj.bias[None]] if bias else [layer.proj.weight.T]).double()
+        ridge = FIT_RIDGE * xx.diagonal()[: source.embed_dim].mean()
+        fitted = torch.linalg.solve(xx + ridge * torch.eye(size).to(xx), xy + ridge * start)
+        with torch.no_grad():
+            layer.proj.weight.copy_(fitted[: source.embed_dim].T)
+            if bias:
+                layer.proj.bias.copy_(fitted[-1])
+
+
+def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> list[list[int]]:
+    """The order of each block's heads in which neighbours (0, 1), (2, 3), ... have the most similar maps.
+
+    The pairs minimise the sum of the squared distances of their maps, by a perfect matching (Edmonds, 1965).
+
+    Args:
+        source: a plain timm VisionTransformer with an even number of heads, not changed.
+        images: as in `logit_moments`.
+
+    Raises:
+        ValueError: no images.
+    """
+    layers = [block.attn for block in source.blocks]
+    device = next(source.parameters()).device
+    grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64, device=device) for a in layers]
+
+    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
+        q, k = plain_queries_and_keys(attn, tokens)
+        maps = ((q * attn.scale) @ k.mT).softmax(dim=-1).transpose(0, 1).flatten(1)
+        grams[index] += (maps @ maps.T).double()
+
+    observe_inputs(source, layers, images, accumulate)
+    return [_matching_order(gram) for gram in grams]
+
+
+def _matching_order(gram: Tensor) -> list[int]:
+    import networkx  # slow to import, and for this alone
+
+    energy = gram.diagonal()
+    distance = energy[:, None] + energy[None] - 2 * gram
+    graph = networkx.Graph()
+    graph.add_weighted_edges_from((i, j, distance[i, j].item()) for i, j in itertools.combinations(range(len(gram)), 2))
+    pairs = sorted(sorted(pair) for pair in networkx.min_weight_matching(graph))
+    return [head for pair in pairs for head in pair]

@@ -2,38 +2,59 @@
 
 A head of width d has logits `q . k / sqrt(d)`. Rotating q and k jointly leaves them unchanged, so the rotation is free
 to put as much of the logits as possible into the first d1 channels: branch 1 then is close to the pretrained map, and
-branch 2, the d2 channels that are left, starts as a weak correction under a small lambda.
+branch 2, the d2 channels that are left, starts as a weak correction under a small lambda. Version 2 has room for two
+whole maps, and holds the pretrained network exactly.
 
     model = diffvit_timm.from_vit('deit_tiny_patch16_224.fb_in1k')
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
-from timm.layers import (
-    Attention,
-    GELUTanh,
-    GluMlp,
-    LayerNorm,
-    Mlp,
-    PatchEmbed,
-    QuickGELU,
-    RmsNorm,
-    get_device_dtype,
-)
+from timm.layers import get_device_dtype
 from timm.models import VisionTransformer, filter_pretrained_cfg, is_model
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
-from .attention import DifferentialAttention
-from .calibration import logit_moments
+from .attention import DifferentialAttention, DifferentialAttentionV2
+from .calibration import fit_projections, head_pairs, logit_moments
+from .observe import batches_for
+from .sources import check_source, vit_args
 
-__all__ = ["METHODS", "convert_state_dict", "from_vit", "is_differential", "logit_rotation"]
+__all__ = [
+    "METHODS",
+    "convert_state_dict",
+    "from_vit",
+    "is_differential",
+    "logit_rotation",
+    "pairs_kwargs",
+    "resolve_method",
+]
 
-DATA_FREE_METHODS = ("svd", "slice")
-METHODS = (*DATA_FREE_METHODS, "calibrated")
+FIT_IMAGES = 128  # held in memory for the least squares of `calibrated`: images are read once
+
+# Of each attention; the first is the default where there are no images.
+METHODS = {"diff": ("svd", "slice", "pairs", "calibrated"), "diff_v2": ("mirror",)}
+
+
+def resolve_method(method: str | None, attn: str, with_images: bool = False) -> str:
+    """The method by name, or the default of an attention.
+
+    Raises:
+        ValueError: a method unknown or of another attention, or one that goes without images or cannot.
+    """
+    if attn not in METHODS:
+        raise ValueError(f"attn={attn!r}: conversion is to {' or '.join(map(repr, METHODS))}")
+    method = method or ("calibrated" if with_images and attn == "diff" else METHODS[attn][0])
+    if method not in METHODS[attn]:
+        choices = "; ".join(f"attn={a!r} has {', '.join(map(repr, m))}" for a, m in METHODS.items())
+        raise ValueError(f"conversion {method!r} is not one of attn={attn!r}: {choices}")
+    if method == "calibrated" and not with_images:
+        raise ValueError("conversion 'calibrated' needs images: from_vit(..., images=...)")
+    if with_images and method not in ("calibrated", "pairs"):
+        raise ValueError(f"conversion {method!r} reads no images: leave them out, or choose 'calibrated'")
+    return method
 
 
 def _matrix_root(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,80 +88,95 @@ def logit_rotation(gram_q: Tensor, gram_k: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is a Diff-ViT's (ours or timm's)."""
-    return any(key.endswith((".lambda_q1", ".lambda_a")) for key in state_dict)
+    return any(key.endswith((".lambda_q1", ".lambda_a", ".lambda_proj.weight")) for key in state_dict)
+
+
+def _rotate(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Heads (H, d, dim + 1), the bias last, rotated so that their first channels carry the most."""
+    if moments is None:
+        # Tokens taken as white, bar the constant that carries the bias of q; that of k changes no softmax.
+        moments = q @ q.mT, k[..., :-1] @ k[..., :-1].mT
+    rotate_q, rotate_k = logit_rotation(*moments)
+    k = rotate_k @ k
+    k[..., -1] = 0
+    return rotate_q @ q, k
 
 
 def _convert_layer(
-    plain: dict[str, Tensor], layer: DifferentialAttention, method: str, moments: tuple[Tensor, Tensor] | None
+    plain: dict[str, Tensor],
+    layer: DifferentialAttention | DifferentialAttentionV2,
+    method: str,
+    calibration: tuple[Tensor, Tensor] | list[int] | None,
 ) -> dict[str, Tensor]:
     """The state dict of `layer` from that of timm's Attention, names without their prefix."""
     weight = plain["qkv.weight"]
     bias = plain.get("qkv.bias", weight.new_zeros(weight.shape[0]))
-    heads = (3, layer.num_heads, layer.head_dim)
-    q_weight, k_weight, v_weight = weight.double().reshape(*heads, -1)
-    q_bias, k_bias, v_bias = bias.double().reshape(*heads, 1)
+    dim = weight.shape[1]
+    num_heads = layer.num_heads * (2 if method == "pairs" else 1)
+    q, k, v = torch.cat([weight, bias.unsqueeze(-1)], dim=-1).double().reshape(3, num_heads, dim // num_heads, dim + 1)
+    proj = plain["proj.weight"].double()
 
-    if method != "slice":
-        if moments is None:
-            # Tokens taken as white, bar the constant that carries the bias of q; that of k changes no softmax.
-            q_rows = torch.cat([q_weight, q_bias], dim=-1)
-            moments = q_rows @ q_rows.mT, k_weight @ k_weight.mT
-        rotate_q, rotate_k = logit_rotation(*moments)
-        q_weight, q_bias = rotate_q @ q_weight, rotate_q @ q_bias
-        k_weight, k_bias = rotate_k @ k_weight, torch.zeros_like(k_bias)
+    if method in ("svd", "calibrated"):
+        assert not isinstance(calibration, list)
+        q, k = _rotate(q, k, calibration)
+    elif method == "pairs" and calibration is not None:
+        q, k, v = q[calibration], k[calibration], v[calibration]
+        proj = proj.reshape(dim, num_heads, -1)[:, calibration].flatten(1)
+    elif method == "mirror":
+        q = torch.stack([q, q], dim=1)
+    q = q * ((dim // num_heads) ** -0.5 / layer.scale)
 
-    # The pretrained softmax scale is head_dim ** -0.5, the layer's (head_dim / 2) ** -0.5.
-    q_weight, q_bias = q_weight * 2**-0.5, q_bias * 2**-0.5
-    # Rows of A1 - lambda A2 sum to 1 - lambda: give the values their mass back.
-    lam = layer.lambda_init.item()
     state: dict[str, Tensor] = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     made_here = {"qkv.bias", "proj.bias", *(name for name in state if name.startswith(("lambda_", "branch_")))}
     wrong = (plain.keys() - state.keys()) | (state.keys() - plain.keys() - made_here)
     if wrong:
         raise ValueError(f"{', '.join(sorted(wrong))}: only in one of source and model; give both the same settings")
-    state["qkv.weight"] = torch.stack([q_weight, k_weight, v_weight]).reshape(weight.shape).to(weight.dtype)
+    rows = torch.cat([heads.reshape(-1, dim + 1) for heads in (q, k, v)]).to(weight.dtype)
+    state["qkv.weight"] = rows[:, :-1].contiguous()
     if "qkv.bias" in state:
-        state["qkv.bias"] = torch.stack([q_bias, k_bias, v_bias]).reshape(bias.shape).to(weight.dtype)
-    state["proj.weight"] = (plain["proj.weight"].double() / (1 - lam)).to(weight.dtype)
+        state["qkv.bias"] = rows[:, -1].contiguous()
+    # Rows of A1 - lambda A2 sum to 1 - lambda: give the values their mass back.
+    state["proj.weight"] = (proj / (1 - layer.lambda_init.item())).to(weight.dtype)
     if "proj.bias" in state:
         state["proj.bias"] = plain.get("proj.bias", torch.zeros_like(state["proj.bias"]))
-    # Equal, not zero, vectors: lambda is exactly lambda_init, and its gradient is alive.
-    state["lambda_q2"], state["lambda_k2"] = state["lambda_q1"].clone(), state["lambda_k1"].clone()
+    if isinstance(layer, DifferentialAttention):
+        # Equal, not zero, vectors: lambda is exactly lambda_init, and its gradient is alive.
+        state["lambda_q2"], state["lambda_k2"] = state["lambda_q1"].clone(), state["lambda_k1"].clone()
+    else:
+        state["lambda_proj.weight"].zero_()  # lambda is lambda_init for every token
     return state
 
 
 def convert_state_dict(
     state_dict: Mapping[str, Tensor],
     model: VisionTransformer,
-    method: str = "svd",
-    moments: Sequence[tuple[Tensor, Tensor]] | None = None,
+    method: str | None = None,
+    calibration: Sequence[tuple[Tensor, Tensor]] | Sequence[list[int]] | None = None,
 ) -> dict[str, Tensor]:
     """The weights of a plain ViT as those of `model`, a Diff-ViT of the same shape.
 
     Args:
         state_dict: of a plain timm VisionTransformer; not changed.
-        model: whose attention layers say head count, branch widths and lambda_init.
-        method: 'svd' rotates each head so that branch 1 carries the most (see `logit_rotation`), from the weights
-            alone; 'calibrated' does so for the tokens of real images; 'slice' cuts the head's channels in order, the
-            naive baseline.
-        moments: of `logit_moments`, for 'calibrated'.
+        model: a DiffVisionTransformer; its attention layers say head count, branch widths and lambda_init.
+        method: for attn='diff' 'svd' rotates each head so that branch 1 carries the most (see `logit_rotation`), from
+            the weights alone; 'calibrated' does so for the tokens of real images ('from_vit' then fits the output
+            projections too, see `fit_projections`); 'slice' cuts the head's channels in
+            order, the naive baseline; 'pairs' makes one head of two, a branch each, as the paper does in its nets of
+            equal size, so `model` has half the source's heads. For attn='diff_v2' 'mirror' gives both branches the
+            pretrained map: exactly the source's function. None: the default of `resolve_method`.
+        calibration: of `logit_moments` for 'calibrated'; of `head_pairs` for 'pairs', which without pairs neighbours.
 
     Raises:
-        ValueError: an unknown method, 'calibrated' without moments or moments without it, or a layer that cannot hold
-            a pretrained head.
+        ValueError: a method unknown or of another attention, 'calibrated' without moments, or a layer that cannot
+            hold a pretrained head.
         RuntimeError: a checkpoint without the weights of a plain attention layer.
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not known: choose one of {', '.join(map(repr, METHODS))}")
-    if (method == "calibrated") != (moments is not None):
-        raise ValueError(f"method={method!r}: 'calibrated' needs images to read the moments from, the others none")
+    method = resolve_method(method, model.attn, calibration is not None)
     converted = dict(state_dict)
     for index, block in enumerate(model.blocks):
         layer = block.attn
-        if layer.head_norm:
-            raise ValueError("head_norm=True normalises away what pretrained heads know: convert with head_norm=False")
-        if layer.lambda_init.item() >= 1:
-            raise ValueError(f"lambda_init={layer.lambda_init.item():g} leaves nothing of the first map: start below 1")
+        if isinstance(layer, DifferentialAttention):
+            _check_layer(layer, method)
         prefix = f"blocks.{index}.attn."
         plain = {key.removeprefix(prefix): converted.pop(key) for key in state_dict if key.startswith(prefix)}
         if any(key.startswith(("q_norm.", "k_norm.")) for key in plain):
@@ -149,82 +185,28 @@ def convert_state_dict(
         lost = {"qkv.weight", "proj.weight"} - plain.keys() | plain.keys() - known
         if lost:
             raise RuntimeError(f"{prefix}*: {', '.join(sorted(lost))} missing or unknown to a plain attention layer")
-        pair = None if moments is None else moments[index]
-        converted.update({prefix + name: tensor for name, tensor in _convert_layer(plain, layer, method, pair).items()})
+        one = None if calibration is None else calibration[index]
+        converted.update({prefix + name: tensor for name, tensor in _convert_layer(plain, layer, method, one).items()})
     return converted
 
 
-def _check_source(source: nn.Module) -> None:
-    """Refuse, in one sentence, a network that has no exact place in a Diff-ViT."""
-    name = type(source).__name__
-    reasons = {
-        "Eva": "rotary or relative position embeddings act on its queries and keys",
-        "Beit": "a relative position bias is added to its logits",
-        "VisionTransformerRelPos": "a relative position bias is added to its logits",
-        "SwinTransformer": "its attention is windowed and has a relative position bias",
-    }
-    if not isinstance(source, VisionTransformer) or hasattr(source, "head_dist"):
-        reason = reasons.get(name, "only timm's VisionTransformer is covered")
-        raise ValueError(f"{name} cannot be converted: {reason}")
-    if type(source.patch_embed) is not PatchEmbed:
-        raise ValueError(f"{name} cannot be converted: its patches come from a {type(source.patch_embed).__name__}")
-    for index, block in enumerate(source.blocks):
-        attn = block.attn
-        if type(block) is not Block or type(attn) is not Attention:
-            kind = f"{type(block).__name__} with {type(attn).__name__}"
-            raise ValueError(f"{name} cannot be converted: block {index} is a {kind}, not timm's Block with Attention")
-        if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, RmsNorm):
-            kind = f"{type(block.mlp).__name__} and {type(block.norm1).__name__}"
-            raise ValueError(f"{name} cannot be converted: block {index} has {kind}, not an MLP and a norm known here")
-        if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
-            raise ValueError(f"{name} cannot be converted: qk_norm normalises its queries and keys")
-        if getattr(attn, "gate", None) is not None or not isinstance(attn.norm, nn.Identity):
-            raise ValueError(f"{name} cannot be converted: block {index} gates or normalises its attention output")
+def _check_layer(layer: DifferentialAttention, method: str) -> None:
+    """Refuse a layer that cannot hold pretrained heads."""
+    if layer.head_norm:
+        raise ValueError("head_norm=True normalises away what pretrained heads know: convert with head_norm=False")
+    if layer.lambda_init.item() >= 1:
+        raise ValueError(f"lambda_init={layer.lambda_init.item():g} leaves nothing of the first map: start below 1")
+    if method == "pairs" and layer.branch_dims[0] != layer.branch_dims[1]:
+        raise ValueError(
+            f"conversion 'pairs' gives a branch to each head of a pair: branch_dims={layer.branch_dims} differ"
+        )
 
 
-def _vit_args(source: VisionTransformer) -> dict:
-    """Constructor arguments of `source`, read off its modules; all but a gated MLP can be saved."""
-    block = source.blocks[0]
-    norm, act = type(block.norm1).__name__.lower(), type(block.mlp.act)
-    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", GELUTanh: "gelu_tanh", nn.SiLU: "silu", nn.ReLU: "relu"}
-    drop_path = source.blocks[-1].drop_path1
-    args: dict = dict(
-        img_size=source.patch_embed.img_size,
-        patch_size=source.patch_embed.patch_size,
-        in_chans=source.in_chans,
-        num_classes=source.num_classes,
-        global_pool=source.global_pool,
-        embed_dim=source.embed_dim,
-        depth=len(source.blocks),
-        num_heads=block.attn.num_heads,
-        mlp_ratio=block.mlp.fc1.out_features / source.embed_dim,
-        qkv_bias=block.attn.qkv.bias is not None,
-        proj_bias=block.attn.proj.bias is not None,
-        init_values=None if isinstance(block.ls1, nn.Identity) else block.ls1.gamma.abs().mean().item(),
-        class_token=source.has_class_token,
-        pos_embed="none" if source.pos_embed is None else "learn",
-        no_embed_class=source.no_embed_class,
-        reg_tokens=source.num_reg_tokens,
-        pre_norm=not isinstance(source.norm_pre, nn.Identity),
-        final_norm=not all(isinstance(norm, nn.Identity) for norm in (source.norm, source.fc_norm)),
-        fc_norm=not isinstance(source.fc_norm, nn.Identity),
-        pool_include_prefix=source.pool_include_prefix,
-        dynamic_img_size=source.dynamic_img_size,
-        dynamic_img_pad=source.patch_embed.dynamic_img_pad,
-        drop_rate=source.head_drop.p,
-        pos_drop_rate=source.pos_drop.p,
-        patch_drop_rate=getattr(source.patch_drop, "prob", 0.0),
-        proj_drop_rate=block.attn.proj_drop.p,
-        attn_drop_rate=block.attn.attn_drop.p,
-        drop_path_rate=getattr(drop_path, "drop_prob", 0.0),
-        norm_layer=norm,
-        norm_eps=block.norm1.eps,
-        act_layer=names.get(act, act),
-    )
-    if isinstance(block.mlp, GluMlp):
-        gated: Callable = GluMlp
-        args["mlp_layer"] = functools.partial(gated, gate_last=block.mlp.gate_last)
-    return args
+def pairs_kwargs(num_heads: int, head_dim: int) -> dict:
+    """The heads of a model that 'pairs' makes of `num_heads` plain ones of width `head_dim`."""
+    if num_heads % 2:
+        raise ValueError(f"conversion 'pairs' makes one head of two: {num_heads} heads do not pair")
+    return dict(num_heads=num_heads // 2, branch_dims=(head_dim, head_dim))
 
 
 def from_vit(
@@ -237,10 +219,11 @@ def from_vit(
 
     Args:
         source: a timm VisionTransformer, not changed, or the name of one to load (`local-dir:` and `hf-hub:` too).
-        method: as in `convert_state_dict`; None is 'calibrated' where there are images, 'svd' where there are none.
+        method: as in `convert_state_dict`; None is 'calibrated' where there are images, 'svd' where there are none,
+            and 'mirror' with attn='diff_v2'.
         images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source wants them, or batches of
             such, read once; 256 do.
-        **model_kwargs: settings of the Diff-ViT: lambda_init, branch_dims, drop_path_rate, ...
+        **model_kwargs: settings of the Diff-ViT: attn, lambda_init, branch_dims, drop_path_rate, ...
 
     Returns:
         A DiffVisionTransformer on the source's device, in its dtype and mode, ready for timm's own saving.
@@ -248,23 +231,44 @@ def from_vit(
     Raises:
         ValueError: a source that cannot be converted, with the reason; images where the method reads none.
     """
+    method = resolve_method(method, model_kwargs.get("attn", "diff"), images is not None)
     if isinstance(source, str):
         source = timm.create_model(source, pretrained=True)
-    _check_source(source)
-    args = _vit_args(source)
+    check_source(source)
+    args = vit_args(source)
+    if method == "pairs":
+        if args["global_pool"] == "map":
+            raise ValueError(
+                "conversion 'pairs' halves the heads, and the attention pooling of this source would lose its"
+            )
+        args |= pairs_kwargs(args["num_heads"], source.embed_dim // args["num_heads"])
     cfg = getattr(source, "pretrained_cfg", None) or dict(
         input_size=(source.in_chans, *args["img_size"]), classifier="head", first_conv="patch_embed.proj"
     )
     sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
     variant = f"diffvit_{sizes.get(source.embed_dim)}_patch{args['patch_size'][0]}"
     variant = variant if is_model(variant) else "diffvit_base_patch16"
-    model = timm.create_model(
+    model: Any = timm.create_model(
         variant,
         pretrained_cfg={**filter_pretrained_cfg(cfg, remove_source=True), "architecture": variant},
         **{**args, **model_kwargs},
         **get_device_dtype(source),
     )
-    method = method or ("svd" if images is None else "calibrated")
-    moments = None if images is None else logit_moments(source, images)
-    model.load_state_dict(convert_state_dict(source.state_dict(), model, method, moments))
+    calibration: Any = None
+    seen: list[Tensor] = []
+    if images is not None:
+        batches = _keep_first(batches_for(source, images), FIT_IMAGES, seen)
+        calibration = head_pairs(source, batches) if method == "pairs" else logit_moments(source, batches)
+    model.load_state_dict(convert_state_dict(source.state_dict(), model, method, calibration))
+    if method == "calibrated":
+        fit_projections(source, model.eval(), seen)
     return model.train(source.training)
+
+
+def _keep_first(batches: Iterable[Tensor], most: int, kept: list[Tensor]) -> Iterator[Tensor]:
+    """The batches as they come; `kept` holds their first `most` images afterwards."""
+    for batch in batches:
+        room = most - sum(map(len, kept))
+        if room > 0:
+            kept.append(batch[:room])
+        yield batch

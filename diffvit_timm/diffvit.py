@@ -7,6 +7,7 @@
 The pretrained tags name plain ViT checkpoints that timm hosts on the Hub; loading one converts it (conversion.py).
 
 Papers: `Differential Transformer` - https://arxiv.org/abs/2410.05258
+        `Differential Transformer V2` - https://huggingface.co/blog/microsoft/diff-attn-v2
         `An Image is Worth 16x16 Words` - https://arxiv.org/abs/2010.11929
 """
 
@@ -27,12 +28,12 @@ from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .attention import DifferentialAttention
-from .conversion import DATA_FREE_METHODS, convert_state_dict, is_differential
+from .attention import DifferentialAttention, DifferentialAttentionV2
+from .conversion import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
 
 __all__ = ["DiffVisionTransformer"]
 
-ATTENTIONS = ("diff", "plain")
+ATTENTIONS = ("diff", "diff_v2", "plain")
 
 
 class DiffBlock(Block):
@@ -85,15 +86,68 @@ class DiffBlock(Block):
         )
 
 
+class DiffBlockV2(Block):
+    """timm's pre-norm transformer block with version 2 of differential attention.
+
+    Args:
+        dim, num_heads, ...: as in timm.models.vision_transformer.Block.
+        lambda_init: as in DifferentialAttentionV2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_attn_norm: bool = False,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        lambda_init: float = 0.5,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ) -> None:
+        if qk_norm or scale_attn_norm:
+            raise ValueError("attn='diff_v2' has no norms: leave out qk_norm and scale_attn_norm")
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, num_heads, proj_bias=proj_bias, proj_drop=proj_drop, **dd, **kwargs)
+        self.attn = DifferentialAttentionV2(
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            proj_bias=proj_bias,
+            attn_drop=attn_drop,
+            proj_drop=proj_drop,
+            lambda_init=lambda_init,
+            **dd,
+        )
+
+
+def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None, branch_dims):
+    """The block of an attention, with the settings that were given; the rest are the layer's defaults."""
+    settings = dict(head_norm=head_norm, lambda_init=lambda_init, branch_dims=branch_dims)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if attn == "plain":
+        return Block
+    if attn == "diff":
+        return partial(DiffBlock, **given)
+    for name in ("head_norm", "branch_dims"):
+        if given.pop(name, None):
+            raise ValueError(f"{name}={settings[name]!r} is a setting of attn='diff'; attn='diff_v2' has none such")
+    return partial(DiffBlockV2, **given)
+
+
 class DiffVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer whose attention is one keyword: 'diff', or 'plain' for the twin of the same shape."""
+    """timm's VisionTransformer whose attention is one keyword: 'diff', 'diff_v2' or 'plain', its twin without."""
 
     def __init__(
         self,
         *,
         attn: str = "diff",
-        head_norm: bool = True,
-        lambda_init: float | str = "schedule",
+        head_norm: bool | None = None,
+        lambda_init: float | str | None = None,
         branch_dims: tuple[int, int] | None = None,
         norm_eps: float | None = None,
         norm_layer=None,
@@ -101,46 +155,42 @@ class DiffVisionTransformer(VisionTransformer):
     ) -> None:
         """
         Args:
-            attn: 'diff' or 'plain'; plain is timm's own Attention and ignores the three settings that follow.
-            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init` (the paper; off in converted nets).
-            lambda_init: a number, or 'schedule' for the paper's schedule over the blocks.
+            attn: 'diff' (the paper's), 'diff_v2' (its authors' second version: twice the queries, lambda a token and
+                head) or 'plain' (timm's own Attention; ignores the three settings that follow).
+            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init` (the paper, and the default; off in
+                converted nets). Only of 'diff'.
+            lambda_init: a number, or 'schedule' for the paper's schedule over the blocks, the default of 'diff'; that
+                of 'diff_v2' is 0.5.
             branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The registered variants have
-                three quarters and a quarter unless told.)
+                three quarters and a quarter unless told.) Only of 'diff'.
             norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
         Raises:
-            ValueError: an unknown `attn`, or settings that DifferentialAttention refuses.
+            ValueError: an unknown `attn`, or settings that its layer has not or refuses.
         """
         if attn not in ATTENTIONS:
             raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
         for name in ("attn_layer", "block_fn"):
             if name in kwargs:
-                raise ValueError(f"{name} is timm's; the attention of a Diff-ViT is chosen by attn='diff' or 'plain'")
+                choices = ", ".join(map(repr, ATTENTIONS))
+                raise ValueError(f"{name} is timm's; the attention of a Diff-ViT is chosen by attn, one of {choices}")
         if norm_eps is not None:
             norm_layer = partial(get_norm_layer(norm_layer) or LayerNorm, eps=norm_eps)
-        block_fn = Block
-        if attn == "diff":
-            block_fn = partial(DiffBlock, head_norm=head_norm, lambda_init=lambda_init, branch_dims=branch_dims)
+        block_fn = _block_fn(attn, head_norm, lambda_init, branch_dims)
         super().__init__(norm_layer=norm_layer, block_fn=block_fn, **kwargs)
         self.attn = attn
 
     @torch.jit.ignore
-    def differential_layers(self) -> list[DifferentialAttention]:
+    def differential_layers(self) -> list[DifferentialAttention | DifferentialAttentionV2]:
         """The attention layers, first block first; empty in a plain model."""
-        return [block.attn for block in self.blocks if isinstance(block.attn, DifferentialAttention)]
+        return [block.attn for block in self.blocks] if self.attn != "plain" else []
 
     @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
         """Set the lambda_init of every layer, from now on part of the state dict (copy the model for EMA after)."""
         for layer in self.differential_layers():
             layer.set_lambda_init(value)
-
-    @torch.jit.ignore
-    @torch.no_grad()
-    def lambda_per_layer(self) -> list[float]:
-        """lambda of each layer as it stands, first block first; empty in a plain model."""
-        return [layer.compute_lambda().item() for layer in self.differential_layers()]
 
 
 def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
@@ -160,13 +210,13 @@ def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> 
         )
 
 
-def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str = "svd") -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str | None) -> dict[str, Tensor]:
     """The state dict to load: a plain ViT's converted, a Diff-ViT's as it is, both resampled to the model's grid."""
     try:
         state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
         if model.attn == "plain" and is_differential(state_dict):
             raise RuntimeError("the checkpoint is a Diff-ViT's and the model plain: pass attn='diff'")
-        if model.attn == "diff" and not is_differential(state_dict):
+        if model.attn != "plain" and not is_differential(state_dict):
             state_dict = convert_state_dict(state_dict, model, method)
     except TypeError as error:  # timm would swallow it and call this function again without the model
         raise RuntimeError(f"the checkpoint could not be converted: {error}") from error
@@ -174,26 +224,31 @@ def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method:
     return state_dict
 
 
-def _create_diffvit(variant: str, pretrained: bool = False, conversion: str = "svd", **kwargs) -> DiffVisionTransformer:
+def _create_diffvit(
+    variant: str, pretrained: bool = False, conversion: str | None = None, attn: str = "diff", **kwargs
+) -> DiffVisionTransformer:
     """Build a variant with the defaults of converted nets, and load its weights through the converting filter.
 
     Without branch_dims, three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved,
     94 % so, no data seen), lambda starts at 0.05, and there is no head norm: it would undo the conversion. The paper's
-    net is `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`.
+    net is `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`. conversion='pairs' halves the heads.
     """
-    if conversion not in DATA_FREE_METHODS:
-        choices = ", ".join(map(repr, DATA_FREE_METHODS))
-        raise ValueError(f"conversion={conversion!r} cannot be done on loading: choose one of {choices}")
-    head_dim = kwargs["embed_dim"] // kwargs["num_heads"]
-    d1 = head_dim * 3 // 4
-    defaults = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1))
+    if attn == "diff":
+        heads: int = kwargs["num_heads"]
+        head_dim = kwargs["embed_dim"] // heads
+        d1 = head_dim * 3 // 4
+        kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
+        if conversion == "pairs":
+            kwargs.update(pairs_kwargs(heads, head_dim))
+    method = resolve_method(conversion, attn) if attn in METHODS else None  # the model refuses an unknown attn
     return build_model_with_cfg(
         DiffVisionTransformer,
         variant,
         pretrained,
-        pretrained_filter_fn=partial(checkpoint_filter_fn, method=conversion),
+        pretrained_filter_fn=partial(checkpoint_filter_fn, method=method),
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
-        **{**defaults, **kwargs},
+        attn=attn,
+        **kwargs,
     )
 
 
@@ -239,6 +294,12 @@ SOURCES = {
     "diffvit_base_patch32_clip.laion2b_ft_in12k_in1k": "vit_base_patch32_clip_224.laion2b_ft_in12k_in1k",
     "diffvit_base_patch32_clip.laion2b": "vit_base_patch32_clip_224.laion2b",
     "diffvit_base_patch32_clip_quickgelu.openai": "vit_base_patch32_clip_quickgelu_224.openai",
+}
+# The second version takes the sources of the first.
+SOURCES |= {
+    name.replace("diffvit_", "diffvit2_"): source
+    for name, source in SOURCES.items()
+    if name.split(".")[0] in ("diffvit_tiny_patch16", "diffvit_small_patch16", "diffvit_base_patch16")
 }
 
 default_cfgs = generate_default_cfgs({name: _cfg(source) for name, source in SOURCES.items()})
@@ -330,3 +391,21 @@ def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> D
         patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
     )
     return _create_diffvit("diffvit_base_patch32_clip_quickgelu", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit2_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-Ti/16 with version 2 of differential attention, from the checkpoints of diffvit_tiny_patch16."""
+    return diffvit_tiny_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+
+
+@register_model
+def diffvit2_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16 with version 2 of differential attention, from the checkpoints of diffvit_small_patch16."""
+    return diffvit_small_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+
+
+@register_model
+def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with version 2 of differential attention, from the checkpoints of diffvit_base_patch16."""
+    return diffvit_base_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))

@@ -1,6 +1,7 @@
 """What a conversion kept, measured on images: the report beside `from_vit`."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import torch
@@ -9,9 +10,10 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .attention import DifferentialAttention
-from .calibration import batches_for, plain_queries_and_keys
+from .attention import DifferentialAttention, DifferentialAttentionV2, split_branches
+from .calibration import plain_queries_and_keys
 from .diffvit import DiffVisionTransformer
+from .observe import batches_for
 
 __all__ = ["ConversionReport", "conversion_report"]
 
@@ -26,9 +28,10 @@ class ConversionReport:
         kl: KL(source || model) of the class probabilities, nats, mean over the images; None without a head.
         output_error: ||model - source|| / ||source|| of the logits, or of the features without a head.
         attention_error: the same of each layer's attention output, both layers given the source's tokens.
-        energy_kept: share of the source's logit energy in branch 1, a layer (logits less their mean over the keys).
+        energy_kept: share of the source's logit energy in branch 1, a layer (logits less their mean over the keys);
+            None where two heads became one.
         tail_std: standard deviation of branch 2's logits over the keys, a layer, nats.
-        lambdas: lambda of each layer.
+        lambdas: lambda of each layer; of version 2 its mean over tokens and heads.
     """
 
     images: int
@@ -36,7 +39,7 @@ class ConversionReport:
     kl: float | None
     output_error: float
     attention_error: list[float]
-    energy_kept: list[float]
+    energy_kept: list[float | None]
     tail_std: list[float]
     lambdas: list[float]
 
@@ -54,7 +57,8 @@ class ConversionReport:
         lines.append("layer  attention error  energy kept  tail std (nats)  lambda")
         rows = zip(self.attention_error, self.energy_kept, self.tail_std, self.lambdas, strict=True)
         for layer, (error, energy, tail, lam) in enumerate(rows):
-            lines.append(f"{layer:5d}  {error:15.4f}  {energy:11.1%}  {tail:15.3f}  {lam:6.3f}")
+            kept = "-" if energy is None else f"{energy:.1%}"
+            lines.append(f"{layer:5d}  {error:15.4f}  {kept:>11s}  {tail:15.3f}  {lam:6.3f}")
         return "\n".join(lines)
 
 
@@ -63,17 +67,20 @@ def _centred_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
-def _compare_layers(source: Attention, layer: DifferentialAttention, tokens: Tensor, output: Tensor) -> Tensor:
-    """Sums over one batch: squared output error and norm, squared logit error and norm, squared tail and its count."""
+def _compare_layers(
+    source: Attention, layer: DifferentialAttention | DifferentialAttentionV2, tokens: Tensor, output: Tensor
+) -> Tensor:
+    """Sums over one batch: squared output error and norm, squared logit error and norm, squared tail, lambda."""
     q, k = plain_queries_and_keys(source, tokens)
     logits = _centred_logits(q, k, source.scale)
-    d1 = layer.branch_dims[0]
     q, k, _ = layer.project_qkv(tokens)
-    branch1 = _centred_logits(q[..., :d1], k[..., :d1], layer.scale)
-    tail = _centred_logits(q[..., d1:], k[..., d1:], layer.scale)
-    pairs = ((layer(tokens) - output, output), (branch1 - logits, logits))
-    sums = [t.double().square().sum() for pair in pairs for t in pair]
-    return torch.stack([*sums, tail.double().square().sum(), torch.tensor(float(tail.numel()), device=tail.device)])
+    branch1, tail = (_centred_logits(*branch, layer.scale) for branch in split_branches(q, k, layer.branch_dims))
+    if branch1.shape != logits.shape:  # two heads became one, and branch 1 is not the source's
+        branch1 = torch.full_like(logits, torch.nan)
+    terms = (layer(tokens) - output, output, branch1 - logits, logits)
+    sums = [t.double().square().sum() for t in terms]
+    sums += [tail.double().square().mean() * len(tokens), layer.compute_lambda(tokens).double().mean() * len(tokens)]
+    return torch.stack(sums)
 
 
 @torch.inference_mode()
@@ -120,7 +127,7 @@ def conversion_report(
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
 
-    out_error, out_norm, logit_error, logit_norm, tail, entries = sums.unbind(1)
+    out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)
     has_head = source.num_classes > 0
     return ConversionReport(
         images=count,
@@ -128,7 +135,7 @@ def conversion_report(
         kl=kl / count if has_head else None,
         output_error=(error / norm) ** 0.5,
         attention_error=(out_error / out_norm).sqrt().tolist(),
-        energy_kept=(1 - logit_error / logit_norm).tolist(),
-        tail_std=(tail / entries).sqrt().tolist(),
-        lambdas=[layer.compute_lambda().item() for layer in converted],
+        energy_kept=[None if math.isnan(kept) else kept for kept in (1 - logit_error / logit_norm).tolist()],
+        tail_std=(tail / count).sqrt().tolist(),
+        lambdas=(lam / count).tolist(),
     )

@@ -7,7 +7,13 @@ import torch
 from timm.layers import DiffAttention
 from torch import nn
 
-from diffvit_timm import DifferentialAttention, differential_attention, differential_maps, lambda_init_schedule
+from diffvit_timm import (
+    DifferentialAttention,
+    DifferentialAttentionV2,
+    differential_attention,
+    differential_maps,
+    lambda_init_schedule,
+)
 
 
 def formula(q, k, v, lam, branch_dims, scale, visible=None):
@@ -133,8 +139,8 @@ def test_lambda_is_one_number_for_the_layer_by_equation_2():
     layer = random_layer()
     q1, k1, q2, k2 = (getattr(layer, name).double() for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"))
     expected = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + lambda_init_schedule(2)
-    assert layer.compute_lambda().shape == ()
-    assert layer.compute_lambda().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert layer.compute_lambda(None).shape == ()
+    assert layer.compute_lambda(None).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.05, -0.2, "schedule"])
@@ -163,7 +169,7 @@ def test_setting_lambda_init_makes_it_part_of_the_state_dict():
 def test_without_head_norm_the_output_is_the_formula_projected():
     layer, x = random_layer(head_norm=False, branch_dims=(12, 4)), torch.randn(2, 7, 48)
     q, k, v = layer.project_qkv(x)
-    out = formula(q, k, v, layer.compute_lambda(), (12, 4), 8**-0.5).transpose(1, 2).flatten(2)
+    out = formula(q, k, v, layer.compute_lambda(None), (12, 4), 8**-0.5).transpose(1, 2).flatten(2)
     expected = out @ layer.proj.weight.double().T + layer.proj.bias.double()
     assert relative_error(layer(x), expected) < 1e-5
 
@@ -171,7 +177,7 @@ def test_without_head_norm_the_output_is_the_formula_projected():
 def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init():
     layer, x = random_layer(), torch.randn(2, 7, 48)
     q, k, v = layer.project_qkv(x)
-    out = formula(q, k, v, layer.compute_lambda(), (8, 8), 8**-0.5)
+    out = formula(q, k, v, layer.compute_lambda(None), (8, 8), 8**-0.5)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.sub_norm.weight.double()
     out = (out * (1 - lambda_init_schedule(2))).transpose(1, 2).flatten(2)
     assert relative_error(layer(x), out @ layer.proj.weight.double().T + layer.proj.bias.double()) < 1e-5
@@ -244,3 +250,93 @@ def test_impossible_settings_are_refused_with_the_numbers(kwargs, message):
 
 def test_an_odd_head_can_be_cut_by_hand():
     assert DifferentialAttention(45, num_heads=3, branch_dims=(8, 7))(torch.randn(1, 4, 45)).shape == (1, 4, 45)
+
+
+def random_layer_v2(**kwargs):
+    torch.manual_seed(3)
+    layer = DifferentialAttentionV2(**{**dict(dim=48, num_heads=3, qkv_bias=True), **kwargs})
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return layer
+
+
+def formula_v2(layer, x, visible=None):
+    """The authors' DiffAttnV2 in float64: 2H query heads over H keys and values, head 2i less lambda times 2i + 1."""
+    x, heads, d = x.double(), layer.num_heads, layer.head_dim
+    B, N, dim = x.shape
+    rows = x @ layer.qkv.weight.double().T + layer.qkv.bias.double()
+    q = rows[..., : 2 * dim].reshape(B, N, 2 * heads, d)
+    k, v = rows[..., 2 * dim : 3 * dim].reshape(B, N, heads, d), rows[..., 3 * dim :].reshape(B, N, heads, d)
+    logits = torch.einsum("bnhd,bmhd->bhnm", q, k.repeat_interleave(2, dim=2)) * d**-0.5
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -math.inf)
+    out = torch.einsum("bhnm,bmhd->bnhd", logits.softmax(-1), v.repeat_interleave(2, dim=2))
+    start = layer.lambda_init.double()
+    lam = torch.sigmoid(x @ layer.lambda_proj.weight.double().T + torch.log(start / (1 - start))).unsqueeze(-1)
+    out = (out[:, :, 0::2] - lam * out[:, :, 1::2]).flatten(2)
+    return out @ layer.proj.weight.double().T + layer.proj.bias.double()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("lambda_init", [0.5, 0.1])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_version_2_is_the_authors_formula(fused, lambda_init, n):
+    layer, x = random_layer_v2(lambda_init=lambda_init), torch.randn(2, n, 48)
+    layer.fused_attn = fused
+    assert relative_error(layer(x), formula_v2(layer, x)) < 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_version_2_takes_masks(fused):
+    layer, x = random_layer_v2(), torch.randn(2, 9, 48)
+    layer.fused_attn = fused
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()
+    keys = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    keys[1, ..., 4:] = False
+    assert relative_error(layer(x, is_causal=True), formula_v2(layer, x, causal)) < 1e-5
+    assert relative_error(layer(x, attn_mask=keys), formula_v2(layer, x, keys)) < 1e-5
+
+
+def test_gradients_of_version_2_agree_between_the_paths():
+    gradients = []
+    for fused in (False, True):
+        layer, x = random_layer_v2(), torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
+        layer.fused_attn = fused
+        layer(x).square().sum().backward()
+        gradients.append([p.grad for p in layer.parameters()])
+    for reference, fused in zip(*gradients, strict=True):
+        assert relative_error(fused, reference) < 1e-5
+
+
+def test_lambda_of_version_2_is_a_number_a_token_and_head_within_0_and_1():
+    layer, x = random_layer_v2(lambda_init=0.2), torch.randn(2, 9, 48)
+    lam = layer.compute_lambda(x)
+    assert lam.shape == (2, 3, 9, 1)
+    assert 0 < lam.min() < lam.max() < 1
+    nn.init.zeros_(layer.lambda_proj.weight)
+    torch.testing.assert_close(layer.compute_lambda(x), torch.full((2, 3, 9, 1), 0.2))
+    layer.set_lambda_init(0.7)
+    torch.testing.assert_close(layer.compute_lambda(x), torch.full((2, 3, 9, 1), 0.7))
+    other = random_layer_v2()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_version_2_keeps_the_dtype_of_its_tokens(dtype):
+    layer = DifferentialAttentionV2(48, num_heads=3, dtype=dtype)
+    assert layer(torch.randn(1, 5, 48, dtype=dtype)).dtype == dtype
+    assert layer.lambda_init.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(dim=50, num_heads=3), "does not divide"),
+        (dict(dim=48, num_heads=3, lambda_init=1.0), "between 0 and 1"),
+        (dict(dim=48, num_heads=3, lambda_init="schedule"), "between 0 and 1"),
+    ],
+)
+def test_impossible_settings_of_version_2_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        DifferentialAttentionV2(**kwargs)

@@ -125,11 +125,78 @@ def test_svd_keeps_more_than_slicing_where_the_one_liner_keeps_nothing():
 @pytest.mark.parametrize("lam", [0.0, 0.05, 0.3])
 def test_lambda_starts_exactly_at_lambda_init_with_a_living_gradient(lam):
     model = from_vit(plain_vit(), lambda_init=lam)
-    assert model.lambda_per_layer() == pytest.approx([lam] * 2, abs=1e-7)
+    assert [a.compute_lambda(None).item() for a in model.differential_layers()] == pytest.approx([lam] * 2, abs=1e-7)
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     for layer in model.differential_layers():
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             assert getattr(layer, name).grad.abs().sum() > 0
+
+
+def test_version_2_mirrors_the_source_exactly_and_every_new_parameter_learns():
+    source, x = plain_vit(embed_dim=96, spread=0.15), torch.randn(8, 3, 32, 32)
+    model = from_vit(source, attn="diff_v2")
+    assert relative_error(model(x), source(x)) < 1e-6
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert [n for n, p in model.named_parameters() if not p.grad.abs().sum() > 0] == []
+    for layer in model.differential_layers():
+        queries = layer.qkv.weight.grad[: 2 * 96].reshape(3, 2, 32, 96)
+        assert (queries[:, 1].flatten(1).norm(dim=1) > 0).all()
+        assert (layer.lambda_proj.weight.grad.norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("lam", [0.05, 0.3, 0.9])
+def test_the_mirror_is_exact_for_any_lambda(lam):
+    source, x = plain_vit(), torch.randn(4, 3, 32, 32)
+    assert relative_error(from_vit(source, "mirror", attn="diff_v2", lambda_init=lam)(x), source(x)) < 1e-4
+
+
+def test_a_mirror_at_lambda_one_half_is_exact_in_half_precision_weights_too():
+    source = plain_vit()
+    halved = plain_vit()
+    halved.load_state_dict(source.half().state_dict())
+    model = from_vit(source, attn="diff_v2").float()
+    x = torch.randn(4, 3, 32, 32)
+    assert relative_error(model(x), halved(x)) < 1e-6
+
+
+def test_pairs_halve_the_heads_and_keep_the_map_of_the_first_of_each_pair():
+    source = plain_vit(num_heads=4, embed_dim=64)
+    model = from_vit(source, "pairs", lambda_init=0.0)
+    assert [layer.num_heads for layer in model.differential_layers()] == [2, 2]
+    with torch.no_grad():  # heads that see the same are one differential head without any loss
+        for block in source.blocks:
+            q, k, _ = block.attn.qkv.weight.reshape(3, 2, 2, 16, 64)
+            q[:, 1], k[:, 1] = q[:, 0], k[:, 0]
+            q, k, _ = block.attn.qkv.bias.reshape(3, 2, 2, 16)
+            q[:, 1], k[:, 1] = q[:, 0], k[:, 0]
+    x = torch.randn(4, 3, 32, 32)
+    for lam in (0.0, 0.5):
+        assert relative_error(from_vit(source, "pairs", lambda_init=lam)(x), source(x)) < 1e-5
+
+
+def test_pairs_find_the_heads_whose_maps_are_alike():
+    source, order = plain_vit(num_heads=4, embed_dim=64), [2, 0, 3, 1]
+    with torch.no_grad():
+        for block in source.blocks:
+            for rows in (block.attn.qkv.weight, block.attn.qkv.bias):
+                heads = rows.view(3, 4, 16, -1)
+                heads[:2, 1::2] = heads[:2, 0::2]
+                heads.copy_(heads[:, order])  # the twins are now (1, 3) and (0, 2)
+    x = torch.randn(4, 3, 32, 32)
+    assert relative_error(from_vit(source, "pairs", images=x, lambda_init=0.0)(x), source(x)) < 1e-5
+    assert relative_error(from_vit(source, "pairs", lambda_init=0.0)(x), source(x)) > 1e-2  # neighbours
+
+
+def test_pairs_are_refused_where_the_heads_do_not_pair():
+    with pytest.raises(ValueError, match="3 heads do not pair"):
+        from_vit(plain_vit(), "pairs")
+    siglip = plain_vit("vit_base_patch16_siglip_224", num_heads=4, embed_dim=64)
+    with pytest.raises(ValueError, match="attention pooling"):
+        from_vit(siglip, "pairs")
 
 
 def test_values_keep_their_mass_under_any_lambda():
@@ -150,6 +217,10 @@ FAMILIES = {
         name="vit_small_patch14_reg4_dinov2", patch_size=14, img_size=28, num_classes=0, init_values=0.5
     ),
     "clip": dict(name="vit_base_patch16_clip_quickgelu_224"),
+    "siglip": dict(name="vit_base_patch16_siglip_224", num_classes=0),
+    "siglip with a head": dict(name="vit_base_patch16_siglip_gap_224"),
+    "dino": dict(name="vit_small_patch16_224.dino", num_classes=0),
+    "patch 8": dict(name="vit_small_patch16_224", patch_size=8),
     "average pooling": dict(name="vit_tiny_patch16_224", global_pool="avg"),
     "no class token": dict(name="vit_tiny_patch16_224", class_token=False, global_pool="avg"),
     "one channel, oblong": dict(name="vit_tiny_patch16_224", in_chans=1, img_size=(32, 48)),
@@ -162,13 +233,18 @@ def test_every_family_of_sources_converts_and_saves(family, tmp_path):
 
     source = plain_vit(spread=0.05, **FAMILIES[family])
     state = {key: tensor.clone() for key, tensor in source.state_dict().items()}
-    model = from_vit(source, lambda_init=0.0, branch_dims=(15, 1))
-    x = torch.randn(2, source.in_chans, *source.patch_embed.img_size)
-    assert relative_error(model(x), source(x)) < 0.03
-    assert all(torch.equal(tensor, state[key]) for key, tensor in source.state_dict().items())
-    assert model.pretrained_cfg["mean"] == source.pretrained_cfg["mean"]
-    save_for_hf(model, tmp_path, safe_serialization=True)
-    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+    x = torch.randn(8, source.in_chans, *source.patch_embed.img_size)
+    for kwargs, most in (
+        (dict(lambda_init=0.0, branch_dims=(15, 1)), 0.03),
+        (dict(lambda_init=0.0, branch_dims=(15, 1), images=x), 0.03),
+        (dict(attn="diff_v2"), 1e-5),
+    ):
+        model = from_vit(source, **kwargs)
+        assert relative_error(model(x), source(x)) < most
+        assert all(torch.equal(tensor, state[key]) for key, tensor in source.state_dict().items())
+        assert model.pretrained_cfg["mean"] == source.pretrained_cfg["mean"]
+        save_for_hf(model, tmp_path, safe_serialization=True)
+        assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
 
 
 def test_device_dtype_and_mode_are_the_sources():
@@ -206,7 +282,7 @@ def test_settings_that_would_undo_the_conversion_are_refused():
         from_vit(plain_vit(), head_norm=True)
     with pytest.raises(ValueError, match="lambda_init=1"):
         from_vit(plain_vit(), lambda_init=1.0)
-    with pytest.raises(ValueError, match=r"method='best'.*'svd'"):
+    with pytest.raises(ValueError, match=r"conversion 'best'.*'svd'"):
         from_vit(plain_vit(), method="best")
 
 

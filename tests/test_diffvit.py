@@ -61,11 +61,13 @@ def test_the_plain_twin_has_the_tensors_of_timms_source_model(name):
 def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(name):
     with torch.device("meta"):
         diff, plain = timm.create_model(name), timm.create_model(name, attn="plain")
-    layers = diff.differential_layers()
-    extra = sum(4 * (layer.head_dim // 2) for layer in layers)
+    layers, dim = diff.differential_layers(), diff.embed_dim
+    v2 = name.startswith("diffvit2")
+    # version 2: the second queries with their bias, and lambda's projection
+    extra = dim * (dim + 1) + dim * layers[0].num_heads if v2 else 4 * (layers[0].head_dim // 2)
     count = {model: sum(p.numel() for p in model.parameters()) for model in (diff, plain)}
-    assert count[diff] == count[plain] + extra
-    assert layers[0].branch_dims == (48, 16)
+    assert count[diff] == count[plain] + extra * len(layers)
+    assert layers[0].branch_dims == (None if v2 else (48, 16))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,18 +179,25 @@ def test_saving_and_loading_by_local_dir_is_bit_equal(name, attn, tmp_path):
 
 def test_set_lambda_init_reaches_every_layer():
     model = small("diffvit_tiny_patch16")
-    assert model.lambda_per_layer() != pytest.approx([0.05] * 3)  # from scratch, lambda's vectors are random
+    lambdas = [layer.compute_lambda(None).item() for layer in model.differential_layers()]
+    assert lambdas != pytest.approx([0.05] * 3)  # from scratch, lambda's vectors are random
     model.set_lambda_init(0.5)
     assert [layer.lambda_init.item() for layer in model.differential_layers()] == [0.5] * 3
-    assert small("diffvit_tiny_patch16", attn="plain").lambda_per_layer() == []
+    assert small("diffvit_tiny_patch16", attn="plain").differential_layers() == []
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(attn="dif"), "attn='dif'.*'diff', 'plain'"),
+        (dict(attn="dif"), "attn='dif'.*'diff', 'diff_v2', 'plain'"),
+        (dict(attn="diff_v2", branch_dims=(24, 8)), "branch_dims.*attn='diff'"),
+        (dict(attn="diff_v2", head_norm=True), "head_norm.*attn='diff'"),
+        (dict(attn="diff_v2", qk_norm=True), "no norms"),
+        (dict(attn="diff_v2", lambda_init=0), "between 0 and 1"),
+        (dict(conversion="calibrated"), "needs images"),
+        (dict(conversion="pairs", num_heads=1), "1 heads do not pair"),
         (dict(attn_layer="diff"), "attn_layer is timm's"),
-        (dict(conversion="svdd"), "conversion='svdd'.*'svd'"),
+        (dict(conversion="svdd"), "conversion 'svdd'.*'svd'"),
         (dict(num_heads=64, branch_dims=None, head_norm=True), "widths|odd"),
     ],
 )
@@ -264,7 +273,7 @@ class TestLoading:
 
     def test_a_type_error_in_the_filter_is_not_swallowed_by_timm(self, checkpoint):
         with pytest.raises(RuntimeError, match="could not be converted"):
-            checkpoint_filter_fn({3: torch.zeros(1)}, small("diffvit_tiny_patch16"))
+            checkpoint_filter_fn({3: torch.zeros(1)}, small("diffvit_tiny_patch16"), "svd")
 
 
 def test_importing_loads_neither_datasets_nor_accelerate_nor_matplotlib():

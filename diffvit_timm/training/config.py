@@ -26,10 +26,12 @@ class TrainConfig:
 
     pretrained: bool = True
     """Load the pretrained weights; --no-pretrained starts from random ones."""
-    attn: Literal["model", "diff", "plain"] = "model"
-    """plain: the plain twin of a diffvit model; diff: convert a plain ViT; model: as the model's name says."""
-    conversion: Literal["svd", "slice"] = "svd"
-    """How the weights of a plain ViT become those of a diffvit model."""
+    attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
+    """plain: the plain twin of a diffvit model; diff, diff_v2: convert a plain ViT; model: as the name says."""
+    conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
+    """How plain weights become a Diff-ViT's; auto: mirror for diff_v2, svd for diff."""
+    calibration_images: int = 256
+    """Training images, unlabelled, that --conversion calibrated and pairs look at."""
     model_kwargs: tuple[str, ...] = ()
     """More arguments of timm.create_model, as NAME=VALUE."""
     reset_head: bool = False
@@ -83,7 +85,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the option."""
-        for name in ("epochs", "batch_size", "grad_accum", "log_every"):
+        for name in ("epochs", "batch_size", "grad_accum", "log_every", "calibration_images"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("lr", "layer_decay"):
             self._require(name, getattr(self, name) > 0, "must be above 0")

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..errors import InputError
 
 SECONDS_BETWEEN_LINES = 10.0
+
+ItemT = TypeVar("ItemT")
 
 
 @contextlib.contextmanager
@@ -46,6 +49,14 @@ def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
 
     with bar or contextlib.nullcontext():
         yield advance
+
+
+def track(items: Iterable[ItemT], label: str, total: int) -> Iterator[ItemT]:
+    """The items, with their progress shown; arguments as in `progress`."""
+    with progress(label, total) as advance:
+        for item in items:
+            yield item
+            advance("")
 
 
 def say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,20 +11,23 @@ import timm
 from datasets import Dataset
 from timm.data import resolve_data_config
 from timm.models import (
+    VisionTransformer,
     get_model_input_config,
     is_model,
     parse_model_name,
     split_model_name_tag,
 )
+from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..conversion import from_vit
-from ..data import ImageDataset, eval_transform
+from ..data import ImageDataset, Splits, eval_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..report import ConversionReport, conversion_report
 from .config import TrainConfig
+from .console import track
 
 REPORT_IMAGES = 128
 
@@ -68,16 +72,10 @@ def _model_kwargs(config: TrainConfig) -> dict:
 
 
 def _load(config: TrainConfig, **kwargs) -> Any:
-    """timm's model of that name; a variant of ours with the attention and conversion asked for."""
-    arguments = _model_kwargs(config)
-    if not _is_variant(config):
-        settings = [name for name in DIFF_SETTINGS if arguments.pop(name, None) is not None]
-        if settings and config.attn != "diff":
-            raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
-    else:
-        arguments |= dict(conversion=config.conversion, attn=None if config.attn == "model" else config.attn)
+    """timm's model of that name, with the arguments of --model-kwargs."""
+    arguments = {**_model_kwargs(config), **kwargs}
     try:
-        return timm.create_model(config.model, pretrained=config.pretrained, **{**arguments, **kwargs})
+        return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
     except OSError as error:
         if config.model.startswith("local-dir:"):
             raise InputError(f"--model {config.model} cannot be loaded: {error}") from error
@@ -93,41 +91,87 @@ def _is_differential(model: nn.Module) -> bool:
     return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
 
 
-def _convert(source: Any, config: TrainConfig) -> Any:
+def _target_attention(config: TrainConfig) -> str | None:
+    """The attention to convert plain weights to; None where there is nothing to convert."""
+    if config.attn == "plain" or (not config.pretrained and _is_variant(config)):
+        return None
+    if config.attn != "model":
+        return config.attn
+    return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
+
+
+def _load_source(config: TrainConfig, attn: str | None) -> Any:
+    """The network to convert to `attn`, or to train as it is; with the head that it has."""
+    kwargs: dict = {"drop_path_rate": config.drop_path or None}
+    settings = [name for name in DIFF_SETTINGS if name in _model_kwargs(config)]
+    if attn:
+        kwargs |= dict.fromkeys(settings)  # for the conversion; timm drops what is None
+        return _load(config, attn="plain" if _is_variant(config) else None, **kwargs)
+    if settings and not _is_variant(config):
+        raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
+    return _load(config, attn=config.attn if _is_variant(config) and config.attn != "model" else None, **kwargs)
+
+
+def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any:
     settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
+    method = None if config.conversion == "auto" else config.conversion
+    images = None
+    if method in ("calibrated", "pairs"):
+        batches = image_batches(source, split, config.calibration_images)
+        images = track(batches, "looking at images", math.ceil(min(config.calibration_images, len(split)) / 32))
     try:
-        return from_vit(source, config.conversion, **settings)
+        return from_vit(source, method, images, attn=attn, **settings)
     except ValueError as error:
-        raise InputError(f"--model {config.model} --attn diff: {error}") from error
+        raise InputError(f"--model {config.model} --attn {attn} --conversion {config.conversion}: {error}") from error
 
 
-def create_model(config: TrainConfig, class_names: list[str]) -> nn.Module:
-    """The model to train, with one output a class; `--attn diff` converts a plain ViT of timm's or the user's.
+def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
+    """Give the model one output a class.
 
     A head for other classes is replaced where the checkpoint is a pretrained tag of timm's; that of a `local-dir:` or
     `hf-hub:` checkpoint is the user's own work, and replaced only by --reset-head.
+    """
+    own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
+    names = model.pretrained_cfg.get("label_names")
+    same = model.num_classes == len(class_names) and (names is None or list(names) == class_names)
+    if own_head and not same:
+        raise InputError(
+            f"--model {config.model} has a head of {model.num_classes} classes, and not those "
+            f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
+        )
+    if not own_head:
+        model.reset_classifier(len(class_names))
+        if isinstance(model, VisionTransformer):
+            init_weights_vit_timm(model.head, "head")  # as a head of timm.create_model(num_classes=...) starts
+
+
+def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
+    """The model to train, with one output a class, converted where the configuration asks for it.
+
+    Args:
+        config: what to make.
+        splits: the classes, the images to calibrate on (train) and to report on (val).
+        report: measure what the conversion kept.
+
+    Returns:
+        The model and, of a conversion, its report.
 
     Raises:
         InputError: an unknown name or tag, weights that cannot be had, a head of other classes, a network that cannot
             be converted.
     """
     check_model(config)
-    own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
-    head = {} if own_head else {"num_classes": len(class_names)}
-    model = _load(config, drop_path_rate=config.drop_path or None, **head)
-    if config.reset_head:
-        model.reset_classifier(len(class_names))  # timm keeps a head of as many classes, whichever they are
-    names = model.pretrained_cfg.get("label_names")
-    if own_head and (model.num_classes != len(class_names) or (names is not None and list(names) != class_names)):
-        raise InputError(
-            f"--model {config.model} has a head of {model.num_classes} classes, and not those "
-            f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
-        )
+    attn = _target_attention(config)
+    model = source = _load_source(config, attn)
     if config.attn == "plain" and _is_differential(model):
         raise InputError(f"--attn plain: the weights of --model {config.model} are a Diff-ViT's")
-    if config.attn == "diff" and not _is_differential(model):
-        return _convert(model, config)
-    return model
+    kept = None
+    if attn and not _is_differential(source):
+        model = _convert(source, config, attn, splits.train)
+        if report and config.pretrained:
+            kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES))
+    _fit_head(config, model, splits.class_names)
+    return model.train(), kept
 
 
 def model_data_config(model: Any) -> dict:
@@ -148,17 +192,3 @@ def image_batches(model: nn.Module, split: Dataset, most: int = sys.maxsize) -> 
     split = split.take(min(most, len(split)))
     images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
     return (batch for batch, _ in DataLoader(images, batch_size=32))
-
-
-def source_report(config: TrainConfig, split: Dataset) -> ConversionReport | None:
-    """What converting the source of `config.model` kept, on up to `REPORT_IMAGES` images.
-
-    None where nothing is converted: a plain model, random weights, a Diff-ViT's own checkpoint.
-    """
-    if not config.pretrained or not (_is_variant(config) or config.attn == "diff"):
-        return None
-    source = _load(config, attn="plain") if _is_variant(config) else _load(config)
-    if config.attn == "plain" or _is_differential(source):
-        return None
-    converted = _load(config) if _is_variant(config) else _convert(source, config)
-    return conversion_report(source, converted, image_batches(source, split, REPORT_IMAGES))

@@ -20,13 +20,16 @@ from torchvision.transforms import v2
 from ..data import ImageDataset, Splits, eval_transform, load_splits, train_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
+from ..statistics import LayerStatistics, layer_statistics
 from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
 from .metrics import Accuracy
-from .model import check_model, create_model, model_data_config, source_report
+from .model import check_model, create_model, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder, resolve_output
+
+STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
 
 
 def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
@@ -96,7 +99,8 @@ class Trainer:
         self.train_images = ImageDataset(splits.train, train, channels, config.seed)
         self.train_loader = self._loader(self.train_images, shuffle=True)
         evaluation = eval_transform(data_config)
-        self.val_loader = self._loader(ImageDataset(splits.val, evaluation, channels))
+        val_images = ImageDataset(splits.val, evaluation, channels)
+        self.val_loader = self._loader(val_images)
         self.test_loader = self._loader(ImageDataset(splits.test, evaluation, channels))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
@@ -115,6 +119,8 @@ class Trainer:
         self.mix = v2.RandomChoice(mixes) if mixes else None
         self.layers = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
         self.lambda_starts = [layer.lambda_init.item() for layer in self.layers]
+        few = range(min(STATISTICS_IMAGES, len(val_images))) if self.layers else ()
+        self.statistics_images = [val_images[i][0].unsqueeze(0) for i in few]
         self.step = 0
         self.last_lr = 0.0
 
@@ -130,8 +136,10 @@ class Trainer:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _lambdas(self) -> list[float]:
-        return self.net.lambda_per_layer() if self.layers else []
+    def _statistics(self) -> LayerStatistics:
+        if not self.layers:
+            return LayerStatistics([], [])
+        return layer_statistics(self.net, torch.cat(self.statistics_images))
 
     def fit(self) -> dict:
         """Train; choose on validation; test once.
@@ -158,11 +166,13 @@ class Trainer:
             train_seconds += self._train_epoch(epoch)
             val = self.evaluate(self.val_loader, f"val {epoch + 1}")
             self._require_finite(val.loss)
-            lambdas = self._lambdas()
-            self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **{"lambda": lambdas})
+            statistics = self._statistics()
+            lambdas, negative = statistics.lambdas, statistics.negative_mass
+            layers = {"lambda": lambdas, "negative_mass": negative}
+            self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
             marks = [f"epoch {epoch + 1}/{config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
             if lambdas:
-                marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}")
+                marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
             say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
             if val.accuracy > best:
                 best = val.accuracy
@@ -266,12 +276,12 @@ class Trainer:
             self.run.log(**row)
         if self.config.trackers:
             numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
-            lambdas = {f"lambda/{i}": v for i, v in enumerate(row.get("lambda", []))}
-            self.accelerator.log({**numbers, **lambdas}, step=self.step)
+            layers = {f"{k}/{i}": x for k, v in row.items() if isinstance(v, list) for i, x in enumerate(v)}
+            self.accelerator.log({**numbers, **layers}, step=self.step)
 
     def _finish(self, best: float, seconds: float, train_seconds: float) -> dict:
         self.net.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
-        test = self.evaluate(self.test_loader, "test")
+        test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
         images = len(self.splits.train) * self.config.epochs
         attn = getattr(self.net, "attn", "timm")
         result = {
@@ -287,7 +297,8 @@ class Trainer:
             "attn": attn,
             "seed": self.config.seed,
             "conversion": self.conversion,
-            "lambda": self._lambdas(),
+            "lambda": statistics.lambdas,
+            "negative_mass": statistics.negative_mass,
         }
         if self.run:
             self.run.write_json("result.json", result)
@@ -313,9 +324,8 @@ def train(config: TrainConfig, recipe: str) -> dict:
     accelerator = make_accelerator(config, output)
     check_model(config)
     splits = load_splits(config.dataset, config.image_column, config.label_column)
-    report = source_report(config, splits.val) if accelerator.is_main_process else None
     set_seed(config.seed)
-    model = create_model(config, splits.class_names)
+    model, report = create_model(config, splits, report=accelerator.is_main_process)
     if report:
         say(str(report))
     conversion = {"method": config.conversion, **report.summary()} if report else None

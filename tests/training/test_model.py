@@ -5,14 +5,15 @@ import dataclasses
 import pytest
 import timm
 import torch
+from datasets import Dataset
 from timm.layers import Attention
 
-from diffvit_timm import DifferentialAttention, DiffVisionTransformer
-from diffvit_timm.data import load_splits
+from diffvit_timm import DifferentialAttention, DifferentialAttentionV2, DiffVisionTransformer
+from diffvit_timm.data import Splits, load_splits
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import save_pretrained
 from diffvit_timm.training import TrainConfig, image_batches
-from diffvit_timm.training.model import create_model, model_data_config, source_report
+from diffvit_timm.training.model import create_model, model_data_config
 
 NAMES = ["cat", "dog", "owl"]
 SMALL = ("depth=2", "img_size=32")
@@ -22,10 +23,16 @@ def config(model="diffvit_tiny_patch16", **kwargs):
     return TrainConfig("data", model, **{"pretrained": False, "model_kwargs": SMALL, **kwargs})
 
 
+def made(cfg, names=NAMES):
+    """The model, on a dataset of these classes without images."""
+    none = Dataset.from_dict({"image": [], "label": []})
+    return create_model(cfg, Splits(none, none, none, names), report=False)[0]
+
+
 def refusal(cfg, names=NAMES):
     """The message of the InputError, which must be one line."""
     with pytest.raises(InputError) as caught:
-        create_model(cfg, names)
+        made(cfg, names)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,7 +51,7 @@ def own(name, **kwargs):
 
 
 def test_a_model_has_one_output_a_class_and_the_settings_that_were_asked_for():
-    model = create_model(config(drop_path=0.3, model_kwargs=(*SMALL, "in_chans=1", "norm_layer=rmsnorm")), NAMES)
+    model = made(config(drop_path=0.3, model_kwargs=(*SMALL, "in_chans=1", "norm_layer=rmsnorm")))
     assert isinstance(model, DiffVisionTransformer)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
     assert len(model.blocks) == 2
@@ -53,12 +60,12 @@ def test_a_model_has_one_output_a_class_and_the_settings_that_were_asked_for():
 
 
 def test_attn_chooses_the_layer():
-    kinds = {attn: type(create_model(config(attn=attn), NAMES).blocks[0].attn) for attn in ("model", "diff", "plain")}
+    kinds = {attn: type(made(config(attn=attn)).blocks[0].attn) for attn in ("model", "diff", "plain")}
     assert kinds == {"model": DifferentialAttention, "diff": DifferentialAttention, "plain": Attention}
 
 
 def test_any_timm_model_can_be_trained():
-    model = create_model(config("test_vit", model_kwargs=()), NAMES)
+    model = made(config("test_vit", model_kwargs=()))
     assert model.num_classes == 3
 
 
@@ -79,12 +86,12 @@ def test_an_unknown_tag_is_refused_with_the_tags_there_are():
 
 def test_attn_diff_converts_a_plain_vit_and_keeps_its_data_settings():
     plain = config("vit_tiny_patch16_224.augreg_in21k_ft_in1k", attn="plain")
-    assert isinstance(create_model(plain, NAMES).blocks[0].attn, Attention)
+    assert isinstance(made(plain).blocks[0].attn, Attention)
     asked = dataclasses.replace(plain, attn="diff", model_kwargs=(*SMALL, "lambda_init=0.1"), drop_path=0.2)
-    model = create_model(asked, NAMES)
+    model = made(asked)
     assert isinstance(model, DiffVisionTransformer)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-    assert model.lambda_per_layer() == pytest.approx([0.1, 0.1])
+    assert [layer.lambda_init.item() for layer in model.differential_layers()] == pytest.approx([0.1, 0.1])
     assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
     cfg = model_data_config(model)
     assert (cfg["mean"], cfg["input_size"]) == ((0.5, 0.5, 0.5), (3, 32, 32))
@@ -92,7 +99,7 @@ def test_attn_diff_converts_a_plain_vit_and_keeps_its_data_settings():
 
 def test_attn_diff_is_refused_for_networks_that_cannot_be_converted():
     message = refusal(config("test_resnet", attn="diff", model_kwargs=()))
-    assert message.startswith("--model test_resnet --attn diff: ")
+    assert message.startswith("--model test_resnet --attn diff ")
     assert "cannot be converted" in message
 
 
@@ -114,7 +121,7 @@ def test_a_missing_checkpoint_folder_is_an_input_error(tmp_path):
 
 def test_the_users_own_head_is_kept_when_the_classes_agree(checkpoint):
     model, name = checkpoint
-    loaded, images = create_model(own(name), NAMES).eval(), torch.randn(2, 3, 16, 16)
+    loaded, images = made(own(name)).eval(), torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded(images), model(images))
 
 
@@ -126,7 +133,7 @@ def test_the_users_own_head_of_other_classes_is_replaced_only_when_asked(checkpo
     assert "--dataset data" in message
     assert "--reset-head" in message
 
-    fresh = create_model(own(name, reset_head=True), names).eval()
+    fresh = made(own(name, reset_head=True), names).eval()
     assert fresh.num_classes == len(names)
     assert not torch.equal(fresh.head.weight[:2], model.head.weight[:2])
     images = torch.randn(2, 3, 16, 16)
@@ -135,7 +142,7 @@ def test_the_users_own_head_of_other_classes_is_replaced_only_when_asked(checkpo
 
 def test_a_checkpoint_without_class_names_is_judged_by_their_number(tiny_model, tmp_path):
     save_pretrained(tiny_model(), tmp_path / "own")
-    assert create_model(own(f"local-dir:{tmp_path}/own"), ["x", "y", "z"]).num_classes == 3
+    assert made(own(f"local-dir:{tmp_path}/own"), ["x", "y", "z"]).num_classes == 3
     assert "--reset-head" in refusal(own(f"local-dir:{tmp_path}/own"), ["x", "y"])
 
 
@@ -164,37 +171,55 @@ def plain_checkpoint(tmp_path):
 
 def test_a_folder_with_diffvit_in_its_path_may_hold_a_plain_model(plain_checkpoint):
     model, name = plain_checkpoint
-    loaded, images = create_model(own(name, conversion="slice"), NAMES).eval(), torch.randn(2, 3, 160, 160)
+    loaded, images = made(own(name, conversion="slice")).eval(), torch.randn(2, 3, 160, 160)
     assert torch.equal(loaded(images), model(images))
 
 
 def test_the_users_own_plain_checkpoint_is_converted_with_its_head_and_reported(plain_checkpoint, splits):
     model, name = plain_checkpoint
-    cfg = own(name, attn="diff")
-    converted = create_model(cfg, NAMES)
+    converted, report = create_model(own(name, attn="diff"), splits)
     assert isinstance(converted, DiffVisionTransformer)
     assert torch.equal(converted.head.weight, model.head.weight)
-    report = source_report(cfg, splits.val)
     assert report.images == len(splits.val)
     assert report.output_error < 1
-    assert source_report(own(name), splits.val) is None
+    assert create_model(own(name), splits)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("attn", "conversion", "layer"),
+    [
+        ("diff", "calibrated", DifferentialAttention),
+        ("diff", "pairs", DifferentialAttention),
+        ("diff_v2", "auto", DifferentialAttentionV2),
+    ],
+)
+def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, attn, conversion, layer):
+    name = plain_checkpoint[1]
+    converted, report = create_model(own(name, attn=attn, conversion=conversion, calibration_images=5), splits)
+    assert {type(block.attn) for block in converted.blocks} == {layer}
+    assert report.output_error < (1e-5 if attn == "diff_v2" else 1)
+    assert all(block.attn.num_heads == (1 if conversion == "pairs" else 2) for block in converted.blocks)
+
+
+def test_a_conversion_of_another_attention_is_refused(plain_checkpoint):
+    assert "conversion 'mirror' is not one of attn='diff'" in refusal(
+        own(plain_checkpoint[1], attn="diff", conversion="mirror")
+    )
 
 
 def test_the_data_settings_follow_the_model_and_not_only_its_checkpoint():
-    cfg = model_data_config(
-        create_model(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96",)), NAMES)
-    )
+    cfg = model_data_config(made(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96",))))
     assert cfg["input_size"] == (3, 96, 96)
     assert cfg["mean"] == (0.485, 0.456, 0.406)
     assert cfg["interpolation"] == "bicubic"
     assert cfg["crop_pct"] == 0.9
 
-    augreg = model_data_config(create_model(config("diffvit_tiny_patch16.augreg_in21k"), NAMES))
+    augreg = model_data_config(made(config("diffvit_tiny_patch16.augreg_in21k")))
     assert augreg["mean"] == augreg["std"] == (0.5, 0.5, 0.5)
 
 
 def test_a_grey_model_of_a_colour_checkpoint_takes_the_mean_of_its_channels():
-    grey = create_model(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96", "in_chans=1")), NAMES)
+    grey = made(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96", "in_chans=1")))
     cfg = model_data_config(grey)
     assert cfg["input_size"] == (1, 96, 96)
     assert cfg["mean"] == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
@@ -215,26 +240,28 @@ def test_image_batches_are_what_evaluation_would_feed(splits, tiny_model, channe
 def test_a_model_of_four_channels_is_refused_because_images_have_one_or_three(splits):
     cfg = config(model_kwargs=(*SMALL, "in_chans=4"))
     with pytest.raises(InputError, match="in_chans"):
-        list(image_batches(create_model(cfg, NAMES), splits.test, 1))
+        list(image_batches(made(cfg), splits.test, 1))
 
 
 def test_nothing_is_reported_where_nothing_is_converted(splits, checkpoint):
-    assert source_report(config(), splits.val) is None
-    assert source_report(own(checkpoint[1]), splits.val) is None
+    assert create_model(config(), splits)[1] is None
+    assert create_model(own(checkpoint[1]), splits)[1] is None
 
 
 def test_a_plain_twin_has_no_report(splits, hub_cache):
-    cfg = config("diffvit_tiny_patch16.deit_in1k", pretrained=True, attn="plain", model_kwargs=())
-    assert source_report(cfg, splits.val) is None
-    assert source_report(config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=()), splits.val) is None
+    plain = config("diffvit_tiny_patch16.deit_in1k", pretrained=True, attn="plain", model_kwargs=())
+    assert create_model(plain, splits)[1] is None
+    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=())
+    assert create_model(stock, splits)[1] is None
 
 
 def test_converted_deit_agrees_with_its_source_on_real_pets(pets, hub_cache):
-    few = load_splits(str(pets)).val.select(range(24))
+    splits = load_splits(str(pets))
+    splits = dataclasses.replace(splits, val=splits.val.select(range(24)))
     reports = {
-        method: source_report(
-            config("diffvit_tiny_patch16.deit_in1k", pretrained=True, model_kwargs=(), conversion=method), few
-        )
+        method: create_model(
+            config("diffvit_tiny_patch16.deit_in1k", pretrained=True, model_kwargs=(), conversion=method), splits
+        )[1]
         for method in ("svd", "slice")
     }
     assert reports["svd"].images == 24

@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffvit_timm.data import ImageDataset
 from diffvit_timm.errors import InputError
+from diffvit_timm.statistics import layer_statistics
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator, train
 from diffvit_timm.training.model import model_data_config
 from diffvit_timm.training.optim import warmup_cosine
@@ -115,7 +116,7 @@ def test_best_reloads_through_timm_with_equal_logits(trainer):
     with torch.inference_mode():
         assert torch.equal(loaded(images), run.model.eval()(images))
     assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
-    assert loaded.lambda_per_layer() == run.model.lambda_per_layer()
+    assert layer_statistics(loaded, images) == layer_statistics(run.model, images)
 
 
 def test_metrics_have_a_row_every_log_every_updates_and_one_an_epoch(trainer):

@@ -1,0 +1,52 @@
+"""Run images through a network and look at what reaches its attention layers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+__all__ = ["batches_for", "observe_inputs"]
+
+
+def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
+    """The images in batches, on the model's device and in its dtype."""
+    like = next(model.parameters())
+    return (batch.to(like) for batch in (images.split(16) if isinstance(images, Tensor) else images))
+
+
+@torch.inference_mode()
+def observe_inputs(
+    model: VisionTransformer, layers: Sequence[nn.Module], images: Tensor | Iterable[Tensor], see: Callable[..., None]
+) -> int:
+    """Call `see(index, layer, tokens)` for each layer and batch, with the model in evaluation mode for the time.
+
+    Args:
+        model: has timm's forward_features; not changed.
+        layers: of the model, called with tokens (B, N, dim).
+        images: (n, C, H, W), normalised as the model wants them, or batches of such, read once.
+        see: what to do; must not keep the tokens if memory is not to grow.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: no images.
+    """
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, index=index: see(index, module, args[0]))
+        for index, layer in enumerate(layers)
+    ]
+    mode, count = model.training, 0
+    try:
+        model.eval()
+        for batch in batches_for(model, images):
+            model.forward_features(batch)
+            count += len(batch)
+    finally:
+        model.train(mode)
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise ValueError("images is empty: at least one image is needed")
+    return count

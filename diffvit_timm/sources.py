@@ -1,0 +1,84 @@
+"""Which networks can become a Diff-ViT, and the constructor arguments that give it their shape."""
+
+import functools
+from collections.abc import Callable
+
+from timm.layers import Attention, GELUTanh, GluMlp, LayerNorm, Mlp, PatchEmbed, QuickGELU, RmsNorm
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import nn
+
+__all__ = ["check_source", "vit_args"]
+
+
+def check_source(source: nn.Module) -> None:
+    """Refuse, in one sentence, a network that has no exact place in a Diff-ViT."""
+    name = type(source).__name__
+    reasons = {
+        "Eva": "rotary or relative position embeddings act on its queries and keys",
+        "Beit": "a relative position bias is added to its logits",
+        "VisionTransformerRelPos": "a relative position bias is added to its logits",
+        "SwinTransformer": "its attention is windowed and has a relative position bias",
+    }
+    if not isinstance(source, VisionTransformer) or hasattr(source, "head_dist"):
+        reason = reasons.get(name, "only timm's VisionTransformer is covered")
+        raise ValueError(f"{name} cannot be converted: {reason}")
+    if type(source.patch_embed) is not PatchEmbed:
+        raise ValueError(f"{name} cannot be converted: its patches come from a {type(source.patch_embed).__name__}")
+    for index, block in enumerate(source.blocks):
+        attn = block.attn
+        if type(block) is not Block or type(attn) is not Attention:
+            kind = f"{type(block).__name__} with {type(attn).__name__}"
+            raise ValueError(f"{name} cannot be converted: block {index} is a {kind}, not timm's Block with Attention")
+        if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, RmsNorm):
+            kind = f"{type(block.mlp).__name__} and {type(block.norm1).__name__}"
+            raise ValueError(f"{name} cannot be converted: block {index} has {kind}, not an MLP and a norm known here")
+        if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+            raise ValueError(f"{name} cannot be converted: qk_norm normalises its queries and keys")
+        if getattr(attn, "gate", None) is not None or not isinstance(attn.norm, nn.Identity):
+            raise ValueError(f"{name} cannot be converted: block {index} gates or normalises its attention output")
+
+
+def vit_args(source: VisionTransformer) -> dict:
+    """Constructor arguments of `source`, read off its modules; all but a gated MLP can be saved."""
+    block = source.blocks[0]
+    norm, act = type(block.norm1).__name__.lower(), type(block.mlp.act)
+    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", GELUTanh: "gelu_tanh", nn.SiLU: "silu", nn.ReLU: "relu"}
+    drop_path = source.blocks[-1].drop_path1
+    args: dict = dict(
+        img_size=source.patch_embed.img_size,
+        patch_size=source.patch_embed.patch_size,
+        in_chans=source.in_chans,
+        num_classes=source.num_classes,
+        global_pool=source.global_pool,
+        embed_dim=source.embed_dim,
+        depth=len(source.blocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.fc1.out_features / source.embed_dim,
+        qkv_bias=block.attn.qkv.bias is not None,
+        proj_bias=block.attn.proj.bias is not None,
+        init_values=None if isinstance(block.ls1, nn.Identity) else block.ls1.gamma.abs().mean().item(),
+        class_token=source.has_class_token,
+        pos_embed="none" if source.pos_embed is None else "learn",
+        no_embed_class=source.no_embed_class,
+        reg_tokens=source.num_reg_tokens,
+        pre_norm=not isinstance(source.norm_pre, nn.Identity),
+        final_norm=not all(isinstance(norm, nn.Identity) for norm in (source.norm, source.fc_norm)),
+        fc_norm=not isinstance(source.fc_norm, nn.Identity),
+        pool_include_prefix=source.pool_include_prefix,
+        dynamic_img_size=source.dynamic_img_size,
+        dynamic_img_pad=source.patch_embed.dynamic_img_pad,
+        drop_rate=source.head_drop.p,
+        pos_drop_rate=source.pos_drop.p,
+        patch_drop_rate=getattr(source.patch_drop, "prob", 0.0),
+        proj_drop_rate=block.attn.proj_drop.p,
+        attn_drop_rate=block.attn.attn_drop.p,
+        drop_path_rate=getattr(drop_path, "drop_prob", 0.0),
+        norm_layer=norm,
+        norm_eps=block.norm1.eps,
+        act_layer=names.get(act, act),
+    )
+    if isinstance(block.mlp, GluMlp):
+        gated: Callable = GluMlp
+        args["mlp_layer"] = functools.partial(gated, gate_last=block.mlp.gate_last)
+    return args
