@@ -24,6 +24,7 @@ from .sources import check_source, vit_args
 
 __all__ = [
     "METHODS",
+    "READS_IMAGES",
     "convert_state_dict",
     "from_vit",
     "is_differential",
@@ -36,6 +37,8 @@ FIT_IMAGES = 128  # held in memory for the least squares of `calibrated`: images
 
 # Of each attention; the first is the default where there are no images.
 METHODS = {"diff": ("svd", "slice", "pairs", "calibrated"), "diff_v2": ("mirror",)}
+
+READS_IMAGES = ("calibrated", "pairs")
 
 
 def resolve_method(method: str | None, attn: str, with_images: bool = False) -> str:
@@ -52,7 +55,7 @@ def resolve_method(method: str | None, attn: str, with_images: bool = False) -> 
         raise ValueError(f"conversion {method!r} is not one of attn={attn!r}: {choices}")
     if method == "calibrated" and not with_images:
         raise ValueError("conversion 'calibrated' needs images: from_vit(..., images=...)")
-    if with_images and method not in ("calibrated", "pairs"):
+    if with_images and method not in READS_IMAGES:
         raise ValueError(f"conversion {method!r} reads no images: leave them out, or choose 'calibrated'")
     return method
 

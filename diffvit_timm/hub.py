@@ -1,9 +1,61 @@
-"""Models to folders that timm loads by `local-dir:`."""
+"""Models by name: check it, load it, save a folder that timm loads by `local-dir:`."""
 
+import difflib
 from pathlib import Path
+from typing import Any
 
-from timm.models import save_for_hf
+import timm
+from timm.models import is_model, parse_model_name, save_for_hf, split_model_name_tag
 from torch import nn
+
+from .errors import InputError
+
+
+def check_model(name: str, pretrained: bool = True, option: str = "--model") -> None:
+    """Refuse a model or tag that timm does not know, before anything is downloaded.
+
+    Args:
+        name: timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too.
+        pretrained: whether weights are wanted.
+        option: what the user calls it.
+
+    Raises:
+        InputError: with what there is instead.
+    """
+    try:
+        source, model_id = parse_model_name(name)
+    except ValueError as error:
+        raise InputError(f"{option} {name}: {error}") from error
+    if source is not None:
+        return
+    architecture, tag = split_model_name_tag(model_id)
+    if not is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise InputError(f"{option} {name} is not known to timm: did you mean {' or '.join(close) or 'another'}?")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and model_id not in tagged:
+        raise InputError(f"{option} {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
+    if pretrained and not tagged:
+        raise InputError(f"{option} {name} has no pretrained weights: pass --no-pretrained")
+
+
+def load_model(name: str, pretrained: bool = True, option: str = "--model", **kwargs) -> Any:
+    """timm.create_model, whose errors become one line for the user.
+
+    Raises:
+        InputError: weights that cannot be had, or arguments that the model does not take.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except OSError as error:
+        if name.startswith("local-dir:"):
+            raise InputError(f"{option} {name} cannot be loaded: {error}") from error
+        raise InputError(
+            f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
+            f"({type(error).__name__}): check the network, HF_HUB_CACHE, or pass --no-pretrained"
+        ) from error
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"{option} {name} cannot be made: {error}") from error
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str] | None = None) -> None:

@@ -8,12 +8,12 @@ The images only have to be of the kind that the source knows. Results: recipes/R
 
 import dataclasses
 import time
-from typing import Any
 
 import timm
 
 from diffvit_timm import conversion_report, from_vit
 from diffvit_timm.data import load_splits
+from diffvit_timm.hub import check_model, load_model
 from diffvit_timm.training import image_batches, parse_config, run, say
 
 CALIBRATION_IMAGES = 256  # of the train split; their labels are not read
@@ -31,11 +31,13 @@ class CompareConfig:
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
+    check_model(config.source, option="--source")
     splits = load_splits(config.dataset)
     test, unlabelled = splits.test, splits.train.shuffle(seed=0)
-    source: Any = timm.create_model(config.source, pretrained=True)
-    head_dim = source.blocks[0].attn.head_dim
+    source = load_model(config.source, option="--source")
+    heads, head_dim = source.blocks[0].attn.num_heads, source.blocks[0].attn.head_dim
     halves, wide = (head_dim // 2, head_dim // 2), (head_dim * 3 // 4, head_dim - head_dim * 3 // 4)
+    calibration = list(image_batches(source, unlabelled, CALIBRATION_IMAGES))
     ways = {
         "timm, attn_layer='diff'": lambda: timm.create_model(
             config.source, pretrained=True, pretrained_strict=False, attn_layer="diff"
@@ -43,18 +45,25 @@ def main() -> dict:
         f"slice, {halves}, lambda 0": lambda: from_vit(source, "slice", branch_dims=halves, lambda_init=0.0),
         f"svd, {halves}, lambda 0": lambda: from_vit(source, branch_dims=halves, lambda_init=0.0),
         f"svd, {halves}": lambda: from_vit(source, branch_dims=halves),
-        f"svd, {wide} (the default)": lambda: from_vit(source),
-        f"calibrated, {wide}": lambda: from_vit(source, images=image_batches(source, unlabelled, CALIBRATION_IMAGES)),
+        f"svd, {wide} (data-free default)": lambda: from_vit(source),
+        f"calibrated, {halves}": lambda: from_vit(source, images=calibration, branch_dims=halves),
+        f"calibrated, {wide} (default)": lambda: from_vit(source, images=calibration),
+        "mirror, version 2": lambda: from_vit(source, attn="diff_v2"),
     }
+    if heads % 2 == 0:
+        ways["pairs, neighbours"] = lambda: from_vit(source, "pairs")
+        ways["pairs, by their maps"] = lambda: from_vit(source, "pairs", images=calibration)
+    else:
+        say(f"no pairs: they make one head of two, and {heads} heads do not pair")
     result = {}
-    say(f"{'conversion':32s}  agreement    KL (nats)  output error  seconds to convert")
+    say(f"{'conversion':38s}  agreement    KL (nats)  output error  seconds to convert")
     for name, convert in ways.items():
         start = time.perf_counter()
         model = convert()
         seconds = time.perf_counter() - start
         report = conversion_report(source, model, image_batches(source, test, config.images or len(test)))
         result[name] = {**report.summary(), "seconds": round(seconds, 2)}
-        say(f"{name:32s}  {report.agreement:9.2%}  {report.kl:11.4f}  {report.output_error:12.3f}  {seconds:8.2f}")
+        say(f"{name:38s}  {report.agreement:9.2%}  {report.kl:11.4f}  {report.output_error:12.3f}  {seconds:8.2f}")
     return result
 
 

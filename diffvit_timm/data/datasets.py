@@ -74,18 +74,18 @@ class ImageDataset(torch.utils.data.Dataset):
             raise InputError(f"{name} does not decode ({error}): mend it or take it out of the dataset") from error
 
 
-def _load(name: str) -> DatasetDict:
+def _load(name: str, option: str = "--dataset") -> DatasetDict:
     folder = Path(name).expanduser()
     looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
-        raise InputError(f"--dataset {name} is not a folder: check the path, or give a dataset's name on the Hub")
+        raise InputError(f"{option} {name} is not a folder: check the path, or give a dataset's name on the Hub")
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name)
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         if folder.is_dir():
-            raise InputError(f"--dataset {name} holds neither parquet files nor class folders: {error}") from error
+            raise InputError(f"{option} {name} holds neither parquet files nor class folders: {error}") from error
         raise InputError(
-            f"--dataset {name} is no folder here and cannot be had from the Hub ({type(error).__name__}): "
+            f"{option} {name} is no folder here and cannot be had from the Hub ({type(error).__name__}): "
             "check the name and the network, or pass the path of a folder"
         ) from error
 
@@ -105,13 +105,7 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
     if "train" not in loaded:
         raise InputError(f"--dataset {name} has no train split, only {', '.join(loaded)}")
     features = loaded["train"].features
-    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    if image_column == "auto":
-        if len(images) != 1:
-            raise InputError(f"--dataset {name} has {len(images)} image columns ({images}): pass --image-column")
-        image_column = images[0]
-    if image_column not in images:
-        raise InputError(f"--image-column {image_column} is no image column of {name}: choose one of {images}")
+    image_column = _image_column(name, features, image_column)
     if not isinstance(features.get(label_column), ClassLabel):
         labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
         raise InputError(f"--label-column {label_column} is no class label of {name}: choose one of {labels}")
@@ -141,6 +135,41 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         test = named["test"] if "test" in named else named[val_name]
         train, val = _stratified_tenth(train, name)
     return Splits(train, val, test, features[label_column].names)
+
+
+def _image_column(name: str, features: Features, column: str, option: str = "--dataset") -> str:
+    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
+    if column == "auto":
+        if len(images) != 1:
+            raise InputError(f"{option} {name} has {len(images)} image columns ({images}): pass --image-column")
+        return images[0]
+    if column not in images:
+        raise InputError(f"--image-column {column} is no image column of {name}: choose one of {images}")
+    return column
+
+
+def load_images(name: str, image_column: str = "auto", option: str = "--images") -> Dataset:
+    """Images without their labels: the train split of a dataset, or its only one.
+
+    Args:
+        name: a Hub name, or a folder of images, of parquet files or of one folder a class.
+        image_column: 'auto' is the only image column.
+        option: what the user calls `name`.
+
+    Returns:
+        Columns as in `Splits`; the label is -1.
+
+    Raises:
+        InputError: the dataset cannot be had, or has no images.
+    """
+    loaded = _load(name, option)
+    split = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
+    column = _image_column(name, split.features, image_column, option)
+    images = split.select_columns([column]).rename_columns({} if column == "image" else {column: "image"})
+    if not len(images):
+        raise InputError(f"{option} {name} has no images")
+    images = images.cast_column("image", ImageFeature(decode=False))
+    return images.add_column("label", [-1] * len(images))
 
 
 def _class_names(name: str, label_column: str, splits: dict[str, Dataset]) -> dict[str, list[str]]:

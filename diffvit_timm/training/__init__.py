@@ -1,9 +1,9 @@
 """One trainer on accelerate for every recipe."""
 
 from .config import TrainConfig, parse_config
-from .console import run, say
+from .console import one_line_errors, run, say, track
 from .model import image_batches
-from .run_folder import resolve_output
+from .run_folder import new_folder, resolve_output
 from .trainer import Trainer, make_accelerator, train
 
 __all__ = [
@@ -11,9 +11,12 @@ __all__ = [
     "Trainer",
     "image_batches",
     "make_accelerator",
+    "new_folder",
+    "one_line_errors",
     "parse_config",
     "resolve_output",
     "run",
     "say",
+    "track",
     "train",
 ]

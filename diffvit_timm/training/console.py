@@ -69,15 +69,22 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def run(main: Callable[[], dict]) -> None:
-    """Run a recipe: its result is stdout's last line, as JSON; bad input is one line on stderr and exit code 2."""
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input is one line on stderr and exit code 2."""
     try:
-        result = main()
+        yield
     except InputError as error:
         if not _is_main():
             time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
         cause = str(error).rpartition("InputError: ")[-1]  # a loader's worker wraps the error in its own traceback
         print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def run(main: Callable[[], dict]) -> None:
+    """Run a recipe: its result is stdout's last line, as JSON; bad input as in `one_line_errors`."""
+    with one_line_errors():
+        result = main()
     if _is_main():
         print(json.dumps(result), flush=True)

@@ -1,30 +1,27 @@
 """The model that a configuration asks for, and what its conversion kept."""
 
 import ast
-import difflib
 import math
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import timm
 from datasets import Dataset
 from timm.data import resolve_data_config
 from timm.models import (
     VisionTransformer,
     get_model_input_config,
-    is_model,
     parse_model_name,
-    split_model_name_tag,
 )
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..conversion import from_vit
+from ..conversion import READS_IMAGES, from_vit
 from ..data import ImageDataset, Splits, eval_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
+from ..hub import check_model, load_model
 from ..report import ConversionReport, conversion_report
 from .config import TrainConfig
 from .console import track
@@ -33,26 +30,6 @@ REPORT_IMAGES = 128
 
 # arguments of --model-kwargs that a plain ViT does not take, and its conversion does
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
-
-
-def check_model(config: TrainConfig) -> None:
-    """Refuse a model or tag that timm does not know, before anything is downloaded."""
-    name = config.model
-    try:
-        source, model_id = parse_model_name(name)
-    except ValueError as error:
-        raise InputError(f"--model {name}: {error}") from error
-    if source is not None:
-        return
-    architecture, tag = split_model_name_tag(model_id)
-    if not is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise InputError(f"--model {name} is not known to timm: did you mean {' or '.join(close) or 'another'}?")
-    tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and model_id not in tagged:
-        raise InputError(f"--model {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
-    if config.pretrained and not tagged:
-        raise InputError(f"--model {name} has no pretrained weights: pass --no-pretrained")
 
 
 def _is_variant(config: TrainConfig) -> bool:
@@ -73,18 +50,7 @@ def _model_kwargs(config: TrainConfig) -> dict:
 
 def _load(config: TrainConfig, **kwargs) -> Any:
     """timm's model of that name, with the arguments of --model-kwargs."""
-    arguments = {**_model_kwargs(config), **kwargs}
-    try:
-        return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
-    except OSError as error:
-        if config.model.startswith("local-dir:"):
-            raise InputError(f"--model {config.model} cannot be loaded: {error}") from error
-        raise InputError(
-            f"--model {config.model}: the weights are neither in the cache nor to be had from the Hub "
-            f"({type(error).__name__}): check the network, HF_HUB_CACHE, or pass --no-pretrained"
-        ) from error
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise InputError(f"--model {config.model} cannot be made: {error}") from error
+    return load_model(config.model, config.pretrained, **{**_model_kwargs(config), **kwargs})
 
 
 def _is_differential(model: nn.Module) -> bool:
@@ -116,7 +82,7 @@ def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any
     settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
     method = None if config.conversion == "auto" else config.conversion
     images = None
-    if method in ("calibrated", "pairs"):
+    if method in READS_IMAGES:
         batches = image_batches(source, split, config.calibration_images)
         images = track(batches, "looking at images", math.ceil(min(config.calibration_images, len(split)) / 32))
     try:
@@ -160,7 +126,7 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
         InputError: an unknown name or tag, weights that cannot be had, a head of other classes, a network that cannot
             be converted.
     """
-    check_model(config)
+    check_model(config.model, config.pretrained)
     attn = _target_attention(config)
     model = source = _load_source(config, attn)
     if config.attn == "plain" and _is_differential(model):

@@ -30,17 +30,26 @@ def resolve_output(config: TrainConfig, recipe: str) -> Path:
         InputError: it holds something already, or cannot be written.
     """
     automatic = f"runs/{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    path = Path(automatic if config.output == "auto" else config.output).expanduser()
+    return new_folder(automatic if config.output == "auto" else config.output)
+
+
+def new_folder(name: str | Path, option: str = "--output") -> Path:
+    """The path of a folder that can be written, and is new or empty; nothing is made yet.
+
+    Raises:
+        InputError: it holds something already, or cannot be written.
+    """
+    path = Path(name).expanduser()
     if path.exists() and not path.is_dir():
-        raise InputError(f"--output {path} is a file: give a new folder")
+        raise InputError(f"{option} {path} is a file: give a new folder")
     if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"--output {path} is used already: give a new folder, or empty it yourself")
+        raise InputError(f"{option} {path} is used already: give a new folder, or empty it yourself")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):  # permission bits do not tell: root, read-only mounts, quotas
             pass
     except OSError as error:
-        raise InputError(f"--output {path} cannot be written ({error}): give another folder") from error
+        raise InputError(f"{option} {path} cannot be written ({error}): give another folder") from error
     return path
 
 

@@ -20,12 +20,13 @@ from torchvision.transforms import v2
 from ..data import ImageDataset, Splits, eval_transform, load_splits, train_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
+from ..hub import check_model
 from ..statistics import LayerStatistics, layer_statistics
 from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
 from .metrics import Accuracy
-from .model import check_model, create_model, model_data_config
+from .model import create_model, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder, resolve_output
 
@@ -322,7 +323,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
     """
     output = resolve_output(config, recipe)
     accelerator = make_accelerator(config, output)
-    check_model(config)
+    check_model(config.model, config.pretrained)
     splits = load_splits(config.dataset, config.image_column, config.label_column)
     set_seed(config.seed)
     model, report = create_model(config, splits, report=accelerator.is_main_process)

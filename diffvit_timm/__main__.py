@@ -1,0 +1,108 @@
+"""python -m diffvit_timm convert SOURCE OUT: a plain ViT becomes a Diff-ViT, in a folder that timm loads."""
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from .conversion import READS_IMAGES, from_vit, resolve_method
+from .data import load_images
+from .errors import InputError
+from .hub import check_model, load_model, save_pretrained
+from .report import conversion_report
+from .training import image_batches, new_folder, one_line_errors, say, track
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def convert(
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")],
+    *,
+    attn: Literal["diff", "diff_v2"] = "diff",
+    method: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto",
+    images: str | None = None,
+    image_column: str = "auto",
+    calibration_images: int = 256,
+    report_images: int = 256,
+    lambda_init: float | None = None,
+    branch_dims: tuple[int, int] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Convert a plain ViT into a Diff-ViT, and report what it kept.
+
+    Args:
+        source: timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too.
+        out: folder to write, new or empty.
+        attn: version of differential attention.
+        method: auto is mirror for diff_v2, and for diff calibrated with --images, svd without.
+        images: images to calibrate and report on: a folder, or a dataset's name on the Hub (its train split).
+        image_column: column of the images; auto: the only image column.
+        calibration_images: how many to calibrate on, drawn at random.
+        report_images: how many of the others to report on.
+        lambda_init: lambda at the start (default: 0.05 for diff, 0.5 for diff_v2).
+        branch_dims: widths of the two branches of a head, for diff (default: three quarters and a quarter).
+        device: where to compute: cpu, cuda, mps, ...
+        seed: of the draw of images.
+        as_json: print the report as JSON.
+    """
+    folder = new_folder(out, "OUT")
+    check_model(source, option="SOURCE")
+    wanted = None if method == "auto" else method
+    calibrates = images is not None and (attn == "diff" if wanted is None else wanted in READS_IMAGES)
+    try:
+        chosen = resolve_method(wanted, attn, calibrates)
+        torch.empty(0, device=device)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise InputError(f"--method {method} --attn {attn} --device {device}: {error}".splitlines()[0]) from error
+    pool, used = None, calibration_images if calibrates else 0
+    if images is not None:
+        pool = load_images(images, image_column).shuffle(seed=seed)
+        if len(pool) <= used:
+            raise InputError(
+                f"--images {images} has {len(pool)} images, none beside --calibration-images {used} to report on: "
+                "lower that"
+            )
+
+    plain = load_model(source, option="SOURCE").eval().to(device)
+    settings = {"lambda_init": lambda_init, "branch_dims": branch_dims}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    batches = image_batches(plain, pool, used) if calibrates else None
+    seen = track(batches, "calibrating", math.ceil(used / 32)) if batches else None
+    try:
+        model = from_vit(plain, chosen, seen, attn=attn, **settings)
+    except ValueError as error:
+        raise InputError(f"SOURCE {source}: {error}") from error
+    report = None
+    if pool is not None:
+        rest = pool.select(range(used, min(len(pool), used + report_images)))
+        report = conversion_report(plain, model, image_batches(plain, rest))
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:  # OUT is whole or not there
+        written = Path(aside) / "model"
+        save_pretrained(model.cpu(), written, plain.pretrained_cfg.get("label_names"))
+        written.rename(folder)
+    say(f"{chosen}: {folder}, for timm.create_model('local-dir:{folder}', pretrained=True) after import diffvit_timm")
+    if as_json:
+        result = {"source": source, "out": str(folder), "attn": attn, "method": chosen}
+        print(json.dumps({**result, "report": report.to_dict() if report else None}))
+    elif report:
+        print(report)
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        app.cli(prog="python -m diffvit_timm", args=sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""python -m diffvit_timm convert writes what timm loads, prints what was kept, and refuses bad input in one line."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from diffvit_timm import DifferentialAttentionV2
+from diffvit_timm.__main__ import main
+from diffvit_timm.hub import save_pretrained
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A plain ViT of four heads and the user's own classes: (model, its local-dir: name)."""
+    torch.manual_seed(0)
+    shape = dict(img_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=3)
+    model = timm.create_model("vit_tiny_patch16_224", **shape).eval()
+    for block in model.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+    torch.nn.init.normal_(model.head.weight)
+    folder = tmp_path_factory.mktemp("source")
+    save_pretrained(model, folder, label_names=["cat", "dog", "owl"])
+    return model, f"local-dir:{folder}"
+
+
+def report_of(capsys):
+    return json.loads(capsys.readouterr().out)
+
+
+def error(capsys, *argv):
+    """The one line on stderr of an exit with code 2."""
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", *map(str, argv)])
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_the_folder_holds_the_converted_model_with_its_class_names(source, tmp_path, capsys):
+    main(["convert", source[1], str(tmp_path / "new" / "out"), "--attn", "diff_v2"])
+    loaded = timm.create_model(f"local-dir:{tmp_path}/new/out", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert isinstance(loaded.blocks[0].attn, DifferentialAttentionV2)
+    torch.testing.assert_close(loaded(x), source[0](x), rtol=0, atol=1e-5)
+    assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]  # nothing is left beside it
+    assert capsys.readouterr().out == ""  # no images, no report
+
+
+@pytest.mark.parametrize("method", ["svd", "slice", "pairs", "calibrated"])
+def test_each_method_reports_on_images_that_it_did_not_calibrate_on(source, parquet_folder, tmp_path, capsys, method):
+    argv = ["convert", source[1], str(tmp_path / "out"), "--images", str(parquet_folder), "--method", method]
+    main([*argv, "--calibration-images", "10", "--json"])
+    result = report_of(capsys)
+    assert result["method"] == method
+    assert result["report"]["images"] == (36 - 10 if method in ("pairs", "calibrated") else 36)
+    assert 0 < result["report"]["output_error"] < 1.5
+
+
+def test_with_images_the_default_is_calibrated_and_the_report_a_table(source, image_folder, tmp_path, capsys):
+    flat = image_folder / "train" / "cat"  # a folder of images without classes
+    main(["convert", source[1], str(tmp_path / "out"), "--images", str(flat), "--calibration-images", "8"])
+    printed = capsys.readouterr()
+    assert "calibrated" in printed.err
+    assert printed.out.startswith("conversion on 4 images")
+    assert "attention error" in printed.out
+
+
+def test_settings_of_the_layer_reach_it(source, tmp_path):
+    main(["convert", source[1], str(tmp_path / "out"), "--lambda-init", "0.125", "--branch-dims", "8", "8"])
+    layer = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).blocks[0].attn
+    assert layer.branch_dims == (8, 8)
+    assert layer.lambda_init.item() == 0.125
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(source, parquet_folder, tmp_path, capsys):
+    out, name = tmp_path / "out", source[1]
+    assert "SOURCE vit_tinny is not known to timm" in error(capsys, "vit_tinny", out)
+    assert "SOURCE local-dir:" in error(capsys, f"local-dir:{tmp_path}/nowhere", out)
+    assert "--images" in error(capsys, name, out, "--images", tmp_path / "nowhere")
+    assert "'mirror' is not one of attn='diff'" in error(capsys, name, out, "--method", "mirror")
+    assert "needs images" in error(capsys, name, out, "--method", "calibrated")
+    assert "--calibration-images 256" in error(capsys, name, out, "--images", parquet_folder)
+    assert "--device warp" in error(capsys, name, out, "--device", "warp")
+    assert "lambda_init" in error(capsys, name, out, "--lambda-init", "1.5")
+    assert "sum to 16" in error(capsys, name, out, "--branch-dims", "9", "9")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_folder_is_not_touched(source, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "OUT" in error(capsys, source[1], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_source_that_cannot_be_converted_is_refused_with_the_reason(tmp_path, capsys):
+    shape = dict(img_size=32, patch_size=16, embed_dim=64, depth=2, num_heads=4, num_classes=3)
+    save_pretrained(timm.create_model("vit_tiny_patch16_224", qk_norm=True, **shape), tmp_path / "normed")
+    assert "qk_norm" in error(capsys, f"local-dir:{tmp_path}/normed", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
