@@ -34,6 +34,8 @@ class TrainConfig:
     """Training images, unlabelled, that --conversion calibrated and pairs look at."""
     model_kwargs: tuple[str, ...] = ()
     """More arguments of timm.create_model, as NAME=VALUE."""
+    head_init: Literal["random", "probe"] = "random"
+    """probe: start the head as the logistic regression on the frozen network's features."""
     reset_head: bool = False
     """Start a new head where a loaded one has other classes."""
 

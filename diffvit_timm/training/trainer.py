@@ -28,6 +28,7 @@ from .curves import plot_training
 from .metrics import Accuracy
 from .model import create_model, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
+from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_output
 
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
@@ -329,6 +330,8 @@ def train(config: TrainConfig, recipe: str) -> dict:
     model, report = create_model(config, splits, report=accelerator.is_main_process)
     if report:
         say(str(report))
+    if config.head_init == "probe":
+        fit_linear_probe(model, splits, accelerator)
     conversion = {"method": config.conversion, **report.summary()} if report else None
     result = Trainer(config, accelerator, model, splits, output, conversion).fit()
     accelerator.end_training()
