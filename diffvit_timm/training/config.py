@@ -67,6 +67,12 @@ class TrainConfig:
     """Augmentation policy."""
     crop_scale: float = 0.35
     """Smallest share of the image that a random crop keeps."""
+    teacher: str | None = None
+    """Network of the same classes to learn from, beside the labels: timm name, local-dir:FOLDER or hf-hub:NAME."""
+    distill_weight: float = 0.5
+    """Weight of the teacher's loss; the labels have the rest."""
+    distill_temperature: float = 2.0
+    """Temperature of both networks' probabilities in the teacher's loss."""
     lambda_warmup: float = 0.0
     """Epochs over which lambda_init goes from its start to --lambda-target; 0: it stays."""
     lambda_target: float = 0.2
@@ -89,7 +95,7 @@ class TrainConfig:
         """Refuse numbers out of range, naming the option."""
         for name in ("epochs", "batch_size", "grad_accum", "log_every", "calibration_images"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("lr", "layer_decay"):
+        for name in ("lr", "layer_decay", "distill_temperature"):
             self._require(name, getattr(self, name) > 0, "must be above 0")
         for name in (
             "warmup_epochs",
@@ -105,6 +111,7 @@ class TrainConfig:
         for name in ("label_smoothing", "drop_path"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         self._require("lambda_target", 0 <= self.lambda_target < 1, "must be in [0, 1)")
+        self._require("distill_weight", 0 < self.distill_weight <= 1, "must be in (0, 1]")
         self._require("seed", self.seed < 2**32, "must be below 2**32")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
@@ -130,6 +137,8 @@ def _preset_arguments(path: str) -> list[str]:
     arguments = []
     for name, value in preset.items():
         flag = name.replace("_", "-")
+        if value is None:
+            continue
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:

@@ -25,6 +25,7 @@ from ..statistics import LayerStatistics, layer_statistics
 from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
+from .distillation import distillation_loss, load_teacher
 from .metrics import Accuracy
 from .model import create_model, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
@@ -77,6 +78,7 @@ class Trainer:
         splits: of `load_splits`.
         output: the run folder, of `resolve_output`.
         conversion: where the weights come from, for the result.
+        teacher: of `load_teacher`, to learn from.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class Trainer:
         splits: Splits,
         output: Path,
         conversion: dict | None = None,
+        teacher: Any = None,
     ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.splits = splits
         self.conversion = conversion
+        self.teacher = teacher.to(accelerator.device) if teacher else None
         self.output = broadcast_object_list([output])[0]  # ranks may have read the clock a second apart
         self.run: RunFolder | None = None  # made by fit, so that bad settings leave nothing behind
 
@@ -231,6 +235,11 @@ class Trainer:
                 with self.accelerator.autocast():
                     logits = self.model(part)
                 loss = F.cross_entropy(logits.float(), target, label_smoothing=config.label_smoothing)
+                if self.teacher:
+                    with torch.no_grad(), self.accelerator.autocast():
+                        targets = self.teacher(part)
+                    learned = distillation_loss(logits, targets, config.distill_temperature)
+                    loss = torch.lerp(loss, learned, config.distill_weight)
                 loss = loss * (len(part) / len(images))  # an image weighs the same in a smaller last part
                 self.accelerator.backward(loss)
                 total += loss.detach()
@@ -330,9 +339,10 @@ def train(config: TrainConfig, recipe: str) -> dict:
     model, report = create_model(config, splits, report=accelerator.is_main_process)
     if report:
         say(str(report))
+    teacher = load_teacher(config.teacher, model, splits.class_names) if config.teacher else None
     if config.head_init == "probe":
         fit_linear_probe(model, splits, accelerator)
     conversion = {"method": config.conversion, **report.summary()} if report else None
-    result = Trainer(config, accelerator, model, splits, output, conversion).fit()
+    result = Trainer(config, accelerator, model, splits, output, conversion, teacher).fit()
     accelerator.end_training()
     return result

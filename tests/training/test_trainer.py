@@ -37,10 +37,10 @@ def trainer(config, splits, tiny_model, tmp_path):
 
     numbers = itertools.count()
 
-    def make(shape=None, **options):
+    def make(shape=None, teacher=None, **options):
         output = tmp_path / f"run{next(numbers)}"
         cfg = config(**options)
-        return Trainer(cfg, make_accelerator(cfg, output), tiny_model(**(shape or {})), splits, output)
+        return Trainer(cfg, make_accelerator(cfg, output), tiny_model(**(shape or {})), splits, output, None, teacher)
 
     return make
 
@@ -91,7 +91,7 @@ def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
     assert result["model"] == "tiny"
     assert result["attn"] == "diff"
     assert result["conversion"] is None
-    assert len(result["lambda"]) == 2
+    assert len(result["lambda"]) == len(result["negative_mass"]) == 2
     assert result["images_per_second"] > 0
     assert result["test_accuracy"] > 0.6  # it learned: chance is a third
 
@@ -106,6 +106,18 @@ def test_the_accuracies_are_those_of_the_saved_best_epoch_measured_without_us(tr
     assert result["val_accuracy"] == accuracies[1]
     assert accuracy_outside(run.output / "best", splits.val) == accuracies[1]
     assert accuracy_outside(run.output / "best", splits.test) == pytest.approx(result["test_accuracy"])
+
+
+def test_a_teacher_replaces_the_labels_by_its_weight(trainer, tiny_model):
+    losses = {}
+    for weight in (0.25, 1.0):
+        run = trainer(teacher=tiny_model().eval(), distill_weight=weight, epochs=1, label_smoothing=0.0)
+        run.fit()
+        losses[weight] = rows_of(run.output)[0]["train_loss"]
+    plain = trainer(epochs=1, label_smoothing=0.0)
+    plain.fit()
+    assert losses[1.0] == pytest.approx(0.0, abs=1e-6)  # the student starts as its teacher
+    assert losses[0.25] == pytest.approx(0.75 * rows_of(plain.output)[0]["train_loss"], rel=1e-5)
 
 
 def test_best_reloads_through_timm_with_equal_logits(trainer):
