@@ -134,12 +134,13 @@ def _convert_layer(
     wrong = (plain.keys() - state.keys()) | (state.keys() - plain.keys() - made_here)
     if wrong:
         raise ValueError(f"{', '.join(sorted(wrong))}: only in one of source and model; give both the same settings")
-    rows = torch.cat([heads.reshape(-1, dim + 1) for heads in (q, k, v)]).to(weight.dtype)
+    dtype = layer.qkv.weight.dtype  # not the checkpoint's: rounding a rotation to half precision again would lose more
+    rows = torch.cat([heads.reshape(-1, dim + 1) for heads in (q, k, v)]).to(dtype)
     state["qkv.weight"] = rows[:, :-1].contiguous()
     if "qkv.bias" in state:
         state["qkv.bias"] = rows[:, -1].contiguous()
     # Rows of A1 - lambda A2 sum to 1 - lambda: give the values their mass back.
-    state["proj.weight"] = (proj / (1 - layer.lambda_init.item())).to(weight.dtype)
+    state["proj.weight"] = (proj / (1 - layer.lambda_init.item())).to(dtype)
     if "proj.bias" in state:
         state["proj.bias"] = plain.get("proj.bias", torch.zeros_like(state["proj.bias"]))
     if isinstance(layer, DifferentialAttention):

@@ -232,6 +232,27 @@ class TestLoading:
             expected = source.blocks[1].mlp.fc1.weight
             assert torch.equal(model.blocks[1].mlp.fc1.weight, expected)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_a_half_precision_checkpoint_is_rotated_without_a_second_rounding(self, checkpoint, dtype):
+        source, path = checkpoint
+        half = {name: tensor.to(dtype) for name, tensor in source.state_dict().items()}
+        torch.save(half, path)
+        from_half = self.load(path)
+        torch.save({name: tensor.float() for name, tensor in half.items()}, path)
+        x = torch.randn(2, 3, 32, 32)
+        assert relative_error(from_half(x), self.load(path)(x)) < 1e-6
+        assert self.load(path, attn="diff_v2").blocks[0].attn.qkv.weight.dtype == torch.float32
+
+    def test_a_plain_checkpoint_becomes_version_2_without_any_loss(self, checkpoint):
+        source, path = checkpoint
+        x = torch.randn(4, 3, 32, 32)
+        assert relative_error(self.load(path, attn="diff_v2")(x), source(x)) < 1e-6
+        assert self.load(path, attn="diff_v2", num_classes=9)(x).shape == (4, 9)
+
+    def test_pairs_load_into_half_the_heads(self, checkpoint):
+        _, path = checkpoint
+        assert self.load(path, conversion="pairs").blocks[0].attn.num_heads == 1
+
     def test_a_forgotten_block_is_an_error_even_where_timm_loads_leniently(self, checkpoint):
         _, path = checkpoint
         state = torch.load(path)
