@@ -22,6 +22,7 @@ from torch import Tensor, nn
 __all__ = [
     "DifferentialAttention",
     "DifferentialAttentionV2",
+    "DifferentialLayer",
     "differential_attention",
     "differential_maps",
     "lambda_init_schedule",
@@ -135,7 +136,66 @@ def differential_attention(
     return out1 - lam * out2
 
 
-class DifferentialAttention(nn.Module):
+class DifferentialLayer(nn.Module):
+    """The forward pass that both versions share; each projects its tokens, computes lambda and merges its heads."""
+
+    fused_attn: bool
+    qkv: nn.Linear
+    attn_drop: nn.Dropout
+    proj: nn.Linear
+    proj_drop: nn.Dropout
+    branch_dims: BranchDims
+    num_heads: int
+    head_dim: int
+    scale: float
+    lambda_init: Tensor
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """Set lambda_init in place; from now on it is part of the state dict (so copy the model for EMA after)."""
+        self.lambda_init.fill_(value)
+        self._non_persistent_buffers_set.discard("lambda_init")
+
+    def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """What goes into the output projection, (B, N, dim); arguments as in `forward`."""
+        q, k, v = self.project_qkv(x)
+        x = differential_attention(
+            q,
+            k,
+            v,
+            self.compute_lambda(x).to(q.dtype),
+            self.branch_dims,
+            self.scale,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            fused=self.fused_attn,
+        )
+        return self.merge_heads(x)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """
+        Args:
+            x: tokens, (B, N, dim).
+            attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
+            is_causal: a query sees no later key.
+
+        Returns:
+            (B, N, dim)
+        """
+        return self.proj_drop(self.proj(self.attend(x, attn_mask, is_causal)))
+
+
+class DifferentialAttention(DifferentialLayer):
     """Multi-head differential self-attention (V1).
 
     A head owns a pair of maps. Its lambda is `exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init`
@@ -146,11 +206,10 @@ class DifferentialAttention(nn.Module):
     a number, given here, by `set_lambda_init` or by a checkpoint, is saved and must be there on loading.
     """
 
-    fused_attn: torch.jit.Final[bool]
+    branch_dims: tuple[int, int]
     qk_norm: torch.jit.Final[bool]
     head_norm: torch.jit.Final[bool]
     dual_lambda: torch.jit.Final[bool]
-    lambda_init: Tensor
     lambda_a: Tensor
     lambda_b: Tensor
     lambda_q1: Tensor
@@ -266,12 +325,6 @@ class DifferentialAttention(nn.Module):
         if "lambda_init" in self._non_persistent_buffers_set:
             self.lambda_init.fill_(self._lambda_start)
 
-    @torch.jit.ignore
-    def set_lambda_init(self, value: float) -> None:
-        """Set lambda_init in place; from now on it is part of the state dict (so copy the model for EMA after)."""
-        self.lambda_init.fill_(value)
-        self._non_persistent_buffers_set.discard("lambda_init")
-
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         if prefix + "lambda_init" in state_dict:
             self._non_persistent_buffers_set.discard("lambda_init")
@@ -298,39 +351,14 @@ class DifferentialAttention(nn.Module):
             k = self.k_norm(k.reshape(pair)).flatten(-2)
         return q, k, v
 
-    def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """What goes into the output projection, (B, N, dim); arguments as in `forward`."""
-        q, k, v = self.project_qkv(x)
-        x = differential_attention(
-            q,
-            k,
-            v,
-            self.compute_lambda(x).to(q.dtype),
-            self.branch_dims,
-            self.scale,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            fused=self.fused_attn,
-        )
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """(B, H, N, head width) normalised and merged to (B, N, dim); equation 3."""
         if self.head_norm:
             x = self.sub_norm(x) * (1 - self.lambda_init)
         return self.norm(x.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """
-        Args:
-            x: tokens, (B, N, dim).
-            attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
-            is_causal: a query sees no later key.
 
-        Returns:
-            (B, N, dim)
-        """
-        return self.proj_drop(self.proj(self.attend(x, attn_mask, is_causal)))
-
-
-class DifferentialAttentionV2(nn.Module):
+class DifferentialAttentionV2(DifferentialLayer):
     """Multi-head differential self-attention, version 2: two queries a head over one key and value, and no norm.
 
     `lambda = sigmoid(lambda_proj(x) + logit(lambda_init))`, a number a token and head; `lambda_init` is a buffer, and
@@ -338,8 +366,7 @@ class DifferentialAttentionV2(nn.Module):
     as in theirs, then the keys, then the values.
     """
 
-    fused_attn: torch.jit.Final[bool]
-    lambda_init: Tensor
+    lambda_init: Tensor  # TorchScript reads a class's own annotations, or else its parents', which it does not know
 
     def __init__(
         self,
@@ -389,11 +416,6 @@ class DifferentialAttentionV2(nn.Module):
         """Fill lambda_init (the projections initialise themselves, or the model does)."""
         self.lambda_init.fill_(self._lambda_start)
 
-    @torch.jit.ignore
-    def set_lambda_init(self, value: float) -> None:
-        """Set lambda_init in place."""
-        self.lambda_init.fill_(value)
-
     def compute_lambda(self, x: Tensor) -> Tensor:
         """lambda of tokens x (B, N, dim): (B, H, N, 1), float32."""
         logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())
@@ -406,27 +428,6 @@ class DifferentialAttentionV2(nn.Module):
         q, k, v = (t.reshape(B, N, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         return q, k, v
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """
-        Args:
-            x: tokens, (B, N, dim).
-            attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
-            is_causal: a query sees no later key.
-
-        Returns:
-            (B, N, dim)
-        """
-        q, k, v = self.project_qkv(x)
-        out = differential_attention(
-            q,
-            k,
-            v,
-            self.compute_lambda(x).to(q.dtype),
-            self.branch_dims,
-            self.scale,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            fused=self.fused_attn,
-        )
-        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """(B, H, N, head width) merged to (B, N, dim)."""
+        return x.transpose(1, 2).flatten(2)

@@ -17,7 +17,7 @@ from timm.layers import get_device_dtype
 from timm.models import VisionTransformer, filter_pretrained_cfg, is_model
 from torch import Tensor
 
-from .attention import DifferentialAttention, DifferentialAttentionV2
+from .attention import DifferentialAttention, DifferentialLayer
 from .calibration import fit_projections, head_pairs, logit_moments
 from .observe import batches_for
 from .sources import check_source, vit_args
@@ -107,7 +107,7 @@ def _rotate(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tupl
 
 def _convert_layer(
     plain: dict[str, Tensor],
-    layer: DifferentialAttention | DifferentialAttentionV2,
+    layer: DifferentialLayer,
     method: str,
     calibration: tuple[Tensor, Tensor] | list[int] | None,
 ) -> dict[str, Tensor]:

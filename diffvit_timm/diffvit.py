@@ -12,6 +12,7 @@ Papers: `Differential Transformer` - https://arxiv.org/abs/2410.05258
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,7 +29,7 @@ from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor, nn
 
-from .attention import DifferentialAttention, DifferentialAttentionV2
+from .attention import DifferentialAttention, DifferentialAttentionV2, DifferentialLayer
 from .conversion import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
 
 __all__ = ["DiffVisionTransformer"]
@@ -41,13 +42,15 @@ class DiffBlock(Block):
 
     Args:
         dim, num_heads, ...: as in timm.models.vision_transformer.Block.
-        head_norm, lambda_init, branch_dims: as in DifferentialAttention.
+        make_attn: called with timm's arguments of an attention layer, and the depth of the block.
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
+        *,
+        make_attn: Callable[..., nn.Module],
         qkv_bias: bool = False,
         qk_norm: bool = False,
         scale_attn_norm: bool = False,
@@ -56,73 +59,29 @@ class DiffBlock(Block):
         attn_drop: float = 0.0,
         norm_layer: type[nn.Module] = LayerNorm,
         depth: int = 0,
-        head_norm: bool = True,
-        lambda_init: float | str = "schedule",
-        branch_dims: tuple[int, int] | None = None,
         device=None,
         dtype=None,
         **kwargs,
     ) -> None:
-        super().__init__(
-            dim, num_heads, proj_bias=proj_bias, proj_drop=proj_drop, norm_layer=norm_layer, device=device,
-            dtype=dtype, **kwargs
-        )  # fmt: skip
-        self.attn = DifferentialAttention(
+        common: dict = dict(proj_bias=proj_bias, proj_drop=proj_drop, norm_layer=norm_layer, device=device, dtype=dtype)
+        super().__init__(dim, num_heads, **common, **kwargs)
+        self.attn = make_attn(
             dim,
             num_heads,
             qkv_bias=qkv_bias,
             qk_norm=qk_norm,
             scale_norm=scale_attn_norm,
-            proj_bias=proj_bias,
             attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            norm_layer=norm_layer,
             depth=depth,
-            head_norm=head_norm,
-            lambda_init=lambda_init,
-            branch_dims=branch_dims,
-            device=device,
-            dtype=dtype,
+            **common,
         )
 
 
-class DiffBlockV2(Block):
-    """timm's pre-norm transformer block with version 2 of differential attention.
-
-    Args:
-        dim, num_heads, ...: as in timm.models.vision_transformer.Block.
-        lambda_init: as in DifferentialAttentionV2.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = False,
-        qk_norm: bool = False,
-        scale_attn_norm: bool = False,
-        proj_bias: bool = True,
-        proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
-        lambda_init: float = 0.5,
-        device=None,
-        dtype=None,
-        **kwargs,
-    ) -> None:
-        if qk_norm or scale_attn_norm:
-            raise ValueError("attn='diff_v2' has no norms: leave out qk_norm and scale_attn_norm")
-        dd = {"device": device, "dtype": dtype}
-        super().__init__(dim, num_heads, proj_bias=proj_bias, proj_drop=proj_drop, **dd, **kwargs)
-        self.attn = DifferentialAttentionV2(
-            dim,
-            num_heads,
-            qkv_bias=qkv_bias,
-            proj_bias=proj_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-            lambda_init=lambda_init,
-            **dd,
-        )
+def _version_2(dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs):
+    """DifferentialAttentionV2 from timm's arguments; it has no norms, and is the same at any depth."""
+    if qk_norm or scale_norm:
+        raise ValueError("attn='diff_v2' has no norms: leave out qk_norm and scale_attn_norm")
+    return DifferentialAttentionV2(dim, num_heads, **kwargs)
 
 
 def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None, branch_dims):
@@ -132,11 +91,11 @@ def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None
     if attn == "plain":
         return Block
     if attn == "diff":
-        return partial(DiffBlock, **given)
+        return partial(DiffBlock, make_attn=partial(DifferentialAttention, **given))
     for name in ("head_norm", "branch_dims"):
         if given.pop(name, None):
             raise ValueError(f"{name}={settings[name]!r} is a setting of attn='diff'; attn='diff_v2' has none such")
-    return partial(DiffBlockV2, **given)
+    return partial(DiffBlock, make_attn=partial(_version_2, **given))
 
 
 class DiffVisionTransformer(VisionTransformer):
@@ -182,7 +141,7 @@ class DiffVisionTransformer(VisionTransformer):
         self.attn = attn
 
     @torch.jit.ignore
-    def differential_layers(self) -> list[DifferentialAttention | DifferentialAttentionV2]:
+    def differential_layers(self) -> list[DifferentialLayer]:
         """The attention layers, first block first; empty in a plain model."""
         return [block.attn for block in self.blocks] if self.attn != "plain" else []
 

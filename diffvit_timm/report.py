@@ -10,7 +10,7 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .attention import DifferentialAttention, DifferentialAttentionV2, split_branches
+from .attention import DifferentialLayer, split_branches
 from .calibration import plain_queries_and_keys
 from .diffvit import DiffVisionTransformer
 from .observe import batches_for
@@ -67,9 +67,7 @@ def _centred_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
-def _compare_layers(
-    source: Attention, layer: DifferentialAttention | DifferentialAttentionV2, tokens: Tensor, output: Tensor
-) -> Tensor:
+def _compare_layers(source: Attention, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> Tensor:
     """Sums over one batch: squared output error and norm, squared logit error and norm, squared tail, lambda."""
     q, k = plain_queries_and_keys(source, tokens)
     logits = _centred_logits(q, k, source.scale)
