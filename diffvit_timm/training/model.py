@@ -17,7 +17,7 @@ from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..conversion import READS_IMAGES, from_vit
+from ..conversion import READS_IMAGES, from_vit, resolve_method
 from ..data import ImageDataset, Splits, eval_transform
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
@@ -78,14 +78,23 @@ def _load_source(config: TrainConfig, attn: str | None) -> Any:
     return _load(config, attn=config.attn if _is_variant(config) and config.attn != "model" else None, **kwargs)
 
 
+def conversion_method(config: TrainConfig, attn: str) -> str:
+    """The method that converts to `attn`.
+
+    Raises:
+        ValueError: a method of another attention.
+    """
+    asked = None if config.conversion == "auto" else config.conversion
+    return resolve_method(asked, attn, with_images=asked in READS_IMAGES)
+
+
 def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any:
     settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
-    method = None if config.conversion == "auto" else config.conversion
-    images = None
-    if method in READS_IMAGES:
-        batches = image_batches(source, split, config.calibration_images)
-        images = track(batches, "looking at images", math.ceil(min(config.calibration_images, len(split)) / 32))
     try:
+        method, images = conversion_method(config, attn), None
+        if method in READS_IMAGES:
+            batches = image_batches(source, split, config.calibration_images)
+            images = track(batches, "looking at images", math.ceil(min(config.calibration_images, len(split)) / 32))
         return from_vit(source, method, images, attn=attn, **settings)
     except ValueError as error:
         raise InputError(f"--model {config.model} --attn {attn} --conversion {config.conversion}: {error}") from error

@@ -27,7 +27,7 @@ from .console import progress, say
 from .curves import plot_training
 from .distillation import distillation_loss, load_teacher
 from .metrics import Accuracy
-from .model import create_model, model_data_config
+from .model import conversion_method, create_model, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_output
@@ -165,7 +165,7 @@ class Trainer:
         # ranks must not share mixup's and drop path's draws
         set_seed(config.seed, device_specific=True)
         say(self._plan())
-        start, train_seconds, best = time.perf_counter(), 0.0, -1.0
+        start, train_seconds, best = time.perf_counter(), 0.0, (-1.0, 0.0)
         for epoch in range(config.epochs):
             self.train_loader.set_epoch(epoch)  # the order
             self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
@@ -180,12 +180,12 @@ class Trainer:
             if lambdas:
                 marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
             say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
-            if val.accuracy > best:
-                best = val.accuracy
+            if (val.accuracy, -val.loss) > best:  # few images make ties: the lower loss then
+                best = (val.accuracy, -val.loss)
                 if self.run:
                     self.run.save_best(self.net, self.splits.class_names)
         self.accelerator.wait_for_everyone()
-        return self._finish(best, time.perf_counter() - start, train_seconds)
+        return self._finish(best[0], time.perf_counter() - start, train_seconds)
 
     def _plan(self) -> str:
         config, processes = self.config, self.accelerator.num_processes
@@ -342,7 +342,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
     teacher = load_teacher(config.teacher, model, splits.class_names) if config.teacher else None
     if config.head_init == "probe":
         fit_linear_probe(model, splits, accelerator)
-    conversion = {"method": config.conversion, **report.summary()} if report else None
+    conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
     result = Trainer(config, accelerator, model, splits, output, conversion, teacher).fit()
     accelerator.end_training()
     return result
