@@ -15,7 +15,7 @@ from .data import load_images
 from .errors import InputError
 from .hub import check_model, load_model, save_pretrained
 from .report import conversion_report
-from .training import image_batches, new_folder, one_line_errors, say, track
+from .training import IMAGE_BATCH, image_batches, new_folder, one_line_errors, say, track
 
 app = tyro.extras.SubcommandApp()
 
@@ -56,10 +56,16 @@ def convert(
     """
     folder = new_folder(out, "OUT")
     check_model(source, option="SOURCE")
-    wanted = None if method == "auto" else method
-    calibrates = images is not None and (attn == "diff" if wanted is None else wanted in READS_IMAGES)
+    for option, number, least in (
+        ("calibration-images", calibration_images, 1),
+        ("report-images", report_images, 1),
+        ("seed", seed, 0),
+    ):
+        if number < least:
+            raise InputError(f"--{option} {number} must be at least {least}")
+    calibrates = images is not None and (attn == "diff" if method == "auto" else method in READS_IMAGES)
     try:
-        chosen = resolve_method(wanted, attn, calibrates)
+        chosen = resolve_method(method, attn, calibrates)
         torch.empty(0, device=device)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise InputError(f"--method {method} --attn {attn} --device {device}: {error}".splitlines()[0]) from error
@@ -75,22 +81,27 @@ def convert(
     plain = load_model(source, option="SOURCE").eval().to(device)
     settings = {"lambda_init": lambda_init, "branch_dims": branch_dims}
     settings = {name: value for name, value in settings.items() if value is not None}
-    batches = image_batches(plain, pool, used) if calibrates else None
-    seen = track(batches, "calibrating", math.ceil(used / 32)) if batches else None
+    seen = None
+    if pool is not None and calibrates:
+        batches = image_batches(plain, pool.take(used))
+        seen = track(batches, "calibrating", math.ceil(used / IMAGE_BATCH))
     try:
         model = from_vit(plain, chosen, seen, attn=attn, **settings)
     except ValueError as error:
-        raise InputError(f"SOURCE {source}: {error}") from error
+        given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
+        raise InputError(f"SOURCE {source}{given}: {error}") from error
     report = None
     if pool is not None:
         rest = pool.select(range(used, min(len(pool), used + report_images)))
         report = conversion_report(plain, model, image_batches(plain, rest))
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:  # OUT is whole or not there
-        written = Path(aside) / "model"
-        save_pretrained(model.cpu(), written, plain.pretrained_cfg.get("label_names"))
-        written.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder
+    ) as aside:  # a crash leaves no half a model
+        save_pretrained(model.cpu(), aside, plain.pretrained_cfg.get("label_names"))
+        for written in sorted(Path(aside).iterdir()):
+            written.rename(folder / written.name)
     say(f"{chosen}: {folder}, for timm.create_model('local-dir:{folder}', pretrained=True) after import diffvit_timm")
     if as_json:
         result = {"source": source, "out": str(folder), "attn": attn, "method": chosen}

@@ -99,10 +99,10 @@ def differential_attention(
     dropout_p: float = 0.0,
     fused: bool = True,
 ) -> Tensor:
-    """softmax(q1 k1^T scale) v - lam * softmax(q2 k2^T scale) v   (equation 1 of the paper).
+    """softmax(q1 k1^T scale) v - lam * softmax(q2 k2^T scale) v   (equation 1 of the paper; V2: k1 = k2 = k).
 
     Args:
-        q, k: (B, H, N, d1 + d2), the channels of branch 1 first.
+        q, k: (B, H, N, d1 + d2), the channels of branch 1 first; V2: q (B, H, N, 2 d) and k (B, H, N, d).
         v: (B, H, N, Dv).
         lam: lambda, any shape that broadcasts to (B, H, N, 1).
         branch_dims: (d1, d2), the widths of the two branches.
@@ -271,7 +271,7 @@ class DifferentialAttention(DifferentialLayer):
             raise ValueError(f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, a head's")
         if qk_norm and d1 != d2:
             raise ValueError(f"qk_norm=True needs branches of equal width, not branch_dims=({d1}, {d2})")
-        if isinstance(lambda_init, str) and lambda_init != "schedule":
+        if lambda_init != "schedule" and (isinstance(lambda_init, str) or not math.isfinite(lambda_init)):
             raise ValueError(f"lambda_init={lambda_init!r} is neither a number nor 'schedule'")
         norm_layer = norm_layer or RmsNorm
 

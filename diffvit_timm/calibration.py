@@ -42,15 +42,14 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
         ValueError: no images.
     """
     layers = [block.attn for block in source.blocks]
-    device = next(source.parameters()).device
-    grams = [torch.zeros(2, a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64, device=device) for a in layers]
+    grams = [torch.zeros(2, a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64) for a in layers]
 
     def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
         q, k = plain_queries_and_keys(attn, tokens)
         k = k - k.mean(dim=2, keepdim=True)  # what all keys of an image share changes no softmax
         for gram, rows in zip(grams[index], (q, k), strict=True):
-            rows = rows.transpose(0, 1).flatten(1, 2).double()  # (H, B N, d)
-            gram += rows.mT @ rows / tokens.shape[1]
+            rows = rows.transpose(0, 1).flatten(1, 2).float()  # (H, B N, d)
+            gram += (rows.mT @ rows / tokens.shape[1]).cpu()  # summed in float64, which not every device has
 
     count = observe_inputs(source, layers, images, accumulate)
     return [(_ridged(gram_q / count), _ridged(gram_k / count)) for gram_q, gram_k in grams]
@@ -76,20 +75,21 @@ def fit_projections(source: VisionTransformer, model: VisionTransformer, images:
         ValueError: no images.
     """
     layers = model.differential_layers()
-    device, bias = next(source.parameters()).device, layers[0].proj.bias is not None
+    bias = layers[0].proj.bias is not None
     size = source.embed_dim + bias
-    grams = [torch.zeros(size, size + source.embed_dim, dtype=torch.float64, device=device) for _ in layers]
+    grams = [torch.zeros(size, size + source.embed_dim, dtype=torch.float64) for _ in layers]
 
     def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
-        heads, target = (t.flatten(0, 1).double() for t in (layers[index].attend(tokens), attn.forward(tokens)))
+        heads, target = (t.flatten(0, 1).float() for t in (layers[index].attend(tokens), attn.forward(tokens)))
         if bias:
             heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
-        grams[index] += heads.T @ torch.cat([heads, target], dim=1)
+        grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
 
     observe_inputs(source, [block.attn for block in source.blocks], images, accumulate)
     for layer, gram in zip(layers, grams, strict=True):
         xx, xy = gram[:, :size], gram[:, size:]
-        start = torch.cat([layer.proj.weight.T, layer.proj.bias[None]] if bias else [layer.proj.weight.T]).double()
+        start = torch.cat([layer.proj.weight.T, layer.proj.bias[None]] if bias else [layer.proj.weight.T])
+        start = start.detach().cpu().double()
         ridge = FIT_RIDGE * xx.diagonal()[: source.embed_dim].mean()
         fitted = torch.linalg.solve(xx + ridge * torch.eye(size).to(xx), xy + ridge * start)
         with torch.no_grad():
@@ -111,13 +111,12 @@ def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> 
         ValueError: no images.
     """
     layers = [block.attn for block in source.blocks]
-    device = next(source.parameters()).device
-    grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64, device=device) for a in layers]
+    grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64) for a in layers]
 
     def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
         q, k = plain_queries_and_keys(attn, tokens)
         maps = ((q * attn.scale) @ k.mT).softmax(dim=-1).transpose(0, 1).flatten(1)
-        grams[index] += (maps @ maps.T).double()
+        grams[index] += (maps.float() @ maps.float().T).cpu()
 
     observe_inputs(source, layers, images, accumulate)
     return [_matching_order(gram) for gram in grams]

@@ -33,7 +33,7 @@ __all__ = [
     "resolve_method",
 ]
 
-FIT_IMAGES = 128  # held in memory for the least squares of `calibrated`: images are read once
+FIT_IMAGES = 256  # held in memory for the least squares of `calibrated`: images are read once
 
 # Of each attention; the first is the default where there are no images.
 METHODS = {"diff": ("svd", "slice", "pairs", "calibrated"), "diff_v2": ("mirror",)}
@@ -42,14 +42,15 @@ READS_IMAGES = ("calibrated", "pairs")
 
 
 def resolve_method(method: str | None, attn: str, with_images: bool = False) -> str:
-    """The method by name, or the default of an attention.
+    """The method by name; None and 'auto' are the default of an attention.
 
     Raises:
         ValueError: a method unknown or of another attention, or one that goes without images or cannot.
     """
     if attn not in METHODS:
         raise ValueError(f"attn={attn!r}: conversion is to {' or '.join(map(repr, METHODS))}")
-    method = method or ("calibrated" if with_images and attn == "diff" else METHODS[attn][0])
+    if method in (None, "auto"):
+        method = "calibrated" if with_images and attn == "diff" else METHODS[attn][0]
     if method not in METHODS[attn]:
         choices = "; ".join(f"attn={a!r} has {', '.join(map(repr, m))}" for a, m in METHODS.items())
         raise ValueError(f"conversion {method!r} is not one of attn={attn!r}: {choices}")
@@ -112,6 +113,7 @@ def _convert_layer(
     calibration: tuple[Tensor, Tensor] | list[int] | None,
 ) -> dict[str, Tensor]:
     """The state dict of `layer` from that of timm's Attention, names without their prefix."""
+    plain = {name: tensor.cpu() for name, tensor in plain.items()}  # not every device has float64
     weight = plain["qkv.weight"]
     bias = plain.get("qkv.bias", weight.new_zeros(weight.shape[0]))
     dim = weight.shape[1]
@@ -129,7 +131,7 @@ def _convert_layer(
         q = torch.stack([q, q], dim=1)
     q = q * ((dim // num_heads) ** -0.5 / layer.scale)
 
-    state: dict[str, Tensor] = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    state: dict[str, Tensor] = {name: tensor.cpu().clone() for name, tensor in layer.state_dict().items()}
     made_here = {"qkv.bias", "proj.bias", *(name for name in state if name.startswith(("lambda_", "branch_")))}
     wrong = (plain.keys() - state.keys()) | (state.keys() - plain.keys() - made_here)
     if wrong:
@@ -261,8 +263,11 @@ def from_vit(
     calibration: Any = None
     seen: list[Tensor] = []
     if images is not None:
-        batches = _keep_first(batches_for(source, images), FIT_IMAGES, seen)
-        calibration = head_pairs(source, batches) if method == "pairs" else logit_moments(source, batches)
+        if method == "pairs":
+            calibration = head_pairs(source, images)
+        else:
+            batches = _keep_first(batches_for(source, images), FIT_IMAGES, seen)
+            calibration = logit_moments(source, batches)
     model.load_state_dict(convert_state_dict(source.state_dict(), model, method, calibration))
     if method == "calibrated":
         fit_projections(source, model.eval(), seen)

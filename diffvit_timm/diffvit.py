@@ -196,9 +196,11 @@ def _create_diffvit(
         heads: int = kwargs["num_heads"]
         head_dim = kwargs["embed_dim"] // heads
         d1 = head_dim * 3 // 4
-        kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
         if conversion == "pairs":
+            if kwargs.get("branch_dims") is not None:
+                raise ValueError("conversion 'pairs' gives each head of a pair a branch: leave out branch_dims")
             kwargs.update(pairs_kwargs(heads, head_dim))
+        kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
     method = resolve_method(conversion, attn) if attn in METHODS else None  # the model refuses an unknown attn
     return build_model_with_cfg(
         DiffVisionTransformer,

@@ -36,7 +36,8 @@ def check_model(name: str, pretrained: bool = True, option: str = "--model") -> 
     if tag and model_id not in tagged:
         raise InputError(f"{option} {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
     if pretrained and not tagged:
-        raise InputError(f"{option} {name} has no pretrained weights: pass --no-pretrained")
+        hint = ": pass --no-pretrained" if option == "--model" else ""
+        raise InputError(f"{option} {name} has no pretrained weights{hint}")
 
 
 def load_model(name: str, pretrained: bool = True, option: str = "--model", **kwargs) -> Any:
@@ -50,9 +51,10 @@ def load_model(name: str, pretrained: bool = True, option: str = "--model", **kw
     except OSError as error:
         if name.startswith("local-dir:"):
             raise InputError(f"{option} {name} cannot be loaded: {error}") from error
+        hint = ", or pass --no-pretrained" if option == "--model" else ""
         raise InputError(
             f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
-            f"({type(error).__name__}): check the network, HF_HUB_CACHE, or pass --no-pretrained"
+            f"({type(error).__name__}): check the network and HF_HUB_CACHE{hint}"
         ) from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise InputError(f"{option} {name} cannot be made: {error}") from error

@@ -76,9 +76,9 @@ def _compare_layers(source: Attention, layer: DifferentialLayer, tokens: Tensor,
     if branch1.shape != logits.shape:  # two heads became one, and branch 1 is not the source's
         branch1 = torch.full_like(logits, torch.nan)
     terms = (layer(tokens) - output, output, branch1 - logits, logits)
-    sums = [t.double().square().sum() for t in terms]
-    sums += [tail.double().square().mean() * len(tokens), layer.compute_lambda(tokens).double().mean() * len(tokens)]
-    return torch.stack(sums)
+    sums = [t.float().square().sum() for t in terms]
+    sums += [tail.float().square().mean() * len(tokens), layer.compute_lambda(tokens).mean() * len(tokens)]
+    return torch.stack(sums).cpu().double()  # not every device has float64
 
 
 @torch.inference_mode()
@@ -98,10 +98,9 @@ def conversion_report(
     modes = {network: network.training for network in (source, model)}
     converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
     layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
-    device = next(source.parameters()).device
     count = agree = 0
     kl = error = norm = 0.0
-    sums = torch.zeros(len(layers), 6, dtype=torch.float64, device=device)
+    sums = torch.zeros(len(layers), 6, dtype=torch.float64)
 
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layers]
@@ -109,7 +108,7 @@ def conversion_report(
         source.eval(), model.eval()
         for batch in batches_for(source, images):
             seen.clear()
-            expected, actual = source(batch).double(), model(batch).double()
+            expected, actual = source(batch).cpu().double(), model(batch).cpu().double()
             count += len(batch)
             agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
             kl += F.kl_div(actual.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="sum").item()

@@ -46,7 +46,7 @@ def layer_statistics(model: DiffVisionTransformer, images: Tensor | Iterable[Ten
         lam = layer.compute_lambda(tokens)
         attention = (map1 - lam * map2).float()
         mass = attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
-        sums[index] += torch.stack([lam.mean(), mass.mean()]).double().cpu() * len(tokens)
+        sums[index] += torch.stack([lam.mean(), mass.mean()]).cpu().double() * len(tokens)
 
     count = observe_inputs(model, layers, images, measure)
     lambdas, negative_mass = (sums / count).T.tolist()

@@ -13,7 +13,9 @@ import timm
 
 from diffvit_timm import conversion_report, from_vit
 from diffvit_timm.data import load_splits
+from diffvit_timm.errors import InputError
 from diffvit_timm.hub import check_model, load_model
+from diffvit_timm.sources import check_source
 from diffvit_timm.training import image_batches, parse_config, run, say
 
 CALIBRATION_IMAGES = 256  # of the train split; their labels are not read
@@ -26,15 +28,19 @@ class CompareConfig:
     source: str = "deit_tiny_patch16_224.fb_in1k"
     """timm name of the plain ViT."""
     images: int = 0
-    """First images of the test split; 0: all."""
+    """Images of the test split, drawn at random; 0: all."""
 
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
     check_model(config.source, option="--source")
     splits = load_splits(config.dataset)
-    test, unlabelled = splits.test, splits.train.shuffle(seed=0)
+    test, unlabelled = splits.test, splits.train
     source = load_model(config.source, option="--source")
+    try:
+        check_source(source)
+    except ValueError as error:
+        raise InputError(f"--source {config.source}: {error}") from error
     heads, head_dim = source.blocks[0].attn.num_heads, source.blocks[0].attn.head_dim
     halves, wide = (head_dim // 2, head_dim // 2), (head_dim * 3 // 4, head_dim - head_dim * 3 // 4)
     calibration = list(image_batches(source, unlabelled, CALIBRATION_IMAGES))
@@ -63,7 +69,8 @@ def main() -> dict:
         seconds = time.perf_counter() - start
         report = conversion_report(source, model, image_batches(source, test, config.images or len(test)))
         result[name] = {**report.summary(), "seconds": round(seconds, 2)}
-        say(f"{name:38s}  {report.agreement:9.2%}  {report.kl:11.4f}  {report.output_error:12.3f}  {seconds:8.2f}")
+        head = "        -            -" if report.agreement is None else f"{report.agreement:9.2%}  {report.kl:11.4f}"
+        say(f"{name:38s}  {head}  {report.output_error:12.3f}  {seconds:8.2f}")
     return result
 
 

@@ -18,7 +18,9 @@ import timm
 import torch
 
 from diffvit_timm import conversion_report, from_vit
+from diffvit_timm.conversion import METHODS, READS_IMAGES, resolve_method
 from diffvit_timm.data import digits_splits
+from diffvit_timm.errors import InputError
 from diffvit_timm.training import (
     TrainConfig,
     Trainer,
@@ -49,6 +51,8 @@ class PetsConfig(TrainConfig):
 def demo(config: PetsConfig) -> dict:
     """The main job on bundled data: train a plain ViT, convert it, fine-tune it and its plain twin on new images."""
     output = resolve_output(config, "demo")
+    if config.conversion not in ("auto", *METHODS["diff"]) or config.conversion in READS_IMAGES:
+        raise InputError(f"--conversion {config.conversion}: the demo takes svd or slice")
     accelerator = make_accelerator(config, output)
     source_data, target_data = digits_splits()
     source_config = dataclasses.replace(
@@ -68,7 +72,7 @@ def demo(config: PetsConfig) -> dict:
     model, twin = from_vit(source, config.conversion), copy.deepcopy(source)
     report = conversion_report(source, model, image_batches(source, target_data.test))
     say(str(report))
-    conversion = {"method": config.conversion, **report.summary()}
+    conversion = {"method": resolve_method(config.conversion, "diff"), **report.summary()}
     trainer = Trainer(tuning_config, accelerator, model, target_data, output / "diff", conversion)
     converted = trainer.evaluate(trainer.test_loader, "converted")
     tuned = trainer.fit()

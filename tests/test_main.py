@@ -85,9 +85,19 @@ def test_bad_input_is_one_line_and_nothing_is_written(source, parquet_folder, tm
     assert "needs images" in error(capsys, name, out, "--method", "calibrated")
     assert "--calibration-images 256" in error(capsys, name, out, "--images", parquet_folder)
     assert "--device warp" in error(capsys, name, out, "--device", "warp")
-    assert "lambda_init" in error(capsys, name, out, "--lambda-init", "1.5")
+    for option in ("--calibration-images", "--report-images"):
+        assert f"{option} 0 must be at least 1" in error(capsys, name, out, option, 0)
+    assert "--seed -1" in error(capsys, name, out, "--seed", -1)
+    assert "--lambda-init 1.5" in error(capsys, name, out, "--lambda-init", "1.5")
+    assert "--lambda-init nan" in error(capsys, name, out, "--lambda-init", "nan")
     assert "sum to 16" in error(capsys, name, out, "--branch-dims", "9", "9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_one_stands_in_can_be_written(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["convert", source[1], "."])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_used_folder_is_not_touched(source, tmp_path, capsys):

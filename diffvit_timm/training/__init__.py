@@ -2,11 +2,12 @@
 
 from .config import TrainConfig, parse_config
 from .console import one_line_errors, run, say, track
-from .model import image_batches
+from .model import IMAGE_BATCH, image_batches
 from .run_folder import new_folder, resolve_output
 from .trainer import Trainer, make_accelerator, train
 
 __all__ = [
+    "IMAGE_BATCH",
     "TrainConfig",
     "Trainer",
     "image_batches",

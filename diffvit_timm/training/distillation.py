@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..hub import check_model, load_model
+from ..hub import load_model
 from .model import model_data_config
 
 SAME_DATA = ("input_size", "mean", "std")
@@ -23,7 +23,6 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
     Raises:
         InputError: other classes, or another size or normalisation of images.
     """
-    check_model(name, option="--teacher")
     teacher = load_model(name, option="--teacher").eval().requires_grad_(False)
     names = teacher.pretrained_cfg.get("label_names")
     if teacher.num_classes != len(class_names) or (names is not None and list(names) != class_names):

@@ -27,6 +27,7 @@ from .config import TrainConfig
 from .console import track
 
 REPORT_IMAGES = 128
+IMAGE_BATCH = 32
 
 # arguments of --model-kwargs that a plain ViT does not take, and its conversion does
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
@@ -66,16 +67,27 @@ def _target_attention(config: TrainConfig) -> str | None:
     return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
 
 
-def _load_source(config: TrainConfig, attn: str | None) -> Any:
-    """The network to convert to `attn`, or to train as it is; with the head that it has."""
-    kwargs: dict = {"drop_path_rate": config.drop_path or None}
+def _owns_head(config: TrainConfig) -> bool:
+    """Whether the head is the user's own work, which only --reset-head replaces; that of a timm tag is not."""
+    return config.pretrained and parse_model_name(config.model)[0] is not None
+
+
+def _load_source(config: TrainConfig, attn: str | None, classes: int) -> Any:
+    """The network to convert to `attn`, with the head that it has, or the one to train as it is."""
+    kwargs: dict = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     settings = [name for name in DIFF_SETTINGS if name in _model_kwargs(config)]
     if attn:
         kwargs |= dict.fromkeys(settings)  # for the conversion; timm drops what is None
-        return _load(config, attn="plain" if _is_variant(config) else None, **kwargs)
+        if _is_variant(config):
+            kwargs["attn"] = "plain"
+        return _load(config, **kwargs)
     if settings and not _is_variant(config):
         raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
-    return _load(config, attn=config.attn if _is_variant(config) and config.attn != "model" else None, **kwargs)
+    if _is_variant(config) and config.attn != "model":
+        kwargs["attn"] = config.attn
+    if not _owns_head(config):
+        kwargs["num_classes"] = classes
+    return _load(config, **kwargs)
 
 
 def conversion_method(config: TrainConfig, attn: str) -> str:
@@ -84,8 +96,7 @@ def conversion_method(config: TrainConfig, attn: str) -> str:
     Raises:
         ValueError: a method of another attention.
     """
-    asked = None if config.conversion == "auto" else config.conversion
-    return resolve_method(asked, attn, with_images=asked in READS_IMAGES)
+    return resolve_method(config.conversion, attn, with_images=config.conversion in READS_IMAGES)
 
 
 def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any:
@@ -93,31 +104,40 @@ def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any
     try:
         method, images = conversion_method(config, attn), None
         if method in READS_IMAGES:
-            batches = image_batches(source, split, config.calibration_images)
-            images = track(batches, "looking at images", math.ceil(min(config.calibration_images, len(split)) / 32))
+            most = min(config.calibration_images, len(split))
+            images = track(image_batches(source, split, most), "looking at images", math.ceil(most / IMAGE_BATCH))
         return from_vit(source, method, images, attn=attn, **settings)
     except ValueError as error:
         raise InputError(f"--model {config.model} --attn {attn} --conversion {config.conversion}: {error}") from error
 
 
 def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
-    """Give the model one output a class.
-
-    A head for other classes is replaced where the checkpoint is a pretrained tag of timm's; that of a `local-dir:` or
-    `hf-hub:` checkpoint is the user's own work, and replaced only by --reset-head.
-    """
-    own_head = parse_model_name(config.model)[0] is not None and config.pretrained and not config.reset_head
+    """Give the model one output a class; a head of as many is kept, unless --reset-head asks for a new one."""
     names = model.pretrained_cfg.get("label_names")
     same = model.num_classes == len(class_names) and (names is None or list(names) == class_names)
-    if own_head and not same:
-        raise InputError(
-            f"--model {config.model} has a head of {model.num_classes} classes, and not those "
-            f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
-        )
-    if not own_head:
+    if _owns_head(config) and not config.reset_head:
+        if not same:
+            raise InputError(
+                f"--model {config.model} has a head of {model.num_classes} classes, and not those "
+                f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
+            )
+        if config.head_init == "probe":
+            raise InputError(f"--head-init probe would replace the head of --model {config.model}: pass --reset-head")
+    elif config.reset_head or model.num_classes != len(class_names):
         model.reset_classifier(len(class_names))
         if isinstance(model, VisionTransformer):
             init_weights_vit_timm(model.head, "head")  # as a head of timm.create_model(num_classes=...) starts
+
+
+def _refuse_unused(config: TrainConfig, model: Any) -> None:
+    """Refuse what was asked of a conversion where nothing is converted."""
+    what = "a Diff-ViT already" if _is_differential(model) else "not converted here"
+    if _is_differential(model) and config.attn not in ("model", model.attn):
+        raise InputError(f"--attn {config.attn}: the weights of --model {config.model} are a Diff-ViT's, {model.attn}")
+    if config.conversion != "auto":
+        raise InputError(f"--conversion {config.conversion}: --model {config.model} is {what}; leave it out")
+    if config.attn != "model" and not _is_variant(config) and set(_model_kwargs(config)) & set(DIFF_SETTINGS):
+        raise InputError(f"--model-kwargs: --model {config.model} is {what}, and its attention is set; leave it out")
 
 
 def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
@@ -136,12 +156,15 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
             be converted.
     """
     check_model(config.model, config.pretrained)
+    for name in ("attn", "conversion"):
+        if name in _model_kwargs(config):
+            raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
     attn = _target_attention(config)
-    model = source = _load_source(config, attn)
-    if config.attn == "plain" and _is_differential(model):
-        raise InputError(f"--attn plain: the weights of --model {config.model} are a Diff-ViT's")
+    model = source = _load_source(config, attn, len(splits.class_names))
     kept = None
-    if attn and not _is_differential(source):
+    if attn is None or _is_differential(source):
+        _refuse_unused(config, source)
+    else:
         model = _convert(source, config, attn, splits.train)
         if report and config.pretrained:
             kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES))
@@ -162,8 +185,9 @@ def model_data_config(model: Any) -> dict:
 
 
 def image_batches(model: nn.Module, split: Dataset, most: int = sys.maxsize) -> Iterator[Tensor]:
-    """The first images of a split, up to `most`, as the model wants them in evaluation: batches (n, C, H, W)."""
+    """Images of a split as the model wants them in evaluation, batches (n, C, H, W): all in order, or `most` drawn."""
     data_config = model_data_config(model)
-    split = split.take(min(most, len(split)))
+    if most < len(split):
+        split = split.shuffle(seed=0).take(most)  # the first ones are often all of one class
     images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
-    return (batch for batch, _ in DataLoader(images, batch_size=32))
+    return (batch for batch, _ in DataLoader(images, batch_size=IMAGE_BATCH))

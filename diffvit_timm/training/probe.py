@@ -3,6 +3,7 @@
 A random head sends noise through pretrained features until it has learned; a fitted one does not.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -17,18 +18,17 @@ from torch import nn
 from ..data import Splits
 from ..errors import InputError
 from .console import say, track
-from .model import image_batches
+from .model import IMAGE_BATCH, image_batches
 
 # scikit-learn's C, the inverse of the L2 penalty, on standardised features; validation loss chooses.
 STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-3.0, 1.1, 0.5))
-BATCH = 32
 
 
 @torch.inference_mode()
 def _features(model: Any, split: Any, accelerator: Accelerator, label: str) -> tuple[np.ndarray, np.ndarray]:
     """What the head sees of each image, (n, dim), and the labels."""
     rows = []
-    for images in track(image_batches(model, split), label, -(-len(split) // BATCH)):
+    for images in track(image_batches(model, split), label, math.ceil(len(split) / IMAGE_BATCH)):
         with accelerator.autocast():
             features = model.forward_head(model.forward_features(images.to(accelerator.device)), pre_logits=True)
         rows.append(features.float().cpu())
@@ -52,6 +52,10 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
         raise InputError(f"--head-init probe needs a linear head, and this model has a {type(head).__name__}")
+    missing = sorted(set(range(len(splits.class_names))) - set(splits.train["label"]))
+    if missing:
+        names = ", ".join(splits.class_names[label] for label in missing)
+        raise InputError(f"--head-init probe needs training images of every class: {names} has none")
     model.to(accelerator.device).eval()
     x, y = _features(model, splits.train, accelerator, "probe: train")
     x_val, y_val = _features(model, splits.val, accelerator, "probe: val")
@@ -68,10 +72,9 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / std
     with torch.no_grad():
-        rows = torch.as_tensor(best.classes_, device=head.weight.device)
-        head.weight[rows] = torch.as_tensor(weight).to(head.weight)
+        head.weight.copy_(torch.as_tensor(weight))
         if head.bias is not None:
-            head.bias[rows] = torch.as_tensor(bias - weight @ mean).to(head.bias)
+            head.bias.copy_(torch.as_tensor(bias - weight @ mean))
     accuracy = best.score(x_val, y_val)
     say(f"linear probe: val {accuracy:.2%}, penalty C = {best.C:.3g}")
     return accuracy

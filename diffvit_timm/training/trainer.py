@@ -27,7 +27,7 @@ from .console import progress, say
 from .curves import plot_training
 from .distillation import distillation_loss, load_teacher
 from .metrics import Accuracy
-from .model import conversion_method, create_model, model_data_config
+from .model import conversion_method, create_model, image_batches, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_output
@@ -105,8 +105,7 @@ class Trainer:
         self.train_images = ImageDataset(splits.train, train, channels, config.seed)
         self.train_loader = self._loader(self.train_images, shuffle=True)
         evaluation = eval_transform(data_config)
-        val_images = ImageDataset(splits.val, evaluation, channels)
-        self.val_loader = self._loader(val_images)
+        self.val_loader = self._loader(ImageDataset(splits.val, evaluation, channels))
         self.test_loader = self._loader(ImageDataset(splits.test, evaluation, channels))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
@@ -125,8 +124,11 @@ class Trainer:
         self.mix = v2.RandomChoice(mixes) if mixes else None
         self.layers = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
         self.lambda_starts = [layer.lambda_init.item() for layer in self.layers]
-        few = range(min(STATISTICS_IMAGES, len(val_images))) if self.layers else ()
-        self.statistics_images = [val_images[i][0].unsqueeze(0) for i in few]
+        self.statistics_images = list(image_batches(model, splits.val, STATISTICS_IMAGES)) if self.layers else []
+        if config.lambda_warmup and getattr(model, "attn", None) == "diff_v2":
+            raise InputError("--lambda-warmup is for attn diff: lambda of diff_v2 is learned for each token")
+        if config.lambda_warmup and not self.layers:
+            say("--lambda-warmup: plain attention has no lambda to ramp")
         self.step = 0
         self.last_lr = 0.0
 
@@ -145,7 +147,7 @@ class Trainer:
     def _statistics(self) -> LayerStatistics:
         if not self.layers:
             return LayerStatistics([], [])
-        return layer_statistics(self.net, torch.cat(self.statistics_images))
+        return layer_statistics(self.net, self.statistics_images)
 
     def fit(self) -> dict:
         """Train; choose on validation; test once.
@@ -334,6 +336,8 @@ def train(config: TrainConfig, recipe: str) -> dict:
     output = resolve_output(config, recipe)
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained)
+    if config.teacher:
+        check_model(config.teacher, option="--teacher")
     splits = load_splits(config.dataset, config.image_column, config.label_column)
     set_seed(config.seed)
     model, report = create_model(config, splits, report=accelerator.is_main_process)

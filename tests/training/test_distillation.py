@@ -51,8 +51,3 @@ def test_a_teacher_that_reads_other_images_is_refused(save, tiny_model):
     overlay = dict(mean=(0.1, 0.1, 0.1))
     with pytest.raises(InputError, match="mean"):
         load_teacher(save(pretrained_cfg_overlay=overlay), tiny_model(), NAMES)
-
-
-def test_an_unknown_teacher_is_refused_with_a_suggestion(tiny_model):
-    with pytest.raises(InputError, match=r"--teacher vit_tinny.*did you mean"):
-        load_teacher("vit_tinny", tiny_model(), NAMES)

@@ -171,7 +171,7 @@ def plain_checkpoint(tmp_path):
 
 def test_a_folder_with_diffvit_in_its_path_may_hold_a_plain_model(plain_checkpoint):
     model, name = plain_checkpoint
-    loaded, images = made(own(name, conversion="slice")).eval(), torch.randn(2, 3, 160, 160)
+    loaded, images = made(own(name)).eval(), torch.randn(2, 3, 160, 160)
     assert torch.equal(loaded(images), model(images))
 
 
@@ -199,6 +199,42 @@ def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, a
     assert {type(block.attn) for block in converted.blocks} == {layer}
     assert report.output_error < (1e-5 if attn == "diff_v2" else 1)
     assert all(block.attn.num_heads == (1 if conversion == "pairs" else 2) for block in converted.blocks)
+
+
+def test_images_to_look_at_are_drawn_from_all_classes_of_a_sorted_split(splits, tiny_model):
+    ordered = splits.train.select(sorted(range(len(splits.train)), key=splits.train["label"].__getitem__))
+    drawn = torch.cat(list(image_batches(tiny_model(), ordered, 12)))
+    everything = torch.cat(list(image_batches(tiny_model(), ordered)))
+    places = [next(i for i, other in enumerate(everything) if torch.equal(image, other)) for image in drawn]
+    assert {ordered[place]["label"] for place in places} == {0, 1, 2}
+
+
+def test_what_is_asked_of_a_conversion_is_not_dropped_in_silence(checkpoint, plain_checkpoint):
+    ours, plain = checkpoint[1], plain_checkpoint[1]
+    assert "--attn diff_v2: the weights of" in refusal(own(ours, attn="diff_v2"))
+    assert "--conversion slice" in refusal(own(ours, conversion="slice"))
+    assert "--conversion svd" in refusal(own(plain, conversion="svd"))
+    assert "--conversion svd" in refusal(config(conversion="svd", attn="plain"))
+    assert "--model-kwargs" in refusal(dataclasses.replace(own(ours, attn="diff"), model_kwargs=("lambda_init=0.3",)))
+    assert "pass --attn" in refusal(config(model_kwargs=(*SMALL, "attn=plain")))
+    assert "pass --conversion" in refusal(config(model_kwargs=(*SMALL, "conversion=slice")))
+
+
+def test_an_argument_of_the_users_is_not_overridden_by_an_option_left_alone():
+    model = made(config(model_kwargs=(*SMALL, "drop_path_rate=0.2")))
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+
+
+def test_a_probe_does_not_replace_the_users_own_head_unless_asked(checkpoint):
+    assert "--head-init probe" in refusal(own(checkpoint[1], head_init="probe"))
+    made(own(checkpoint[1], head_init="probe", reset_head=True))
+
+
+def test_timms_one_liner_can_be_trained_for_comparison(hub_cache):
+    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=("attn_layer=diff",))
+    model = made(stock)
+    assert type(model.blocks[0].attn).__name__ == "DiffAttention"
+    assert model.num_classes == 3
 
 
 def test_a_conversion_of_another_attention_is_refused(plain_checkpoint):
@@ -233,7 +269,7 @@ def test_image_batches_are_what_evaluation_would_feed(splits, tiny_model, channe
     assert images.shape == (5, channels, 16, 16)
     everything = torch.cat(list(image_batches(model, splits.test)))
     assert len(everything) == len(splits.test)
-    assert torch.equal(everything[:5], images)
+    assert all(any(torch.equal(image, other) for other in everything) for image in images)
     assert len(torch.cat(list(image_batches(model, splits.test, 1000)))) == len(splits.test)
 
 

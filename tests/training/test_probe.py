@@ -1,5 +1,7 @@
 """The probe is scikit-learn's logistic regression on the network's own features, in the network's own head."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -26,8 +28,6 @@ def outputs(model, split):
 
 @pytest.mark.parametrize("classes", [3, 2])
 def test_the_head_is_one_of_the_regressions_and_the_rest_is_untouched(tiny_model, splits, accelerator, classes):
-    import dataclasses
-
     few = {name: getattr(splits, name).filter(lambda row: row["label"] < classes) for name in ("train", "val", "test")}
     some = dataclasses.replace(splits, **few, class_names=splits.class_names[:classes])
     model = tiny_model(num_classes=classes)
@@ -56,6 +56,12 @@ def test_a_probe_does_better_than_the_head_it_replaces(tiny_model, splits, accel
     fit_linear_probe(model, splits, accelerator)
     after = (outputs(model, splits.train)[1].argmax(-1) == labels).float().mean()
     assert after > before + 0.2
+
+
+def test_a_class_without_training_images_is_refused_by_name(tiny_model, splits, accelerator):
+    lacking = dataclasses.replace(splits, train=splits.train.filter(lambda row: row["label"] != 2))
+    with pytest.raises(InputError, match="owl has none"):
+        fit_linear_probe(tiny_model(), lacking, accelerator)
 
 
 def test_a_head_that_is_not_linear_is_refused(tiny_model, splits, accelerator):

@@ -120,6 +120,11 @@ def test_a_teacher_replaces_the_labels_by_its_weight(trainer, tiny_model):
     assert losses[0.25] == pytest.approx(0.75 * rows_of(plain.output)[0]["train_loss"], rel=1e-5)
 
 
+def test_a_ramp_of_lambda_is_refused_where_lambda_is_learned_for_each_token(trainer):
+    with pytest.raises(InputError, match="--lambda-warmup is for attn diff"):
+        trainer(shape=dict(attn="diff_v2"), lambda_warmup=1.0)
+
+
 def test_best_reloads_through_timm_with_equal_logits(trainer):
     run = trainer(lambda_warmup=1.0)
     run.fit()

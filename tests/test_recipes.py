@@ -1,0 +1,64 @@
+"""The recipes run; what they are good for is in recipes/README.md."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffvit_timm.errors import InputError
+from diffvit_timm.training import Trainer, parse_config
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipe(name):
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class ShortTrainer(Trainer):
+    """One epoch, whatever was asked."""
+
+    def __init__(self, config, *args):
+        super().__init__(dataclasses.replace(config, epochs=1, warmup_epochs=0.5), *args)
+
+
+def test_the_demo_converts_and_fine_tunes_and_compares(tmp_path, monkeypatch, capsys):
+    pets = recipe("finetune_pets")
+    monkeypatch.setattr(pets, "Trainer", ShortTrainer)
+    result = pets.demo(parse_config(pets.PetsConfig, ["--demo", "--output", str(tmp_path / "demo")]))
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"source", "diff", "plain"}
+    assert result["conversion"]["method"] == "svd"
+    assert {"source_accuracy", "converted_accuracy", "test_accuracy", "plain_twin_accuracy"} <= set(result)
+    assert "Diff-ViT, fine-tuned on" in capsys.readouterr().err
+
+
+def test_the_demo_refuses_a_conversion_it_has_no_images_for(tmp_path):
+    pets = recipe("finetune_pets")
+    with pytest.raises(InputError, match="--conversion calibrated"):
+        pets.demo(parse_config(pets.PetsConfig, ["--demo", "--conversion", "calibrated", "--output", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("preset", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_parses(preset):
+    parse_config(recipe("finetune_pets").PetsConfig, ["--config", str(preset)])
+
+
+def test_conversions_are_compared_on_real_weights(parquet_folder, hub_cache, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "--dataset", str(parquet_folder), "--images", "4"])
+    result = json.loads(json.dumps(recipe("compare_conversions").main()))
+    assert result["mirror, version 2"]["agreement"] == 1.0
+    assert result["mirror, version 2"]["output_error"] < 1e-5
+    assert "no pairs" in capsys.readouterr().err
+
+
+def test_a_source_that_cannot_be_compared_is_one_error(parquet_folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare", "--dataset", str(parquet_folder), "--source", "vit_tinny"])
+    with pytest.raises(InputError, match=r"--source vit_tinny"):
+        recipe("compare_conversions").main()
