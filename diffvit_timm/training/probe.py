@@ -47,7 +47,7 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
         The accuracy of the probe on val.
 
     Raises:
-        InputError: the head is not linear.
+        InputError: the head is not linear, or a class has no training images.
     """
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
