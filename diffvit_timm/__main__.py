@@ -96,9 +96,7 @@ def convert(
         report = conversion_report(plain, model, image_batches(plain, rest))
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=folder
-    ) as aside:  # a crash leaves no half a model
+    with tempfile.TemporaryDirectory(dir=folder) as aside:  # a crash leaves no half a model
         save_pretrained(model.cpu(), aside, plain.pretrained_cfg.get("label_names"))
         for written in sorted(Path(aside).iterdir()):
             written.rename(folder / written.name)

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from diffvit_timm import conversion_report, from_vit
-from diffvit_timm.calibration import RIDGE, logit_moments
+from diffvit_timm.calibration import FIT_RIDGE, RIDGE, fit_projections, logit_moments
 
 SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
@@ -66,6 +66,41 @@ def test_a_single_image_calibrates_without_losing_the_logits_of_others():
         actual = q @ k.mT * diff.attn.scale
         expected, actual = (logits - logits.mean(-1, keepdim=True) for logits in (expected, actual))
         assert (actual - expected).norm() < 1e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_projections_are_the_ridge_regression_of_the_sources_attention_output(bias):
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", **SHAPE, proj_bias=bias).eval()
+    for block in source.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+    images = torch.randn(40, 3, 32, 32)
+    model = from_vit(source, lambda_init=0.3, branch_dims=(8, 8)).eval()
+    before = conversion_report(source, model, images).attention_error
+    starts = [layer.proj.weight.detach().double() for layer in model.differential_layers()]
+    inputs = []
+    hooks = [block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in source.blocks]
+    with torch.inference_mode():
+        source(images)
+    for hook in hooks:
+        hook.remove()
+    fit_projections(source, model, images.split(7))
+    after = conversion_report(source, model, images).attention_error
+    assert all(new < old for new, old in zip(after, before, strict=True))
+
+    for layer, block, tokens, start in zip(model.differential_layers(), source.blocks, inputs, starts, strict=True):
+        with torch.inference_mode():
+            x = layer.attend(tokens).flatten(0, 1).double()
+            y = block.attn(tokens).flatten(0, 1).double()
+        weight = FIT_RIDGE * x.square().sum(0).mean()
+        ones = torch.ones(len(x), 1).double()
+        x, start = (torch.cat([x, ones], 1), torch.cat([start.T, torch.zeros(1, 48)])) if bias else (x, start.T)
+        # least squares with rows that pull towards the start; proj.bias starts at 0
+        rows = torch.cat([x, weight.sqrt() * torch.eye(x.shape[1]).double()])
+        expected = torch.linalg.lstsq(rows, torch.cat([y, weight.sqrt() * start])).solution
+        torch.testing.assert_close(layer.proj.weight.detach(), expected[:48].T.float(), rtol=1e-3, atol=1e-4)
+        if bias:
+            torch.testing.assert_close(layer.proj.bias.detach(), expected[48].float(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_source_keeps_its_mode_and_has_no_hook_left_after_an_error():
