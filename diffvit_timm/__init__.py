@@ -9,6 +9,7 @@ from .attention import (
 )
 from .conversion import convert_state_dict, from_vit, logit_rotation
 from .diffvit import DiffVisionTransformer
+from .distill import distill_layers
 from .report import ConversionReport, conversion_report
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "convert_state_dict",
     "differential_attention",
     "differential_maps",
+    "distill_layers",
     "from_vit",
     "lambda_init_schedule",
     "logit_rotation",

@@ -4,14 +4,17 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from .conversion import READS_IMAGES, from_vit, resolve_method
 from .data import load_images
+from .distill import distill_layers
 from .errors import InputError
 from .hub import check_model, load_model, save_pretrained
 from .report import conversion_report
@@ -31,6 +34,7 @@ def convert(
     image_column: str = "auto",
     calibration_images: int = 256,
     report_images: int = 256,
+    distill: int = 0,
     lambda_init: float | None = None,
     branch_dims: tuple[int, int] | None = None,
     device: str = "cpu",
@@ -48,6 +52,7 @@ def convert(
         image_column: column of the images; auto: the only image column.
         calibration_images: how many to calibrate on, drawn at random.
         report_images: how many of the others to report on.
+        distill: passes over the calibration images in which each layer learns its source's output; 0: none.
         lambda_init: lambda at the start (default: 0.05 for diff, 0.5 for diff_v2).
         branch_dims: widths of the two branches of a head, for diff (default: three quarters and a quarter).
         device: where to compute: cpu, cuda, mps, ...
@@ -59,17 +64,20 @@ def convert(
     for option, number, least in (
         ("calibration-images", calibration_images, 1),
         ("report-images", report_images, 1),
+        ("distill", distill, 0),
         ("seed", seed, 0),
     ):
         if number < least:
             raise InputError(f"--{option} {number} must be at least {least}")
+    if distill and images is None:
+        raise InputError(f"--distill {distill} needs images to learn on: pass --images")
     calibrates = images is not None and (attn == "diff" if method == "auto" else method in READS_IMAGES)
     try:
         chosen = resolve_method(method, attn, calibrates)
         torch.empty(0, device=device)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise InputError(f"--method {method} --attn {attn} --device {device}: {error}".splitlines()[0]) from error
-    pool, used = None, calibration_images if calibrates else 0
+    pool, used = None, calibration_images if calibrates or distill else 0
     if images is not None:
         pool = load_images(images, image_column).shuffle(seed=seed)
         if len(pool) <= used:
@@ -81,15 +89,18 @@ def convert(
     plain = load_model(source, option="SOURCE").eval().to(device)
     settings = {"lambda_init": lambda_init, "branch_dims": branch_dims}
     settings = {name: value for name, value in settings.items() if value is not None}
-    seen = None
-    if pool is not None and calibrates:
-        batches = image_batches(plain, pool.take(used))
-        seen = track(batches, "calibrating", math.ceil(used / IMAGE_BATCH))
+    seen: Iterable[Tensor] = []
+    if pool is not None and used:
+        seen = track(image_batches(plain, pool.take(used)), "reading images", math.ceil(used / IMAGE_BATCH))
+        seen = list(seen) if distill else seen
     try:
-        model = from_vit(plain, chosen, seen, attn=attn, **settings)
+        model = from_vit(plain, chosen, seen if calibrates else None, attn=attn, **settings)
     except ValueError as error:
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
         raise InputError(f"SOURCE {source}{given}: {error}") from error
+    if distill:
+        say(f"layer-wise distillation: {distill} passes over {used} images")
+        distill_layers(plain, model, list(seen), distill)
     report = None
     if pool is not None:
         rest = pool.select(range(used, min(len(pool), used + report_images)))

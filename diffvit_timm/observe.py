@@ -15,7 +15,7 @@ def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator
     return (batch.to(like) for batch in (images.split(16) if isinstance(images, Tensor) else images))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def observe_inputs(
     model: VisionTransformer, layers: Sequence[nn.Module], images: Tensor | Iterable[Tensor], see: Callable[..., None]
 ) -> int:

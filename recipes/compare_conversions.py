@@ -8,10 +8,12 @@ The images only have to be of the kind that the source knows. Results: recipes/R
 
 import dataclasses
 import time
+from typing import Any
 
 import timm
+from torch import Tensor
 
-from diffvit_timm import conversion_report, from_vit
+from diffvit_timm import conversion_report, distill_layers, from_vit
 from diffvit_timm.data import load_splits
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import check_model, load_model
@@ -29,6 +31,12 @@ class CompareConfig:
     """timm name of the plain ViT."""
     images: int = 0
     """Images of the test split, drawn at random; 0: all."""
+
+
+def _distilled(source: Any, images: list[Tensor]) -> Any:
+    model: Any = from_vit(source, images=images)
+    distill_layers(source, model, images)
+    return model
 
 
 def main() -> dict:
@@ -54,6 +62,7 @@ def main() -> dict:
         f"svd, {wide} (data-free default)": lambda: from_vit(source),
         f"calibrated, {halves}": lambda: from_vit(source, images=calibration, branch_dims=halves),
         f"calibrated, {wide} (default)": lambda: from_vit(source, images=calibration),
+        "calibrated, and 4 passes of distillation": lambda: _distilled(source, calibration),
         "mirror, version 2": lambda: from_vit(source, attn="diff_v2"),
     }
     if heads % 2 == 0:
@@ -62,7 +71,7 @@ def main() -> dict:
     else:
         say(f"no pairs: they make one head of two, and {heads} heads do not pair")
     result = {}
-    say(f"{'conversion':38s}  agreement    KL (nats)  output error  seconds to convert")
+    say(f"{'conversion':41s}  agreement    KL (nats)  output error  seconds to convert")
     for name, convert in ways.items():
         start = time.perf_counter()
         model = convert()
@@ -70,7 +79,7 @@ def main() -> dict:
         report = conversion_report(source, model, image_batches(source, test, config.images or len(test)))
         result[name] = {**report.summary(), "seconds": round(seconds, 2)}
         head = "        -            -" if report.agreement is None else f"{report.agreement:9.2%}  {report.kl:11.4f}"
-        say(f"{name:38s}  {head}  {report.output_error:12.3f}  {seconds:8.2f}")
+        say(f"{name:41s}  {head}  {report.output_error:12.3f}  {seconds:8.2f}")
     return result
 
 

@@ -69,6 +69,28 @@ def test_with_images_the_default_is_calibrated_and_the_report_a_table(source, im
     assert "attention error" in printed.out
 
 
+def test_distillation_brings_the_model_nearer_to_its_source(source, parquet_folder, tmp_path, capsys):
+    errors = []
+    for passes in ("0", "60"):
+        argv = ["convert", source[1], str(tmp_path / passes), "--images", str(parquet_folder), "--json"]
+        main(
+            [
+                *argv,
+                "--calibration-images",
+                "18",
+                "--distill",
+                passes,
+                "--branch-dims",
+                "8",
+                "8",
+                "--lambda-init",
+                "0.3",
+            ]
+        )
+        errors.append(report_of(capsys)["report"]["output_error"])
+    assert errors[1] < errors[0]
+
+
 def test_settings_of_the_layer_reach_it(source, tmp_path):
     main(["convert", source[1], str(tmp_path / "out"), "--lambda-init", "0.125", "--branch-dims", "8", "8"])
     layer = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).blocks[0].attn
@@ -87,6 +109,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(source, parquet_folder, tm
     assert "--device warp" in error(capsys, name, out, "--device", "warp")
     for option in ("--calibration-images", "--report-images"):
         assert f"{option} 0 must be at least 1" in error(capsys, name, out, option, 0)
+    assert "--distill 2 needs images" in error(capsys, name, out, "--distill", 2)
     assert "--seed -1" in error(capsys, name, out, "--seed", -1)
     assert "--lambda-init 1.5" in error(capsys, name, out, "--lambda-init", "1.5")
     assert "--lambda-init nan" in error(capsys, name, out, "--lambda-init", "nan")

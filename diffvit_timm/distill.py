@@ -1,0 +1,58 @@
+"""Layer-wise distillation: each attention layer of a converted net learns the output of the source's."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import Attention
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from .diffvit import DiffVisionTransformer
+from .observe import observe_inputs
+
+__all__ = ["distill_layers"]
+
+
+def distill_layers(
+    source: VisionTransformer,
+    model: DiffVisionTransformer,
+    images: Tensor | Sequence[Tensor],
+    passes: int = 4,
+    lr: float = 3e-4,
+) -> None:
+    """Train the projections of every attention layer, in place, on the relative squared error of its output.
+
+    Each layer learns on the source's own tokens, so no gradient passes between layers and memory is that of one. Adam
+    with a learning rate that falls linearly from pass to pass. lambda stays as it is: a lambda of 0 would be the
+    nearest to the source, and no differential attention.
+
+    Args:
+        source: the plain timm VisionTransformer, not changed.
+        model: converted from it.
+        images: (n, C, H, W), normalised as the source wants them, or batches of such, read once a pass.
+        passes: over the images.
+        lr: of the first pass.
+
+    Raises:
+        ValueError: no images.
+    """
+    layers = model.differential_layers()
+    optimizers = [torch.optim.Adam([*layer.qkv.parameters(), *layer.proj.parameters()], lr=lr) for layer in layers]
+
+    def learn(index: int, attn: Attention, tokens: Tensor) -> None:
+        target = attn.forward(tokens)
+        with torch.enable_grad():
+            loss = (layers[index](tokens) - target).square().sum() / target.square().sum()
+            loss.backward()
+        optimizers[index].step()
+        layers[index].zero_grad()  # of lambda too, which the optimizer does not know
+
+    mode = model.training
+    try:
+        model.eval()
+        for done in range(passes):
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = lr * (1 - done / passes)
+            observe_inputs(source, [block.attn for block in source.blocks], images, learn)
+    finally:
+        model.train(mode)

@@ -1,0 +1,51 @@
+"""Layer-wise distillation brings attention outputs nearer to the source's, and leaves lambda and the source alone."""
+
+import pytest
+import timm
+import torch
+
+from diffvit_timm import conversion_report, distill_layers, from_vit
+
+
+@pytest.fixture
+def source():
+    torch.manual_seed(0)
+    shape = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+    model = timm.create_model("vit_tiny_patch16_224", **shape).eval()
+    for block in model.blocks:
+        torch.nn.init.normal_(block.attn.qkv.weight, std=0.2)
+    return model
+
+
+def test_attention_outputs_on_other_images_come_nearer_to_the_sources(source):
+    images, others = torch.randn(96, 3, 32, 32), torch.randn(16, 3, 32, 32)
+    model = from_vit(source, branch_dims=(8, 8), lambda_init=0.2)
+    before = conversion_report(source, model, others)
+    distill_layers(source, model, images, passes=8, lr=3e-3)
+    after = conversion_report(source, model, others)
+    assert all(new < 0.9 * old for new, old in zip(after.attention_error, before.attention_error, strict=True))
+    assert after.output_error < before.output_error
+
+
+def test_only_the_projections_of_the_attention_are_trained(source):
+    model = from_vit(source).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    distill_layers(source, model, torch.randn(4, 3, 32, 32), passes=1)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    trained = {f"attn.{layer}.{kind}" for layer in ("qkv", "proj") for kind in ("weight", "bias")}
+    assert {name.split(".", 2)[2] for name in changed} == trained
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in source.state_dict().items())
+    assert all(p.grad is None for p in [*model.parameters(), *source.parameters()])
+    assert model.training
+
+
+def test_an_exact_mirror_stays_where_it_is(source):
+    model, images = from_vit(source, attn="diff_v2"), torch.randn(8, 3, 32, 32)
+    distill_layers(source, model, images, passes=2, lr=1e-5)
+    assert conversion_report(source, model, images).output_error < 1e-3
+
+
+def test_no_images_is_an_error(source):
+    with pytest.raises(ValueError, match="empty"):
+        distill_layers(source, from_vit(source), [])
