@@ -1,7 +1,6 @@
 """python -m diffvit_timm convert SOURCE OUT: a plain ViT becomes a Diff-ViT, in a folder that timm loads."""
 
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from .distill import distill_layers
 from .errors import InputError
 from .hub import check_model, load_model, save_pretrained
 from .report import conversion_report
-from .training import IMAGE_BATCH, image_batches, new_folder, one_line_errors, say, track
+from .training import image_batches, new_folder, one_line_errors, say
 
 app = tyro.extras.SubcommandApp()
 
@@ -71,7 +70,7 @@ def convert(
             raise InputError(f"--{option} {number} must be at least {least}")
     if distill and images is None:
         raise InputError(f"--distill {distill} needs images to learn on: pass --images")
-    calibrates = images is not None and (attn == "diff" if method == "auto" else method in READS_IMAGES)
+    calibrates = images is not None and attn == "diff" and method in ("auto", *READS_IMAGES)
     try:
         chosen = resolve_method(method, attn, calibrates)
         torch.empty(0, device=device)
@@ -91,16 +90,16 @@ def convert(
     settings = {name: value for name, value in settings.items() if value is not None}
     seen: Iterable[Tensor] = []
     if pool is not None and used:
-        seen = track(image_batches(plain, pool.take(used)), "reading images", math.ceil(used / IMAGE_BATCH))
-        seen = list(seen) if distill else seen
+        seen = image_batches(plain, pool.take(used), label="reading images")
+    kept = list(seen) if distill else []  # read once a pass
     try:
-        model = from_vit(plain, chosen, seen if calibrates else None, attn=attn, **settings)
+        model = from_vit(plain, chosen, (kept or seen) if calibrates else None, attn=attn, **settings)
     except ValueError as error:
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
         raise InputError(f"SOURCE {source}{given}: {error}") from error
     if distill:
         say(f"layer-wise distillation: {distill} passes over {used} images")
-        distill_layers(plain, model, list(seen), distill)
+        distill_layers(plain, model, kept, distill)
     report = None
     if pool is not None:
         rest = pool.select(range(used, min(len(pool), used + report_images)))

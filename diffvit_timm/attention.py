@@ -105,7 +105,7 @@ def differential_attention(
         q, k: (B, H, N, d1 + d2), the channels of branch 1 first; V2: q (B, H, N, 2 d) and k (B, H, N, d).
         v: (B, H, N, Dv).
         lam: lambda, any shape that broadcasts to (B, H, N, 1).
-        branch_dims: (d1, d2), the widths of the two branches.
+        branch_dims: (d1, d2), the widths of the two branches; None: both branches read all of k (V2).
         scale: factor on the logits of both branches.
         attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
         is_causal: a query sees no later key; combines with attn_mask.
@@ -122,11 +122,10 @@ def differential_attention(
 
     # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: 2N queries over the one k and v. In
     # V1 these are [q1, 0] and [0, q2] over [k1, k2]; the zeros contribute exactly nothing to the logits.
-    if branch_dims is None:
-        q1, q2 = q.chunk(2, dim=-1)
-    else:
+    (q1, _), (q2, _) = split_branches(q, k, branch_dims)
+    if branch_dims is not None:
         d1, d2 = branch_dims
-        q1, q2 = F.pad(q[..., :d1], [0, d2]), F.pad(q[..., d1:], [d1, 0])
+        q1, q2 = F.pad(q1, [0, d2]), F.pad(q2, [d1, 0])
     q = torch.cat([q1, q2], dim=-2)
     bias = _additive_mask(k, attn_mask, is_causal)
     if bias is not None and bias.shape[-2] != 1:

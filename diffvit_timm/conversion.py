@@ -165,11 +165,11 @@ def convert_state_dict(
         state_dict: of a plain timm VisionTransformer; not changed.
         model: a DiffVisionTransformer; its attention layers say head count, branch widths and lambda_init.
         method: for attn='diff' 'svd' rotates each head so that branch 1 carries the most (see `logit_rotation`), from
-            the weights alone; 'calibrated' does so for the tokens of real images ('from_vit' then fits the output
-            projections too, see `fit_projections`); 'slice' cuts the head's channels in
-            order, the naive baseline; 'pairs' makes one head of two, a branch each, as the paper does in its nets of
-            equal size, so `model` has half the source's heads. For attn='diff_v2' 'mirror' gives both branches the
-            pretrained map: exactly the source's function. None: the default of `resolve_method`.
+            the weights alone; 'calibrated' does so for the tokens of real images (`from_vit` then fits the output
+            projections too, see `fit_projections`); 'slice' cuts the head's channels in order, the naive baseline;
+            'pairs' makes one head of two, a branch each, as the paper does in its nets of equal size, so `model` has
+            half the source's heads. For attn='diff_v2' 'mirror' gives both branches the pretrained map: exactly the
+            source's function. None: the default of `resolve_method`.
         calibration: of `logit_moments` for 'calibrated'; of `head_pairs` for 'pairs', which without pairs neighbours.
 
     Raises:

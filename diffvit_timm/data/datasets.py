@@ -114,11 +114,7 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
     if "test" not in loaded and val_name is None:
         raise InputError(f"--dataset {name} has no test split, only {', '.join(loaded)}: add one")
     columns = {image_column: "image", label_column: "label"}
-    named = {
-        split: data.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
-        for split, data in loaded.items()
-    }
-    named = {split: data.cast_column("image", ImageFeature(decode=False)) for split, data in named.items()}
+    named = {split: _named_columns(data, columns) for split, data in loaded.items()}
     for split, names in _class_names(name, label_column, named).items():
         if names != features[label_column].names:
             raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
@@ -148,6 +144,12 @@ def _image_column(name: str, features: Features, column: str, option: str = "--d
     return column
 
 
+def _named_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
+    """Only these columns, under the names they map to; images stay undecoded."""
+    data = data.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
+    return data.cast_column("image", ImageFeature(decode=False))
+
+
 def load_images(name: str, image_column: str = "auto", option: str = "--images") -> Dataset:
     """Images without their labels: the train split of a dataset, or its only one.
 
@@ -165,10 +167,9 @@ def load_images(name: str, image_column: str = "auto", option: str = "--images")
     loaded = _load(name, option)
     split = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
     column = _image_column(name, split.features, image_column, option)
-    images = split.select_columns([column]).rename_columns({} if column == "image" else {column: "image"})
+    images = _named_columns(split, {column: "image"})
     if not len(images):
         raise InputError(f"{option} {name} has no images")
-    images = images.cast_column("image", ImageFeature(decode=False))
     return images.add_column("label", [-1] * len(images))
 
 

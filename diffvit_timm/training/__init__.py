@@ -1,13 +1,12 @@
 """One trainer on accelerate for every recipe."""
 
 from .config import TrainConfig, parse_config
-from .console import one_line_errors, run, say, track
-from .model import IMAGE_BATCH, image_batches
+from .console import one_line_errors, run, say
+from .model import image_batches
 from .run_folder import new_folder, resolve_output
 from .trainer import Trainer, make_accelerator, train
 
 __all__ = [
-    "IMAGE_BATCH",
     "TrainConfig",
     "Trainer",
     "image_batches",
@@ -18,6 +17,5 @@ __all__ = [
     "resolve_output",
     "run",
     "say",
-    "track",
     "train",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..hub import load_model
-from .model import model_data_config
+from .model import has_classes, model_data_config
 
 SAME_DATA = ("input_size", "mean", "std")
 
@@ -24,8 +24,7 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
         InputError: other classes, or another size or normalisation of images.
     """
     teacher = load_model(name, option="--teacher").eval().requires_grad_(False)
-    names = teacher.pretrained_cfg.get("label_names")
-    if teacher.num_classes != len(class_names) or (names is not None and list(names) != class_names):
+    if not has_classes(teacher, class_names):
         raise InputError(
             f"--teacher {name} has {teacher.num_classes} classes, and not those {len(class_names)} of the dataset: "
             "fine-tune it on the dataset first"

@@ -1,7 +1,6 @@
 """The model that a configuration asks for, and what its conversion kept."""
 
 import ast
-import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -104,19 +103,22 @@ def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any
     try:
         method, images = conversion_method(config, attn), None
         if method in READS_IMAGES:
-            most = min(config.calibration_images, len(split))
-            images = track(image_batches(source, split, most), "looking at images", math.ceil(most / IMAGE_BATCH))
+            images = image_batches(source, split, config.calibration_images, "looking at images")
         return from_vit(source, method, images, attn=attn, **settings)
     except ValueError as error:
         raise InputError(f"--model {config.model} --attn {attn} --conversion {config.conversion}: {error}") from error
 
 
+def has_classes(model: Any, class_names: list[str]) -> bool:
+    """Whether the outputs of a model are these classes; one that was saved without names is judged by their number."""
+    names = model.pretrained_cfg.get("label_names")
+    return model.num_classes == len(class_names) and (names is None or list(names) == class_names)
+
+
 def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
     """Give the model one output a class; a head of as many is kept, unless --reset-head asks for a new one."""
-    names = model.pretrained_cfg.get("label_names")
-    same = model.num_classes == len(class_names) and (names is None or list(names) == class_names)
     if _owns_head(config) and not config.reset_head:
-        if not same:
+        if not has_classes(model, class_names):
             raise InputError(
                 f"--model {config.model} has a head of {model.num_classes} classes, and not those "
                 f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
@@ -184,10 +186,17 @@ def model_data_config(model: Any) -> dict:
     return config
 
 
-def image_batches(model: nn.Module, split: Dataset, most: int = sys.maxsize) -> Iterator[Tensor]:
-    """Images of a split as the model wants them in evaluation, batches (n, C, H, W): all in order, or `most` drawn."""
+def image_batches(
+    model: nn.Module, split: Dataset, most: int = sys.maxsize, label: str | None = None
+) -> Iterator[Tensor]:
+    """Images of a split as the model wants them in evaluation, batches (n, C, H, W): all in order, or `most` drawn.
+
+    With a label, their progress is shown under it.
+    """
     data_config = model_data_config(model)
     if most < len(split):
         split = split.shuffle(seed=0).take(most)  # the first ones are often all of one class
     images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
-    return (batch for batch, _ in DataLoader(images, batch_size=IMAGE_BATCH))
+    loader = DataLoader(images, batch_size=IMAGE_BATCH)
+    batches = (batch for batch, _ in loader)
+    return track(batches, label, len(loader)) if label else batches

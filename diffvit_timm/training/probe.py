@@ -3,7 +3,6 @@
 A random head sends noise through pretrained features until it has learned; a fitted one does not.
 """
 
-import math
 import warnings
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import nn
 
 from ..data import Splits
 from ..errors import InputError
-from .console import say, track
-from .model import IMAGE_BATCH, image_batches
+from .console import say
+from .model import image_batches
 
 # scikit-learn's C, the inverse of the L2 penalty, on standardised features; validation loss chooses.
 STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-3.0, 1.1, 0.5))
@@ -28,7 +27,7 @@ STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-3.0, 1.1, 0.5))
 def _features(model: Any, split: Any, accelerator: Accelerator, label: str) -> tuple[np.ndarray, np.ndarray]:
     """What the head sees of each image, (n, dim), and the labels."""
     rows = []
-    for images in track(image_batches(model, split), label, math.ceil(len(split) / IMAGE_BATCH)):
+    for images in image_batches(model, split, label=label):
         with accelerator.autocast():
             features = model.forward_head(model.forward_features(images.to(accelerator.device)), pre_logits=True)
         rows.append(features.float().cpu())
