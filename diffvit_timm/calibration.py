@@ -14,7 +14,9 @@ __all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_queries_and_
 
 # Share of the mean energy added to every direction: those that a handful of images never showed stay in the rotation.
 RIDGE = 1e-6
-# The same of the least squares, which stay that close to the projection that they start from.
+# Weight of the uniform map beside a query's own, for the keys that a query of other images would look at.
+UNIFORM = 0.1
+# RIDGE of the least squares, which stay that close to the projection that they start from.
 FIT_RIDGE = 1e-2
 
 
@@ -25,8 +27,23 @@ def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Ten
     return qkv[0], qkv[1]
 
 
+def _plain_maps(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
+    """(B, H, N, N), of the q and k of `plain_queries_and_keys`."""
+    return ((q * attn.scale) @ k.mT).softmax(dim=-1).float()
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Sum of x x^T over the rows x (B, H, N, d) of each head, (H, d, d)."""
+    rows = rows.transpose(0, 1).flatten(1, 2).float()
+    return rows.mT @ rows
+
+
 def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Second moments of each head's queries and keys, block by block.
+
+    Dropping channels changes the logits of a query by some e_j, and its map a by KL(a || a') = Var_a(e) / 2 to second
+    order. So a key counts as much as it is looked at (a tenth of the weight is uniform), about the mean that a query
+    sees.
 
     The images are read once and batch by batch; memory does not grow with their number.
 
@@ -35,8 +52,8 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
         images: (n, C, H, W), normalised as the source wants them, or batches of such; a few hundred do.
 
     Returns:
-        A pair (E[q q^T], E[k k^T]) for each block, float64, (num_heads, head_dim, head_dim) each, the keys less their
-        mean over each image.
+        A pair (E[q q^T], E[Cov_a(k)]) for each block, float64, (num_heads, head_dim, head_dim) each: the covariance of
+        the keys under the map `a` of each query.
 
     Raises:
         ValueError: no images.
@@ -46,10 +63,13 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
 
     def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
         q, k = plain_queries_and_keys(attn, tokens)
-        k = k - k.mean(dim=2, keepdim=True)  # what all keys of an image share changes no softmax
-        for gram, rows in zip(grams[index], (q, k), strict=True):
-            rows = rows.transpose(0, 1).flatten(1, 2).float()  # (H, B N, d)
-            gram += (rows.mT @ rows / tokens.shape[1]).cpu()  # summed in float64, which not every device has
+        maps = _plain_maps(attn, q, k)
+        maps = torch.lerp(maps, torch.full_like(maps, 1 / maps.shape[-1]), UNIFORM)
+        k = (k - k.mean(dim=2, keepdim=True)).float()  # the covariance stays, its difference keeps digits
+        looked_at = maps.sum(dim=-2).sqrt().unsqueeze(-1)
+        moments = _gram(q), _gram(looked_at * k) - _gram(maps @ k)
+        for gram, moment in zip(grams[index], moments, strict=True):
+            gram += (moment / tokens.shape[1]).cpu()  # summed in float64, which not every device has
 
     count = observe_inputs(source, layers, images, accumulate)
     return [(_ridged(gram_q / count), _ridged(gram_k / count)) for gram_q, gram_k in grams]
@@ -114,9 +134,8 @@ def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> 
     grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64) for a in layers]
 
     def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
-        q, k = plain_queries_and_keys(attn, tokens)
-        maps = ((q * attn.scale) @ k.mT).softmax(dim=-1).transpose(0, 1).flatten(1)
-        grams[index] += (maps.float() @ maps.float().T).cpu()
+        maps = _plain_maps(attn, *plain_queries_and_keys(attn, tokens)).transpose(0, 1).flatten(1)
+        grams[index] += (maps @ maps.T).cpu()
 
     observe_inputs(source, layers, images, accumulate)
     return [_matching_order(gram) for gram in grams]

@@ -78,7 +78,7 @@ def logit_rotation(gram_q: Tensor, gram_k: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         gram_q: E[q q^T], (H, d, d).
-        gram_k: E[k k^T] of the keys less their mean (a constant along the keys changes no softmax), (H, d, d).
+        gram_k: the same of the keys less a mean of theirs (a constant along the keys changes no softmax), (H, d, d).
 
     Returns:
         (R_q, R_k), (H, d, d) each, with (R_q q) . (R_k k) = q . k wherever q and k lie in the range of the Grams.

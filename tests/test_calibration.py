@@ -5,7 +5,7 @@ import timm
 import torch
 
 from diffvit_timm import conversion_report, from_vit
-from diffvit_timm.calibration import FIT_RIDGE, RIDGE, fit_projections, logit_moments
+from diffvit_timm.calibration import FIT_RIDGE, RIDGE, UNIFORM, fit_projections, logit_moments
 
 SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
@@ -21,19 +21,22 @@ def source_with_outlier_channels():
     return source
 
 
-def test_the_moments_are_those_of_the_queries_and_of_the_keys_less_their_mean():
+def test_the_moments_are_those_of_the_queries_and_of_the_keys_as_each_query_sees_them():
     source, images = source_with_outlier_channels(), torch.randn(6, 3, 32, 32)
     moments = logit_moments(source, images)
     with torch.inference_mode():
         x = source.norm_pre(source._pos_embed(source.patch_embed(images)))
         for block, (gram_q, gram_k) in zip(source.blocks, moments, strict=True):
             q, k, _ = block.attn.qkv(block.norm1(x)).double().reshape(6, 17, 3, 3, 16).unbind(2)
-            k = k - k.mean(1, keepdim=True)
-            for gram, rows in ((gram_q, q), (gram_k, k)):
-                expected = torch.einsum("bnhi,bnhj->hij", rows, rows) / (6 * 17)
+            maps = (torch.einsum("bnhd,bmhd->bhnm", q, k) / 4).softmax(-1)
+            maps = (1 - UNIFORM) * maps + UNIFORM / 17
+            seen = k[:, None] - torch.einsum("bhnm,bmhd->bnhd", maps, k)[:, :, None]  # (B, N, M, H, d), of each query
+            covariances = torch.einsum("bhnm,bnmhi,bnmhj->hij", maps, seen, seen)
+            for gram, expected in ((gram_q, torch.einsum("bnhi,bnhj->hij", q, q)), (gram_k, covariances)):
+                expected /= 6 * 17
                 ridge = RIDGE * expected.diagonal(dim1=-2, dim2=-1).mean(-1)
                 expected += ridge[:, None, None] * torch.eye(16)
-                torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-6)
+                torch.testing.assert_close(gram, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
             x = block(x)
 
 
