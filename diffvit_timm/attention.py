@@ -19,6 +19,8 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
+from .kernels.operator import attend, has_kernel
+
 __all__ = [
     "DifferentialAttention",
     "DifferentialAttentionV2",
@@ -85,6 +87,11 @@ def differential_maps(
     return map1, map2
 
 
+def _leaves_python() -> bool:
+    """Whether the model is on its way to where our kernels are not."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 @torch.fx.wrap
 @register_notrace_function
 def differential_attention(
@@ -110,7 +117,7 @@ def differential_attention(
         attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
         is_causal: a query sees no later key; combines with attn_mask.
         dropout_p: probability of dropping an entry of either map, independently.
-        fused: one scaled_dot_product_attention call; False forms the maps (the reference).
+        fused: the fastest path there is, which keeps no map; False forms the maps (the reference).
 
     Returns:
         (B, H, N, Dv)
@@ -119,6 +126,10 @@ def differential_attention(
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
         return (map1 - lam * map2) @ v
+
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves a branch out for this condition alone)
+        if attn_mask is None and not is_causal and dropout_p == 0.0 and not _leaves_python() and has_kernel(q, v):
+            return attend(q, k, v, lam.expand(*v.shape[:3], 1), branch_dims, scale)
 
     # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: 2N queries over the one k and v. In
     # V1 these are [q1, 0] and [0, q2] over [k1, k2]; the zeros contribute exactly nothing to the logits.

@@ -1,0 +1,1 @@
+"""Kernels of differential attention, one file a device; `differential_attention` chooses."""

@@ -1,0 +1,38 @@
+"""Differential attention and its gradients by autograd on a plain float64 formula, for every kernel."""
+
+import torch
+
+
+def inputs(batch=2, heads=3, tokens=9, dims=(8, 8), seed=0, dtype=torch.float64, sharpness=1.0):
+    """q, k, v, lambda and the gradient of the output, in the layout of a projection; dims=(d, None) is version 2."""
+    generator = torch.Generator().manual_seed(seed)
+    d1, d2 = dims
+    width, q_width = (d1, 2 * d1) if d2 is None else (d1 + d2, d1 + d2)
+
+    def tokens_first(channels):
+        return torch.randn(batch, tokens, heads, channels, generator=generator, dtype=torch.float64).transpose(1, 2)
+
+    q, k, v, grad = (tokens_first(channels) for channels in (q_width, width, width, width))
+    lam = torch.rand(batch, heads, tokens, 1, generator=generator, dtype=torch.float64)
+    return [t.to(dtype) for t in (sharpness * q, k, v, lam, grad)]
+
+
+def expected(q, k, v, lam, grad, dims, scale):
+    """Equation 1 in float64: the output, and the gradients of q, k, v and lambda."""
+    d1, d2 = dims
+    leaves = [t.detach().double().requires_grad_() for t in (q, k, v, lam)]
+    q, k, v, lam = leaves
+    k1, k2 = (k, k) if d2 is None else (k[..., :d1], k[..., d1:])
+    map1 = torch.softmax(q[..., :d1] @ k1.transpose(-1, -2) * scale, -1)
+    map2 = torch.softmax(q[..., d1:] @ k2.transpose(-1, -2) * scale, -1)
+    out = map1 @ v - lam * (map2 @ v)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
+
+
+def branch_dims(dims):
+    return None if dims[1] is None else dims
+
+
+def relative_errors(actual, wanted):
+    """|actual - wanted| / |wanted|; where that is 0 (one key: no gradient reaches q), the error in units of 0.01."""
+    return [((a.double() - w).norm() / w.norm().clamp_min(1e-2)).item() for a, w in zip(actual, wanted, strict=True)]
