@@ -62,3 +62,30 @@ def test_a_source_that_cannot_be_compared_is_one_error(parquet_folder, monkeypat
     monkeypatch.setattr(sys, "argv", ["compare", "--dataset", str(parquet_folder), "--source", "vit_tinny"])
     with pytest.raises(InputError, match=r"--source vit_tinny"):
         recipe("compare_conversions").main()
+
+
+def test_the_benchmark_times_every_model_and_keeps_every_time(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "times.json"
+    options = "--img-sizes 32 --batch-size 1 --repeats 2 --precisions fp32 --output"
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options.split(), str(out)])
+    rows = recipe("benchmark").main()["rows"]
+    written = json.loads(out.read_text())
+    assert [(row["model"], row["step"]) for row in rows] == [(row["model"], row["step"]) for row in written["rows"]]
+    assert len(rows) == 5 * 2
+    assert all(len(row["seconds"]) == 2 for row in written["rows"])
+    assert "differ from those of the explicit maps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model vit_tiny_patch16_224", "--model vit_tiny_patch16_224 is none of our variants"),
+        ("--batch-size 0", "--batch-size 0 must be at least 1"),
+        ("--device tpu9", "--device tpu9"),
+        ("--img-sizes 100", "--img-sizes 100"),
+    ],
+)
+def test_a_benchmark_that_cannot_run_is_one_error(options, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *options.split()])
+    with pytest.raises(InputError, match=message):
+        recipe("benchmark").main()

@@ -106,10 +106,10 @@ def backward(
 
             for one in maps:  # each map becomes the gradient of its logits
                 softmax_backward_out(grad_map, one, -1, one.dtype, grad_input=one)
-            maps[1].mul_(-lam_rows)
-            to = _branches(grad_q[image, :, query], grad_k[image], branch_dims)
-            for (q_rows, k_rows), (to_q, to_k), logits in zip(branches, to, maps, strict=True):
-                _put(torch.bmm(logits, k_rows).mul_(scale), to_q)
-                _put(torch.bmm(logits.mT, q_rows), to_k, first)
-                first = first and branch_dims is not None  # version 2 has one key for both
+            (q1, k1), (q2, k2) = branches
+            (to_q1, to_k1), (to_q2, to_k2) = _branches(grad_q[image, :, query], grad_k[image], branch_dims)
+            _put(torch.bmm(maps[0], k1).mul_(scale), to_q1)
+            _put(torch.bmm(maps[0].mT, q1), to_k1, first)
+            _put(torch.bmm(maps[1], k2).mul_(-scale * lam_rows), to_q2)
+            _put(torch.bmm(maps[1].mT, -lam_rows * q2), to_k2, first and branch_dims is not None)  # or all in one key
     return grad_q, grad_k, grad_v, grad_lam

@@ -1,0 +1,43 @@
+"""Timing by turns, ratios by pairs, and the memory of a training step."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from diffvit_timm.analysis.benchmark import inference_step, interleaved, kept_bytes, paired_ratio, training_step
+
+
+def test_every_round_takes_each_step_once_in_turn():
+    taken = []
+    steps = {"a": lambda: taken.append("a"), "b": lambda: (taken.append("b"), time.sleep(0.01))}
+    seconds = interleaved(steps, repeats=3, warmup=2)
+    assert taken == ["a", "b"] * 5
+    assert len(seconds["a"]) == len(seconds["b"]) == 3
+    assert all(b > 0.01 > a for a, b in zip(seconds["a"], seconds["b"], strict=True))
+
+
+def test_the_ratio_is_the_median_of_the_pairs_and_not_of_the_times():
+    base, ours = [1.0, 10.0, 2.0], [2.0, 10.0, 4.0]  # a machine that was busy once, for both
+    assert paired_ratio(ours, base) == (0.5, 0.5, 0.75)
+    assert paired_ratio([2.0], [1.0]) == (0.5, 0.5, 0.5)
+
+
+def test_steps_are_an_evaluation_without_gradients_and_a_training_with_them_dropped():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+    x = torch.randn(8, 4)
+    out = inference_step(model, x)()
+    assert not model.training
+    assert not out.requires_grad
+    training_step(model, x, torch.bfloat16)()
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors"), [(nn.Linear(16, 16), 1), (nn.Sequential(nn.Linear(16, 16), nn.GELU()), 2)]
+)
+def test_kept_bytes_counts_each_activation_once_and_no_parameter(model, tensors):
+    x = torch.randn(32, 16)
+    assert kept_bytes(model, x) == tensors * x.nbytes
