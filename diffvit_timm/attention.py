@@ -354,7 +354,9 @@ class DifferentialAttention(DifferentialLayer):
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, (B, H, N, head width) each, of tokens x (B, N, dim); branch 1 first in q and k."""
         B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        # Unbound before they are transposed: the gradients come in this memory order, and are stacked in one copy.
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.qk_norm:
             pair = (B, self.num_heads, N, 2, self.head_dim // 2)
             q = self.q_norm(q.reshape(pair)).flatten(-2)

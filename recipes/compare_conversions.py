@@ -2,6 +2,8 @@
 
     python recipes/compare_conversions.py --dataset timm/oxford-iiit-pet
     python recipes/compare_conversions.py --dataset FOLDER --images 64          # a minute on 2 CPU cores
+    python recipes/compare_conversions.py --dataset FOLDER --images 8 --calibration-images 16 \\
+        --source vit_base_patch16_siglip_224 --no-pretrained                    # an architecture, without its weights
 
 The images only have to be of the kind that the source knows. Results: recipes/README.md.
 """
@@ -20,8 +22,6 @@ from diffvit_timm.hub import check_model, load_model
 from diffvit_timm.sources import check_source
 from diffvit_timm.training import image_batches, parse_config, run, say
 
-CALIBRATION_IMAGES = 256  # of the train split; their labels are not read
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
@@ -29,8 +29,12 @@ class CompareConfig:
     """Name on the Hub, or a folder: parquet files, or one folder of images a class."""
     source: str = "deit_tiny_patch16_224.fb_in1k"
     """timm name of the plain ViT."""
+    pretrained: bool = True
+    """--no-pretrained: random weights; the output error then says whether an architecture converts."""
     images: int = 0
     """Images of the test split, drawn at random; 0: all."""
+    calibration_images: int = 256
+    """Images of the train split, unlabelled, for what reads any."""
 
 
 def _distilled(source: Any, images: list[Tensor]) -> Any:
@@ -39,23 +43,31 @@ def _distilled(source: Any, images: list[Tensor]) -> Any:
     return model
 
 
+def _stock(config: CompareConfig, source: Any) -> Any:
+    """timm's differential attention given a plain ViT's weights, as timm.create_model(..., attn_layer='diff') does."""
+    model: Any = timm.create_model(config.source, attn_layer="diff")
+    model.load_state_dict(source.state_dict(), strict=False)
+    return model
+
+
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
-    check_model(config.source, option="--source")
+    for option, number, least in (("images", config.images, 0), ("calibration-images", config.calibration_images, 1)):
+        if number < least:
+            raise InputError(f"--{option} {number} must be at least {least}")
+    check_model(config.source, config.pretrained, option="--source")
     splits = load_splits(config.dataset)
     test, unlabelled = splits.test, splits.train
-    source = load_model(config.source, option="--source")
+    source = load_model(config.source, config.pretrained, option="--source")
     try:
         check_source(source)
     except ValueError as error:
         raise InputError(f"--source {config.source}: {error}") from error
     heads, head_dim = source.blocks[0].attn.num_heads, source.blocks[0].attn.head_dim
     halves, wide = (head_dim // 2, head_dim // 2), (head_dim * 3 // 4, head_dim - head_dim * 3 // 4)
-    calibration = list(image_batches(source, unlabelled, CALIBRATION_IMAGES))
+    calibration = list(image_batches(source, unlabelled, config.calibration_images))
     ways = {
-        "timm, attn_layer='diff'": lambda: timm.create_model(
-            config.source, pretrained=True, pretrained_strict=False, attn_layer="diff"
-        ),
+        "timm, attn_layer='diff'": lambda: _stock(config, source),
         f"slice, {halves}, lambda 0": lambda: from_vit(source, "slice", branch_dims=halves, lambda_init=0.0),
         f"svd, {halves}, lambda 0": lambda: from_vit(source, branch_dims=halves, lambda_init=0.0),
         f"svd, {halves}": lambda: from_vit(source, branch_dims=halves),

@@ -51,7 +51,8 @@ def test_every_preset_parses(preset):
 
 
 def test_conversions_are_compared_on_real_weights(parquet_folder, hub_cache, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", "--dataset", str(parquet_folder), "--images", "4"])
+    options = ["--dataset", str(parquet_folder), "--images", "4", "--calibration-images", "8"]
+    monkeypatch.setattr(sys, "argv", ["compare", *options])
     result = json.loads(json.dumps(recipe("compare_conversions").main()))
     assert result["mirror, version 2"]["agreement"] == 1.0
     assert result["mirror, version 2"]["output_error"] < 1e-5
