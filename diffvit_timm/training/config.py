@@ -80,6 +80,12 @@ class TrainConfig:
 
     output: str = "auto"
     """Run folder, new or empty; auto: runs/RECIPE-DATE-TIME."""
+    resume: str = "never"
+    """auto: go on from the newest complete checkpoint in --output, if there is one; or a run folder or checkpoint."""
+    checkpoint_every: float = 1.0
+    """Epochs between two checkpoints; 0.1: ten an epoch; 0: none but that of a signal."""
+    keep_checkpoints: int = 1
+    """How many to keep, the newest."""
     seed: int = 0
     """Of the head, the data order and the augmentation; not of the validation split."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -93,7 +99,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the option."""
-        for name in ("epochs", "batch_size", "grad_accum", "log_every", "calibration_images"):
+        for name in ("epochs", "batch_size", "grad_accum", "log_every", "calibration_images", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("lr", "layer_decay", "distill_temperature"):
             self._require(name, getattr(self, name) > 0, "must be above 0")
@@ -104,6 +110,7 @@ class TrainConfig:
             "mixup",
             "cutmix",
             "lambda_warmup",
+            "checkpoint_every",
             "workers",
             "seed",
         ):

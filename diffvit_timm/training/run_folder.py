@@ -18,7 +18,11 @@ from torch import nn
 
 from ..errors import InputError
 from ..hub import save_pretrained
+from .checkpoint import Checkpoints
 from .config import TrainConfig
+
+# Options that change no number of a run.
+FREE_OPTIONS = ("output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers")
 
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 
@@ -31,6 +35,40 @@ def resolve_output(config: TrainConfig, recipe: str) -> Path:
     """
     automatic = f"runs/{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     return new_folder(automatic if config.output == "auto" else config.output)
+
+
+def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
+    """The folder that a run will use, and the checkpoint that it goes on from, if any; nothing is made yet.
+
+    Raises:
+        InputError: as `resolve_output`; nothing to resume, or a run of other options, with the difference.
+    """
+    if config.resume == "never":
+        return resolve_output(config, recipe), None
+    if config.resume == "auto":
+        if config.output == "auto":
+            raise InputError("--resume auto needs the folder of the run: pass --output FOLDER")
+        folder, checkpoints = Path(config.output).expanduser(), Checkpoints(Path(config.output).expanduser()).whole()
+        if not (folder / "config.yaml").exists():
+            return new_folder(config.output), None
+    else:
+        given = Path(config.resume).expanduser()
+        folder = given.parent.parent if given.parent.name == "checkpoints" else given
+        checkpoints = [path for path in Checkpoints(folder).whole() if given in (folder, path)]
+        if not checkpoints and not (folder / "result.json").exists():
+            raise InputError(f"--resume {given} is neither a complete checkpoint nor a run folder that has one")
+        if config.output != "auto" and Path(config.output).expanduser() != folder:
+            raise InputError(f"--output {config.output} is not the folder of --resume {given}: leave it out")
+    _require_same_options(folder, config)
+    return folder, checkpoints[-1] if checkpoints else None
+
+
+def _require_same_options(folder: Path, config: TrainConfig) -> None:
+    there, here = yaml.safe_load((folder / "config.yaml").read_text()), _plain(config)
+    changed = [name for name in here if name not in FREE_OPTIONS and there.get(name) != here[name]]
+    if changed:
+        differences = "; ".join(f"--{n.replace('_', '-')} {there.get(n)} there, {here[n]} here" for n in changed)
+        raise InputError(f"--resume {config.resume}: {folder} is a run of other options: {differences}")
 
 
 def new_folder(name: str | Path, option: str = "--output") -> Path:
@@ -54,17 +92,26 @@ def new_folder(name: str | Path, option: str = "--output") -> Path:
 
 
 class RunFolder:
-    """Writes a run: config.yaml, environment.json, metrics.jsonl, best/, result.json."""
+    """Writes a run: config.yaml, environment.json, metrics.jsonl, best/, result.json.
 
-    def __init__(self, path: Path, config: TrainConfig) -> None:
+    Args:
+        path: the folder, of `resolve_run`.
+        config: of the run.
+        rows: how many rows of metrics.jsonl to go on from; those after them are made again.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, rows: int = 0) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.rows: list[dict] = []
-        (path / "config.yaml").write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+        metrics = path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True)[:rows] if rows else []
+        self.rows: list[dict] = [json.loads(line) for line in lines]
+        _replace(metrics, "".join(lines))
+        _replace(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: dict) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+        _replace(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def log(self, **row) -> None:
         """Append a row to metrics.jsonl."""
@@ -81,6 +128,13 @@ class RunFolder:
             best.rename(old)
         aside.rename(best)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file aside and rename it: whoever reads it finds the old text or the new one."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def _plain(config: TrainConfig) -> dict:

@@ -1,15 +1,19 @@
 """The training loop on accelerate: train, choose the best epoch on validation, touch the test split once."""
 
 import contextlib
+import json
 import math
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set_seed
 from safetensors.torch import load_file
@@ -22,6 +26,7 @@ from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..hub import check_model
 from ..statistics import LayerStatistics, layer_statistics
+from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
@@ -30,7 +35,7 @@ from .metrics import Accuracy
 from .model import conversion_method, create_model, image_batches, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .probe import fit_linear_probe
-from .run_folder import RunFolder, resolve_output
+from .run_folder import RunFolder, resolve_run
 
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
 
@@ -129,8 +134,15 @@ class Trainer:
             raise InputError("--lambda-warmup is for attn diff: lambda of diff_v2 is learned for each token")
         if config.lambda_warmup and not self.layers:
             say("--lambda-warmup: plain attention has no lambda to ramp")
-        self.step = 0
+        self.step = 0  # updates done
+        self.epochs_done = 0  # evaluated ones
+        self.best = (-1.0, 0.0)  # validation accuracy, and less loss
+        self.losses: list[Tensor] = []  # of the updates since the last row of metrics.jsonl
         self.last_lr = 0.0
+        self.seconds = self.train_seconds = 0.0  # of what was done before a resume
+        self.checkpoints = Checkpoints(self.output, config.keep_checkpoints)
+        self.last_checkpoint = 0  # the update that it was taken after
+        self.signal = 0  # that asks to stop
 
     def _loader(self, images: ImageDataset, shuffle: bool = False) -> Any:
         config = self.config
@@ -149,45 +161,131 @@ class Trainer:
             return LayerStatistics([], [])
         return layer_statistics(self.net, self.statistics_images)
 
-    def fit(self) -> dict:
+    def fit(self, checkpoint: Path | None = None) -> dict:
         """Train; choose on validation; test once.
+
+        Args:
+            checkpoint: to go on from, of `resolve_run`.
 
         Returns:
             The result, as in result.json.
 
         Raises:
-            InputError: the loss became NaN or infinite, or an image did not decode.
+            InputError: the loss became NaN or infinite, an image did not decode, a checkpoint of another run.
+            SystemExit: after SIGTERM or SIGUSR1 and a checkpoint, with 128 and the signal's number.
         """
         config = self.config
+        rows = self._restore(checkpoint) if checkpoint else 0
         if self.accelerator.is_main_process:
-            self.run = RunFolder(self.output, config)
+            self.run = RunFolder(self.output, config, rows)
         if config.trackers:
             settings = {key: str(value) for key, value in vars(config).items()}
             self.accelerator.init_trackers(self.output.name, config=settings)
-        # ranks must not share mixup's and drop path's draws
-        set_seed(config.seed, device_specific=True)
         say(self._plan())
-        start, train_seconds, best = time.perf_counter(), 0.0, (-1.0, 0.0)
-        for epoch in range(config.epochs):
-            self.train_loader.set_epoch(epoch)  # the order
-            self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
-            train_seconds += self._train_epoch(epoch)
-            val = self.evaluate(self.val_loader, f"val {epoch + 1}")
-            self._require_finite(val.loss)
-            statistics = self._statistics()
-            lambdas, negative = statistics.lambdas, statistics.negative_mass
-            layers = {"lambda": lambdas, "negative_mass": negative}
-            self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
-            marks = [f"epoch {epoch + 1}/{config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
-            if lambdas:
-                marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
-            say("  ".join([*marks, f"{time.perf_counter() - start:.0f} s"]))
-            if (val.accuracy, -val.loss) > best:  # few images make ties: the lower loss then
-                best = (val.accuracy, -val.loss)
-                if self.run:
-                    self.run.save_best(self.net, self.splits.class_names)
+        self.started = time.perf_counter() - self.seconds
+        with self._listening():
+            for epoch in range(self.epochs_done, config.epochs):
+                self._train_epoch(epoch)
+                self._evaluate_epoch(epoch)
         self.accelerator.wait_for_everyone()
-        return self._finish(best[0], time.perf_counter() - start, train_seconds)
+        return self._finish(self.best[0], time.perf_counter() - self.started, self.train_seconds)
+
+    def _evaluate_epoch(self, epoch: int) -> None:
+        """Validate, keep the best, take a checkpoint if one is due."""
+        val = self.evaluate(self.val_loader, f"val {epoch + 1}")
+        self._require_finite(val.loss)
+        statistics = self._statistics()
+        lambdas, negative = statistics.lambdas, statistics.negative_mass
+        layers = {"lambda": lambdas, "negative_mass": negative}
+        self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
+        marks = [f"epoch {epoch + 1}/{self.config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
+        if lambdas:
+            marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
+        say("  ".join([*marks, f"{time.perf_counter() - self.started:.0f} s"]))
+        if (val.accuracy, -val.loss) > self.best:  # few images make ties: the lower loss then
+            self.best = (val.accuracy, -val.loss)
+            if self.run:
+                self.run.save_best(self.net, self.splits.class_names)
+        self.epochs_done = epoch + 1
+        if self._checkpoint_is_due():
+            self._save_checkpoint()
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGTERM and SIGUSR1, with which clusters announce their end, stop the training after its update."""
+
+        def note(number: int, _) -> None:
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_if_asked(self, together: bool) -> None:
+        """Take a checkpoint and leave, if a signal came; with several processes, where they are `together`."""
+        if self.accelerator.num_processes > 1:
+            if not together:
+                return
+            numbers = torch.tensor([self.signal], device=self.accelerator.device)
+            self.signal = int(self.accelerator.gather(numbers).max())
+        if self.signal:
+            self._save_checkpoint()
+            name = signal.Signals(self.signal).name
+            say(f"{name}: checkpoint of update {self.step} written; go on with --resume {self.output}")
+            raise SystemExit(128 + self.signal)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint_every
+        return every > 0 and self.step - self.last_checkpoint >= max(1, round(every * self.updates_per_epoch))
+
+    def _identity(self) -> dict:
+        """What a checkpoint's data must have in common with that of the run that goes on from it."""
+        splits = self.splits
+        return {"classes": splits.class_names, "images": [len(splits.train), len(splits.val), len(splits.test)]}
+
+    def _save_checkpoint(self) -> None:
+        self.last_checkpoint = self.step
+        if not self.run:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            **self._identity(),
+            "processes": self.accelerator.num_processes,
+            "epochs_done": self.epochs_done,
+            "step": self.step,
+            "best": self.best,
+            "losses": self.losses,
+            "rows": len(self.run.rows),
+            "seconds": time.perf_counter() - self.started,
+            "train_seconds": self.train_seconds,
+            "conversion": self.conversion,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+        self.checkpoints.save(self.epochs_done, self.step, self.net.state_dict(), state)
+
+    def _restore(self, checkpoint: Path) -> int:
+        """Take up the state of a checkpoint; returns how many rows metrics.jsonl had."""
+        weights, state = load_checkpoint(checkpoint)
+        here = {**self._identity(), "processes": self.accelerator.num_processes}
+        wrong = [f"{name} {state[name]} there, {value} here" for name, value in here.items() if state[name] != value]
+        if wrong:
+            raise InputError(f"--resume {checkpoint} is of another run: {'; '.join(wrong)}")
+        self.net.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epochs_done, self.step, self.best = state["epochs_done"], state["step"], tuple(state["best"])
+        self.losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
+        self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
+        self.conversion, self.last_checkpoint = state["conversion"], self.step
+        say(f"going on from {checkpoint}: {self.epochs_done} epochs and {self.step} updates done")
+        return state["rows"]
 
     def _plan(self) -> str:
         config, processes = self.config, self.accelerator.num_processes
@@ -202,27 +300,39 @@ class Trainer:
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
 
-    def _train_epoch(self, epoch: int) -> float:
-        """One epoch; returns its seconds."""
+    def _train_epoch(self, epoch: int) -> None:
+        """One epoch, or what a checkpoint left of it."""
         start = time.perf_counter()
         self.model.train()
-        losses: list[Tensor] = []
-        with progress(f"epoch {epoch + 1}", self.updates_per_epoch) as advance:
-            for batch, (images, labels) in enumerate(self.train_loader, start=1):
-                losses.append(self._update(images, labels))
-                text = ""
-                if self.step % self.config.log_every == 0 or batch == self.updates_per_epoch:
-                    loss = self._check_losses(losses)
-                    losses.clear()
+        self.train_loader.set_epoch(epoch)  # the order
+        self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
+        done = self.step - epoch * self.updates_per_epoch
+        loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
+        with progress(f"epoch {epoch + 1}", self.updates_per_epoch - done) as advance:
+            for batch, (images, labels) in enumerate(loader, start=done + 1):
+                self.losses.append(self._update(images, labels))
+                last, text = batch == self.updates_per_epoch, ""
+                row_is_due = self.step % self.config.log_every == 0 or last
+                if row_is_due:
+                    loss = self._check_losses(self.losses)
+                    self.losses.clear()
                     at = epoch + batch / self.updates_per_epoch
                     self._log(step=self.step, epoch=at, train_loss=loss, lr=self.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
-        return time.perf_counter() - start
+                if last or self.signal or self._checkpoint_is_due():
+                    self.train_seconds += time.perf_counter() - start
+                    start = time.perf_counter()
+                self._stop_if_asked(together=row_is_due)
+                if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
+                    self._save_checkpoint()
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer update from one batch; returns its mean loss, on the device."""
         config = self.config
+        # mixup's and drop path's draws: a function of seed, rank and update, so that a resumed run draws the same
+        place = (config.seed, self.accelerator.process_index, self.step)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         if config.lambda_warmup:
             updates = config.lambda_warmup * self.updates_per_epoch
             for layer, start in zip(self.layers, self.lambda_starts, strict=True):
@@ -333,20 +443,23 @@ def train(config: TrainConfig, recipe: str) -> dict:
     Raises:
         InputError: anything the user can mend; nothing is written then, unless training had begun.
     """
-    output = resolve_output(config, recipe)
+    output, checkpoint = resolve_run(config, recipe)
+    if (output / "result.json").exists():
+        say(f"{output} is finished already")
+        return json.loads((output / "result.json").read_text())
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained)
     if config.teacher:
         check_model(config.teacher, option="--teacher")
     splits = load_splits(config.dataset, config.image_column, config.label_column)
     set_seed(config.seed)
-    model, report = create_model(config, splits, report=accelerator.is_main_process)
+    model, report = create_model(config, splits, report=accelerator.is_main_process and not checkpoint)
     if report:
         say(str(report))
     teacher = load_teacher(config.teacher, model, splits.class_names) if config.teacher else None
-    if config.head_init == "probe":
+    if config.head_init == "probe" and not checkpoint:
         fit_linear_probe(model, splits, accelerator)
     conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
-    result = Trainer(config, accelerator, model, splits, output, conversion, teacher).fit()
+    result = Trainer(config, accelerator, model, splits, output, conversion, teacher).fit(checkpoint)
     accelerator.end_training()
     return result

@@ -51,9 +51,7 @@ def rows_of(path):
 
 def weights_after(trainer):
     """State dict at the end of the last epoch, before the best is loaded for the test."""
-    torch.manual_seed(trainer.config.seed)
     for epoch in range(trainer.config.epochs):
-        trainer.train_loader.set_epoch(epoch)
         trainer._train_epoch(epoch)
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
@@ -74,7 +72,8 @@ def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
     run = trainer(epochs=6, lambda_warmup=1.0)
     result = run.fit()
     names = {path.name for path in run.output.iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "best", "result.json", "training.png"}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "best", "checkpoints", "result.json", "training.png"}
+    assert names == files
     assert {path.name for path in (run.output / "best").iterdir()} == {"model.safetensors", "config.json"}
     assert yaml.safe_load((run.output / "config.yaml").read_text())["epochs"] == 6
     assert json.loads((run.output / "result.json").read_text()) == json.loads(json.dumps(result))

@@ -1,0 +1,206 @@
+"""A run that was stopped anywhere goes on to the same weights and metrics, bit by bit; or says why it cannot."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from diffvit_timm.errors import InputError
+from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
+from diffvit_timm.training import checkpoint as checkpoint_module
+from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
+from diffvit_timm.training.run_folder import resolve_run
+
+# everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda; 4 updates an epoch
+OPTIONS = dict(
+    epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augment="color", workers=0, log_every=3, mixup=0.4, cutmix=0.5,
+    lambda_warmup=2.0, checkpoint_every=0.25,
+)  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def start(image_folder, splits, tiny_model, tmp_path):
+    """Function: folder name, options -> a Trainer."""
+
+    def make(name, **options):
+        config = TrainConfig(str(image_folder), "tiny", output=str(tmp_path / name), **{**OPTIONS, **options})
+        model = tiny_model(drop_path_rate=0.3)
+        return Trainer(config, make_accelerator(config, tmp_path / name), model, splits, tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def whole(start):
+    """What a run that nothing stopped leaves."""
+    run = start("whole")
+    run.fit()
+    return outcome(run.output)
+
+
+def outcome(folder):
+    result = json.loads((folder / "result.json").read_text())
+    timeless = {key: value for key, value in result.items() if "second" not in key}
+    return load_file(folder / "best" / "model.safetensors"), (folder / "metrics.jsonl").read_text(), timeless
+
+
+def assert_same(one, other):
+    assert one[1:] == other[1:]
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0] | other[0])
+
+
+def kill_after(run, updates):
+    """Stop a run as a kill does: after an update, before its row and its checkpoint."""
+    update = run._update
+
+    def counted(images, labels):
+        if run.step == updates:
+            raise Killed
+        return update(images, labels)
+
+    run._update = counted
+    with pytest.raises(Killed):
+        run.fit()
+
+
+@pytest.mark.parametrize("updates", [1, 3, 4, 6, 11])
+def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(updates, start, whole):
+    kill_after(start("killed"), updates)
+    again = start("killed", resume="auto")
+    output, checkpoint = resolve_run(again.config, "recipe")
+    assert checkpoint == Checkpoints(output).whole()[-1]
+    again.fit(checkpoint)
+    assert_same(outcome(output), whole)
+
+
+def test_worker_processes_change_nothing_of_a_resume(start, whole):
+    kill_after(start("killed", workers=2), 6)
+    again = start("killed", workers=1)
+    again.fit(Checkpoints(again.output).whole()[-1])
+    assert_same(outcome(again.output), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("updates", [2, 4])  # in an epoch, and between its last update and its evaluation
+def test_a_signal_takes_a_checkpoint_and_leaves(number, updates, start, whole):
+    run = start("stopped", checkpoint_every=0.0)
+    run.optimizer.optimizer.register_step_post_hook(
+        lambda *_: os.kill(os.getpid(), number) if run.step == updates - 1 else None
+    )
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        run.fit()
+    assert stop.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    (checkpoint,) = Checkpoints(run.output).whole()
+    assert load_checkpoint(checkpoint)[1]["step"] == updates
+    again = start("stopped", checkpoint_every=0.0)
+    again.fit(checkpoint)
+    assert_same(outcome(again.output), whole)
+
+
+def test_a_run_without_signals_or_kills_keeps_the_newest_checkpoints(start):
+    run = start("run", keep_checkpoints=2)
+    run.fit()
+    names = [path.name for path in (run.output / "checkpoints").iterdir()]
+    assert sorted(names) == ["epoch-00002-step-000000011", "epoch-00003-step-000000012"]
+
+
+def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    first = checkpoints.save(0, 1, {"w": torch.ones(2)}, {"step": 1})
+    monkeypatch.setattr(checkpoint_module.torch, "save", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        checkpoints.save(0, 2, {"w": torch.ones(2)}, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoints.whole() == [first]
+    assert len(list(checkpoints.folder.iterdir())) == 2  # with what was begun
+    last = checkpoints.save(0, 3, {"w": torch.ones(2)}, {"step": 3})
+    assert list(checkpoints.folder.iterdir()) == [last]
+    assert load_checkpoint(last)[1] == {"step": 3}
+
+
+def test_a_full_disk_is_one_error_and_the_one_before_stays(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    first = checkpoints.save(0, 1, {"w": torch.ones(2)}, {"step": 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(InputError, match=rf"update 2 cannot be written .*No space left.*--resume {first}"):
+        checkpoints.save(0, 2, {"w": torch.ones(2)}, {"step": 2})
+    assert list(checkpoints.folder.iterdir()) == [first]
+
+
+def test_a_broken_checkpoint_is_one_error(tmp_path):
+    path = Checkpoints(tmp_path).save(0, 1, {"w": torch.ones(2)}, {"step": 1})
+    (path / "state.pt").write_bytes(b"half")
+    with pytest.raises(InputError, match=f"--resume {path} cannot be read"):
+        load_checkpoint(path)
+
+
+def test_another_runs_data_are_refused_with_the_difference(start, splits):
+    kill_after(start("killed"), 3)
+    again = start("killed")
+    again.splits = dataclasses.replace(splits, class_names=["cat", "dog", "yak"])
+    with pytest.raises(InputError, match=r"'owl'\] there, .*'yak'\] here"):
+        again.fit(Checkpoints(again.output).whole()[-1])
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Function: options -> a run folder with those and a checkpoint."""
+
+    def make(**options):
+        config = TrainConfig("data", "model", **options)
+        (tmp_path / "run").mkdir()
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(plain))
+        return tmp_path / "run", Checkpoints(tmp_path / "run").save(1, 5, {"w": torch.ones(1)}, {})
+
+    return make
+
+
+def test_resume_takes_a_run_or_one_of_its_checkpoints_or_looks_for_itself(run_folder):
+    folder, checkpoint = run_folder()
+    for resume, output in ((str(folder), "auto"), (str(checkpoint), "auto"), ("auto", str(folder))):
+        config = TrainConfig("data", "model", resume=resume, output=output, workers=7)
+        assert resolve_run(config, "recipe") == (folder, checkpoint)
+
+
+def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):
+    config = TrainConfig("data", "model", resume="auto", output=str(tmp_path / "new"))
+    assert resolve_run(config, "recipe") == (tmp_path / "new", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(seed=1), "--seed 0 there, 1 here"),
+        (dict(model="other"), "--model model there, other here"),
+        (dict(dataset="elsewhere"), "--dataset data there, elsewhere here"),
+        (dict(epochs=9, lr=0.1), r"--epochs 4 there, 9 here; --lr 0.0005 there, 0.1 here"),
+        (dict(output="elsewhere"), "--output elsewhere is not the folder of --resume"),
+    ],
+)
+def test_a_resume_with_other_options_is_refused_with_the_difference(run_folder, options, message):
+    folder, _ = run_folder()
+    with pytest.raises(InputError, match=message):
+        resolve_run(TrainConfig(**{"dataset": "data", "model": "model", "resume": str(folder), **options}), "recipe")
+
+
+def test_a_resume_of_nothing_is_refused(tmp_path):
+    for resume, message in (("auto", "pass --output"), (str(tmp_path), "neither a complete checkpoint")):
+        with pytest.raises(InputError, match=message):
+            resolve_run(TrainConfig("data", "model", resume=resume), "recipe")
