@@ -53,6 +53,8 @@ def demo(config: PetsConfig) -> dict:
     output = resolve_output(config, "demo")
     if config.conversion not in ("auto", "svd", "slice"):
         raise InputError(f"--conversion {config.conversion}: the demo takes svd or slice")
+    if config.resume != "never":
+        raise InputError(f"--resume {config.resume}: the demo takes a minute, start it again")
     accelerator = make_accelerator(config, output)
     source_data, target_data = digits_splits()
     source_config = dataclasses.replace(

@@ -39,10 +39,11 @@ def test_the_demo_converts_and_fine_tunes_and_compares(tmp_path, monkeypatch, ca
     assert "Diff-ViT, fine-tuned on" in capsys.readouterr().err
 
 
-def test_the_demo_refuses_a_conversion_it_has_no_images_for(tmp_path):
+@pytest.mark.parametrize("option", [("--conversion", "calibrated"), ("--resume", "auto")])
+def test_the_demo_refuses_what_it_has_no_use_for(option, tmp_path):
     pets = recipe("finetune_pets")
-    with pytest.raises(InputError, match="--conversion calibrated"):
-        pets.demo(parse_config(pets.PetsConfig, ["--demo", "--conversion", "calibrated", "--output", str(tmp_path)]))
+    with pytest.raises(InputError, match=" ".join(option)):
+        pets.demo(parse_config(pets.PetsConfig, ["--demo", *option, "--output", str(tmp_path / "demo")]))
 
 
 @pytest.mark.parametrize("preset", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)

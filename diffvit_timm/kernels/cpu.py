@@ -4,6 +4,7 @@ Flash attention would be called on twice the queries, each half zeros, and compu
 branch costs its own width, the maps are subtracted before they meet the values, and no map outlives its tile.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -23,9 +24,15 @@ def _tiles(shape: Sequence[int], itemsize: int) -> tuple[int, int]:
     """How many images and how many of their N queries make a tile, of (B, H, N, ...); fewer than all N only alone."""
     B, H, N = shape[:3]
     row = 2 * H * N * itemsize
-    images = min(B, max(1, TILE_BYTES // (row * N)))
+    images = max(1, min(B, TILE_BYTES // (row * N)))
     queries = min(N, max(16, TILE_BYTES // row)) if images == 1 else N
-    return -(-B // -(-B // images)), -(-N // -(-N // queries))  # tiles of about equal size
+    return _evenly(B, images), _evenly(N, queries)
+
+
+def _evenly(total: int, most: int) -> int:
+    """The largest part of `total` when it is cut into as few parts of about equal size as keep to `most`."""
+    parts = max(1, math.ceil(total / most))
+    return max(1, math.ceil(total / parts))
 
 
 def _slices(total: int, step: int) -> Iterator[slice]:

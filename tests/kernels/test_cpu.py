@@ -50,3 +50,13 @@ def test_half_precision_is_as_exact_as_its_maps():
 def test_logits_of_hundreds_neither_overflow_nor_become_nan():
     tensors = inputs(tokens=33, dims=(12, 4), dtype=torch.float32, sharpness=1e4)
     assert all(t.isfinite().all() for t in run(tensors, (12, 4)))
+
+
+def test_no_images_are_no_output_and_no_gradient():
+    tensors = inputs(batch=0, dims=(12, 4))
+    assert [t.shape for t in run(tensors, (12, 4))[:2]] == [(0, 3, 9, 16), (0, 3, 9, 16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_precision_comes_back_as_it_came(dtype):
+    assert {t.dtype for t in run(inputs(dims=(12, 4), dtype=dtype), (12, 4))} == {dtype}
