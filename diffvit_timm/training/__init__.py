@@ -1,10 +1,11 @@
 """One trainer on accelerate for every recipe."""
 
+from .accelerator import make_accelerator
 from .config import TrainConfig, parse_config
 from .console import one_line_errors, run, say
 from .model import image_batches
 from .run_folder import new_folder, resolve_output
-from .trainer import Trainer, make_accelerator, train
+from .trainer import Trainer, train
 
 __all__ = [
     "TrainConfig",

@@ -3,10 +3,8 @@
 import contextlib
 import json
 import math
-import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,6 +23,7 @@ from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..hub import check_model
 from ..statistics import LayerStatistics, layer_statistics
+from .accelerator import make_accelerator
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
@@ -36,35 +34,9 @@ from .model import conversion_method, create_model, image_batches, model_data_co
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_run
+from .signals import StopSignal
 
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
-
-
-def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
-    """The accelerator of a configuration; trackers that write files write below `output`.
-
-    Raises:
-        InputError: a tracker that is not installed, fp16 without a GPU.
-    """
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in config.trackers:
-        if tracker not in available:
-            choices = ", ".join(available) or "none"
-            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
-        mixed_precision=config.precision,
-        log_with=list(config.trackers) or None,
-        project_dir=str(output),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
-    )
-    if accelerator.device.type == "cpu":
-        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
-    return accelerator
 
 
 def _limit_cv2_threads(_: int) -> None:
@@ -142,7 +114,7 @@ class Trainer:
         self.seconds = self.train_seconds = 0.0  # of what was done before a resume
         self.checkpoints = Checkpoints(self.output, config.keep_checkpoints)
         self.last_checkpoint = 0  # the update that it was taken after
-        self.signal = 0  # that asks to stop
+        self.stop = StopSignal()
 
     def _loader(self, images: ImageDataset, shuffle: bool = False) -> Any:
         config = self.config
@@ -183,7 +155,7 @@ class Trainer:
             self.accelerator.init_trackers(self.output.name, config=settings)
         say(self._plan())
         self.started = time.perf_counter() - self.seconds
-        with self._listening():
+        with self.stop.listening():
             for epoch in range(self.epochs_done, config.epochs):
                 self._train_epoch(epoch)
                 self._evaluate_epoch(epoch)
@@ -210,32 +182,17 @@ class Trainer:
         if self._checkpoint_is_due():
             self._save_checkpoint()
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR1, with which clusters announce their end, stop the training after its update."""
-
-        def note(number: int, _) -> None:
-            self.signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stop_if_asked(self, together: bool) -> None:
         """Take a checkpoint and leave, if a signal came; with several processes, where they are `together`."""
         if self.accelerator.num_processes > 1:
             if not together:
                 return
-            numbers = torch.tensor([self.signal], device=self.accelerator.device)
-            self.signal = int(self.accelerator.gather(numbers).max())
-        if self.signal:
+            self.stop.agree(self.accelerator)
+        if self.stop.number:
             self._save_checkpoint()
-            name = signal.Signals(self.signal).name
+            name = signal.Signals(self.stop.number).name
             say(f"{name}: checkpoint of update {self.step} written; go on with --resume {self.output}")
-            raise SystemExit(128 + self.signal)
+            raise SystemExit(128 + self.stop.number)
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint_every
@@ -320,7 +277,7 @@ class Trainer:
                     self._log(step=self.step, epoch=at, train_loss=loss, lr=self.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
-                if last or self.signal or self._checkpoint_is_due():
+                if last or self.stop.number or self._checkpoint_is_due():
                     self.train_seconds += time.perf_counter() - start
                     start = time.perf_counter()
                 self._stop_if_asked(together=row_is_due)

@@ -1,0 +1,41 @@
+"""The accelerator of a configuration."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DataLoaderConfiguration
+
+from ..errors import InputError
+from .config import TrainConfig
+
+__all__ = ["make_accelerator"]
+
+
+def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
+    """The accelerator of a configuration; trackers that write files write below `output`.
+
+    Raises:
+        InputError: a tracker that is not installed, fp16 without a GPU.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in available:
+            choices = ", ".join(available) or "none"
+            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
+        mixed_precision=config.precision,
+        log_with=list(config.trackers) or None,
+        project_dir=str(output),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+    )
+    if accelerator.device.type == "cpu":
+        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+    return accelerator
