@@ -74,9 +74,15 @@ def _block(
 
 
 @triton.jit
-def _head(pointer, batch_stride, head_stride, H):
-    """Where the matrix of this program's image and head begins."""
-    index = tl.program_id(1)
+def _place(N, STEP: tl.constexpr):
+    """Which head of all images a program is for, and where its STEP of N rows begin: one axis, the others are short."""
+    steps = tl.cdiv(N, STEP)
+    return tl.program_id(0) // steps, tl.program_id(0) % steps * STEP
+
+
+@triton.jit
+def _head(pointer, index, batch_stride, head_stride, H):
+    """Where the matrix of head `index` of all images begins."""
     return pointer + (index // H).to(tl.int64) * batch_stride + (index % H).to(tl.int64) * head_stride
 
 
@@ -90,9 +96,14 @@ def _forward_kernel(
     P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
 ):  # fmt: skip
-    q, k, v = _head(q, q_batch, q_head, H), _head(k, k_batch, k_head, H), _head(v, v_batch, v_head, H)
-    out, lam = _head(out, o_batch, o_head, H), _head(lam, l_batch, l_head, H)
-    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    index, first = _place(N, QUERIES)
+    q, k, v = (
+        _head(q, index, q_batch, q_head, H),
+        _head(k, index, k_batch, k_head, H),
+        _head(v, index, v_batch, v_head, H),
+    )
+    out, lam = _head(out, index, o_batch, o_head, H), _head(lam, index, l_batch, l_head, H)
+    queries = first + tl.arange(0, QUERIES)
     q1, q2 = _load(q, queries, q_row, N, D1, P1), _load(q + D1, queries, q_row, N, D2, P2)
     weight = tl.load(lam + queries * l_row, mask=queries < N, other=0.0).to(tl.float32)[:, None]
     if WHOLE_ROWS:
@@ -133,11 +144,16 @@ def _query_gradient_kernel(
 ):  # fmt: skip
     """The gradients of q and lambda; and for the other kernel `rows`, (B H, 4, N): of each map its normaliser, and the
     mean under it of the gradient that reaches it."""
-    q, k, v = _head(q, q_batch, q_head, H), _head(k, k_batch, k_head, H), _head(v, v_batch, v_head, H)
-    grad, lam = _head(grad, g_batch, g_head, H), _head(lam, l_batch, l_head, H)
-    grad_q, grad_lam = _head(grad_q, gq_batch, gq_head, H), _head(grad_lam, gl_batch, gl_head, H)
-    rows += tl.program_id(1).to(tl.int64) * 4 * N
-    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    index, first = _place(N, QUERIES)
+    q, k, v = (
+        _head(q, index, q_batch, q_head, H),
+        _head(k, index, k_batch, k_head, H),
+        _head(v, index, v_batch, v_head, H),
+    )
+    grad, lam = _head(grad, index, g_batch, g_head, H), _head(lam, index, l_batch, l_head, H)
+    grad_q, grad_lam = _head(grad_q, index, gq_batch, gq_head, H), _head(grad_lam, index, gl_batch, gl_head, H)
+    rows += index.to(tl.int64) * 4 * N
+    queries = first + tl.arange(0, QUERIES)
     q1, q2 = _load(q, queries, q_row, N, D1, P1), _load(q + D1, queries, q_row, N, D2, P2)
     grads = _load(grad, queries, g_row, N, DV, PV)
     weight = tl.load(lam + queries * l_row, mask=queries < N, other=0.0).to(tl.float32)
@@ -183,11 +199,16 @@ def _key_gradient_kernel(
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of k and v, for a block of keys over all queries."""
-    q, k, v = _head(q, q_batch, q_head, H), _head(k, k_batch, k_head, H), _head(v, v_batch, v_head, H)
-    grad, lam = _head(grad, g_batch, g_head, H), _head(lam, l_batch, l_head, H)
-    grad_k, grad_v = _head(grad_k, gk_batch, gk_head, H), _head(grad_v, gv_batch, gv_head, H)
-    rows += tl.program_id(1).to(tl.int64) * 4 * N
-    keys = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    index, first = _place(N, KEYS)
+    q, k, v = (
+        _head(q, index, q_batch, q_head, H),
+        _head(k, index, k_batch, k_head, H),
+        _head(v, index, v_batch, v_head, H),
+    )
+    grad, lam = _head(grad, index, g_batch, g_head, H), _head(lam, index, l_batch, l_head, H)
+    grad_k, grad_v = _head(grad_k, index, gk_batch, gk_head, H), _head(grad_v, index, gv_batch, gv_head, H)
+    rows += index.to(tl.int64) * 4 * N
+    keys = first + tl.arange(0, KEYS)
     k1, k2 = _load(k, keys, k_row, N, D1, P1), _load(k + K2, keys, k_row, N, D2, P2)
     values = _load(v, keys, v_row, N, DV, PV)
     total1, total2 = tl.zeros([KEYS, P1], tl.float32), tl.zeros([KEYS, P2], tl.float32)
@@ -255,7 +276,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[
     q, k, v = _rows_together(q, k, v)
     out, widths = empty_tokens_first(v), _widths(q, v, branch_dims)
     tile = forward_tile(N, widths["PV"])
-    _forward_kernel[triton.cdiv(N, tile["QUERIES"]), B * H](
+    _forward_kernel[(B * H * triton.cdiv(N, tile["QUERIES"]),)](
         q, k, v, lam, out, *_strides(q, k, v, lam, out), H, N, scale * LOG2_E, **widths, **tile
     )
     return out
@@ -270,11 +291,11 @@ def backward(
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
     rows = q.new_empty(B * H, 4, N, dtype=torch.float32)
     widths, strides = _widths(q, v, branch_dims), _strides(q, k, v, lam, grad)
-    _query_gradient_kernel[triton.cdiv(N, BLOCKS["QUERIES"]), B * H](
+    _query_gradient_kernel[(B * H * triton.cdiv(N, BLOCKS["QUERIES"]),)](
         q, k, v, lam, grad, grad_q, grad_lam, rows,
         *strides, *_strides(grad_q, grad_lam), H, N, scale * LOG2_E, scale, **widths, **BLOCKS
     )  # fmt: skip
-    _key_gradient_kernel[triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]), B * H](
+    _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]),)](
         q, k, v, lam, grad, grad_k, grad_v, rows,
         *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths, **KEY_GRADIENT_BLOCKS
     )  # fmt: skip
