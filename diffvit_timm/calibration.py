@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor
@@ -22,9 +23,10 @@ FIT_RIDGE = 1e-2
 
 def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """q and k, (B, H, N, head_dim) each, of timm's plain Attention on tokens (B, N, dim)."""
-    B, N, _ = tokens.shape
-    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    return qkv[0], qkv[1]
+    B, N, dim = tokens.shape
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[: 2 * dim]
+    q, k = F.linear(tokens, attn.qkv.weight[: 2 * dim], bias).reshape(B, N, 2, attn.num_heads, attn.head_dim).unbind(2)
+    return q.transpose(1, 2), k.transpose(1, 2)
 
 
 def _plain_maps(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
     layers = [block.attn for block in source.blocks]
     grams = [torch.zeros(2, a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64) for a in layers]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
+    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
         q, k = plain_queries_and_keys(attn, tokens)
         maps = _plain_maps(attn, q, k)
         maps = torch.lerp(maps, torch.full_like(maps, 1 / maps.shape[-1]), UNIFORM)
@@ -99,8 +101,8 @@ def fit_projections(source: VisionTransformer, model: VisionTransformer, images:
     size = source.embed_dim + bias
     grams = [torch.zeros(size, size + source.embed_dim, dtype=torch.float64) for _ in layers]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
-        heads, target = (t.flatten(0, 1).float() for t in (layers[index].attend(tokens), attn.forward(tokens)))
+    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
+        heads, target = (t.flatten(0, 1).float() for t in (layers[index].attend(tokens), output))
         if bias:
             heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
         grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
@@ -133,7 +135,7 @@ def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> 
     layers = [block.attn for block in source.blocks]
     grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64) for a in layers]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor) -> None:
+    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
         maps = _plain_maps(attn, *plain_queries_and_keys(attn, tokens)).transpose(0, 1).flatten(1)
         grams[index] += (maps @ maps.T).cpu()
 

@@ -43,16 +43,14 @@ def distill_layers(
     errors = torch.zeros(len(layers), 2, dtype=torch.float64)
     optimizers = [torch.optim.Adam([*layer.qkv.parameters(), *layer.proj.parameters()], lr=lr) for layer in layers]
 
-    def learn(index: int, attn: Attention, tokens: Tensor) -> None:
-        target = attn.forward(tokens)
+    def learn(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
         with torch.enable_grad():
             loss = (layers[index](tokens) - target).square().sum() / target.square().sum()
             loss.backward()
         optimizers[index].step()
         layers[index].zero_grad()  # of lambda too, which the optimizer does not know
 
-    def compare(index: int, attn: Attention, tokens: Tensor) -> None:
-        target = attn.forward(tokens)
+    def compare(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
         both = [(layer(tokens) - target).square().sum() for layer in (before[index], layers[index])]
         errors[index] += torch.stack(both).cpu()
 

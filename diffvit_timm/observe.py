@@ -1,4 +1,4 @@
-"""Run images through a network and look at what reaches its attention layers."""
+"""Run images through a network and look at what its attention layers make of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -19,13 +19,13 @@ def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator
 def observe_inputs(
     model: VisionTransformer, layers: Sequence[nn.Module], images: Tensor | Iterable[Tensor], see: Callable[..., None]
 ) -> int:
-    """Call `see(index, layer, tokens)` for each layer and batch, with the model in evaluation mode for the time.
+    """Call `see(index, layer, tokens, output)` for each layer and batch, the model in evaluation mode for the time.
 
     Args:
         model: has timm's forward_features; not changed.
         layers: of the model, called with tokens (B, N, dim).
         images: (n, C, H, W), normalised as the model wants them, or batches of such, read once.
-        see: what to do; must not keep the tokens if memory is not to grow.
+        see: what to do; must not keep the tensors if memory is not to grow.
 
     Returns:
         The number of images.
@@ -34,7 +34,7 @@ def observe_inputs(
         ValueError: no images.
     """
     hooks = [
-        layer.register_forward_pre_hook(lambda module, args, index=index: see(index, module, args[0]))
+        layer.register_forward_hook(lambda module, args, output, index=index: see(index, module, args[0], output))
         for index, layer in enumerate(layers)
     ]
     mode, count = model.training, 0

@@ -40,7 +40,7 @@ def layer_statistics(model: DiffVisionTransformer, images: Tensor | Iterable[Ten
     layers = model.differential_layers()
     sums = torch.zeros(len(layers), 2, dtype=torch.float64)
 
-    def measure(index: int, layer: DifferentialLayer, tokens: Tensor) -> None:
+    def measure(index: int, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> None:
         q, k, _ = layer.project_qkv(tokens)
         map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale)
         lam = layer.compute_lambda(tokens)
