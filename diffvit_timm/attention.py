@@ -7,6 +7,7 @@ V1's parameter names, shapes and head order are those of timm.layers.DiffAttenti
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
-from .kernels.operator import attend, has_kernel
+from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
+from .kernels.operator import attend, attend_and_norm, has_kernel
 
 __all__ = [
     "DifferentialAttention",
@@ -28,10 +30,7 @@ __all__ = [
     "differential_attention",
     "differential_maps",
     "lambda_init_schedule",
-    "split_branches",
 ]
-
-BranchDims = tuple[int, int] | None
 
 
 def lambda_init_schedule(depth: int) -> float:
@@ -47,17 +46,6 @@ def _additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tens
         assert causal is not None
         bias = maybe_add_mask(causal, bias)
     return None if bias is None else bias.to(q.dtype)
-
-
-def split_branches(
-    q: Tensor, k: Tensor, branch_dims: BranchDims
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((q1, k1), (q2, k2)), the queries and keys of each branch; arguments as in `differential_maps`."""
-    if branch_dims is None:
-        q1, q2 = q.chunk(2, dim=-1)
-        return (q1, k), (q2, k)
-    d1 = branch_dims[0]
-    return (q[..., :d1], k[..., :d1]), (q[..., d1:], k[..., d1:])
 
 
 def differential_maps(
@@ -92,6 +80,10 @@ def _leaves_python() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
+def _head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
+    return x if weight is None else F.rms_norm(x, [x.shape[-1]], weight, eps)
+
+
 @torch.fx.wrap
 @register_notrace_function
 def differential_attention(
@@ -104,6 +96,7 @@ def differential_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
+    norm_weight: Tensor | None = None,
     fused: bool = True,
 ) -> Tensor:
     """softmax(q1 k1^T scale) v - lam * softmax(q2 k2^T scale) v   (equation 1 of the paper; V2: k1 = k2 = k).
@@ -117,6 +110,7 @@ def differential_attention(
         attn_mask: bool (True: may be seen) or additive, broadcastable to (B, H, N, N); the same for both maps.
         is_causal: a query sees no later key; combines with attn_mask.
         dropout_p: probability of dropping an entry of either map, independently.
+        norm_weight: (Dv,), of an RMSNorm (eps 1e-5) of each head's output; equation 3 has 1 - lambda_init in it.
         fused: the fastest path there is, which keeps no map; False forms the maps (the reference).
 
     Returns:
@@ -125,11 +119,14 @@ def differential_attention(
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
-        return (map1 - lam * map2) @ v
+        return _head_norm((map1 - lam * map2) @ v, norm_weight)
 
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves a branch out for this condition alone)
         if attn_mask is None and not is_causal and dropout_p == 0.0 and not _leaves_python() and has_kernel(q, v):
-            return attend(q, k, v, lam.expand(*v.shape[:3], 1), branch_dims, scale)
+            lam = lam.expand(*v.shape[:3], 1)
+            if norm_weight is not None and not torch.is_grad_enabled():
+                return attend_and_norm(q, k, v, lam, norm_weight, branch_dims, scale)
+            return _head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
 
     # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: 2N queries over the one k and v. In
     # V1 these are [q1, 0] and [0, q2] over [k1, k2]; the zeros contribute exactly nothing to the logits.
@@ -143,7 +140,7 @@ def differential_attention(
         bias = torch.cat([bias, bias], dim=-2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)
     out1, out2 = out.chunk(2, dim=-2)
-    return out1 - lam * out2
+    return _head_norm(out1 - lam * out2, norm_weight)
 
 
 class DifferentialLayer(nn.Module):
@@ -166,6 +163,9 @@ class DifferentialLayer(nn.Module):
     def compute_lambda(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def head_norm_weight(self) -> Tensor | None:
+        raise NotImplementedError
+
     def merge_heads(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -178,6 +178,7 @@ class DifferentialLayer(nn.Module):
     def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """What goes into the output projection, (B, N, dim); arguments as in `forward`."""
         q, k, v = self.project_qkv(x)
+        norm_weight = self.head_norm_weight()
         x = differential_attention(
             q,
             k,
@@ -188,6 +189,7 @@ class DifferentialLayer(nn.Module):
             attn_mask=attn_mask,
             is_causal=is_causal,
             dropout_p=self.attn_drop.p if self.training else 0.0,
+            norm_weight=None if norm_weight is None else norm_weight.to(q.dtype),
             fused=self.fused_attn,
         )
         return self.merge_heads(x)
@@ -301,7 +303,7 @@ class DifferentialAttention(DifferentialLayer):
         self.norm = norm_layer(dim, **dd) if scale_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.sub_norm = RmsNorm(head_dim, eps=1e-5, **dd) if head_norm else nn.Identity()
+        self.sub_norm: Any = RmsNorm(head_dim, eps=HEAD_NORM_EPS, **dd) if head_norm else nn.Identity()
 
         # float32 whatever `dtype`, as in timm: lambda is a difference of exponentials
         names = ("lambda_a", "lambda_b") if dual_lambda else ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
@@ -363,10 +365,12 @@ class DifferentialAttention(DifferentialLayer):
             k = self.k_norm(k.reshape(pair)).flatten(-2)
         return q, k, v
 
+    def head_norm_weight(self) -> Tensor | None:
+        """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""
+        return self.sub_norm.weight * (1 - self.lambda_init) if self.head_norm else None
+
     def merge_heads(self, x: Tensor) -> Tensor:
-        """(B, H, N, head width) normalised and merged to (B, N, dim); equation 3."""
-        if self.head_norm:
-            x = self.sub_norm(x) * (1 - self.lambda_init)
+        """(B, H, N, head width) merged to (B, N, dim)."""
         return self.norm(x.transpose(1, 2).flatten(2))
 
 
@@ -439,6 +443,10 @@ class DifferentialAttentionV2(DifferentialLayer):
         q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
         q, k, v = (t.reshape(B, N, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         return q, k, v
+
+    def head_norm_weight(self) -> Tensor | None:
+        """None: version 2 has no norm."""
+        return None
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, N, head width) merged to (B, N, dim)."""

@@ -10,9 +10,10 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .attention import DifferentialLayer, split_branches
+from .attention import DifferentialLayer
 from .calibration import plain_queries_and_keys
 from .diffvit import DiffVisionTransformer
+from .kernels.layout import split_branches
 from .observe import batches_for
 
 __all__ = ["ConversionReport", "conversion_report"]

@@ -174,13 +174,18 @@ def test_without_head_norm_the_output_is_the_formula_projected():
     assert relative_error(layer(x), expected) < 1e-5
 
 
-def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init():
+@pytest.mark.parametrize("way", ["kernel", "kernel with gradients", "masked", "explicit maps"])
+def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init(way):
     layer, x = random_layer(), torch.randn(2, 7, 48)
+    layer.fused_attn = way != "explicit maps"
     q, k, v = layer.project_qkv(x)
     out = formula(q, k, v, layer.compute_lambda(None), (8, 8), 8**-0.5)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.sub_norm.weight.double()
     out = (out * (1 - lambda_init_schedule(2))).transpose(1, 2).flatten(2)
-    assert relative_error(layer(x), out @ layer.proj.weight.double().T + layer.proj.bias.double()) < 1e-5
+    expected = out @ layer.proj.weight.double().T + layer.proj.bias.double()
+    with torch.set_grad_enabled(way == "kernel with gradients"):
+        actual = layer(x, attn_mask=torch.ones(7, 7, dtype=torch.bool) if way == "masked" else None)
+    assert relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import empty_tokens_first
+from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first, split_branches
 
 __all__ = ["backward", "forward"]
 
@@ -53,13 +54,6 @@ def _put(part: Tensor, to: Tensor, first: bool = True) -> None:
         to.add_(part)
 
 
-def _branches(q: Tensor, k: Tensor, widths: Sequence[int] | None) -> tuple[tuple[Tensor, Tensor], ...]:
-    """split_branches of attention.py (which imports this file), on tensors of any rank."""
-    if widths is None:
-        return tuple((half, k) for half in q.chunk(2, dim=-1))
-    return tuple(zip(q.split(list(widths), dim=-1), k.split(list(widths), dim=-1), strict=True))
-
-
 def _maps(branches: tuple[tuple[Tensor, Tensor], ...], memory: Tensor) -> Tensor:
     """(2, B H, R, N), in `memory`, from the scaled queries (B H, R, d) and keys (B H, N, d) of each branch."""
     (q1, k1), (q2, k2) = branches
@@ -74,8 +68,16 @@ def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
     return memory[: torch.Size(shape).numel()].view(shape)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float) -> Tensor:
-    """As `operator.attend`."""
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: BranchDims,
+    scale: float,
+    norm_weight: Tensor | None = None,
+) -> Tensor:
+    """As `operator.attend`, or with norm_weight as `operator.attend_and_norm`."""
     B, H, N, _ = v.shape
     out = empty_tokens_first(v)
     images, queries = _tiles(v.shape, v.element_size())
@@ -83,14 +85,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[
     for image in _slices(B, images):
         keys, values = _flat(k[image]), _flat(v[image])
         for query in _slices(N, queries):
-            map1, map2 = _maps(_branches(_flat(q[image, :, query] * scale), keys, branch_dims), memory)
+            map1, map2 = _maps(split_branches(_flat(q[image, :, query] * scale), keys, branch_dims), memory)
             map1.addcmul_(map2, _flat(lam[image, :, query]), value=-1)
-            _put(torch.bmm(map1, values), out[image, :, query])
+            heads = torch.bmm(map1, values)
+            if norm_weight is not None:
+                heads = F.rms_norm(heads, norm_weight.shape, norm_weight, HEAD_NORM_EPS)
+            _put(heads, out[image, :, query])
     return out
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `operator.attend_backward`."""
     B, H, N, _ = v.shape
@@ -100,7 +105,7 @@ def backward(
     for image in _slices(B, images):
         keys, values = _flat(k[image]), _flat(v[image])
         for query in _slices(N, queries):
-            branches = _branches(_flat(q[image, :, query] * scale), keys, branch_dims)
+            branches = split_branches(_flat(q[image, :, query] * scale), keys, branch_dims)
             maps = _maps(branches, memory)
             product, grad_map = _view(more, maps.shape)
             rows, lam_rows, first = _flat(grad[image, :, query]), _flat(lam[image, :, query]), query.start == 0
@@ -114,7 +119,7 @@ def backward(
             for one in maps:  # each map becomes the gradient of its logits
                 softmax_backward_out(grad_map, one, -1, one.dtype, grad_input=one)
             (q1, k1), (q2, k2) = branches
-            (to_q1, to_k1), (to_q2, to_k2) = _branches(grad_q[image, :, query], grad_k[image], branch_dims)
+            (to_q1, to_k1), (to_q2, to_k2) = split_branches(grad_q[image, :, query], grad_k[image], branch_dims)
             _put(torch.bmm(maps[0], k1).mul_(scale), to_q1)
             _put(torch.bmm(maps[0].mT, q1), to_k1, first)
             _put(torch.bmm(maps[1], k2).mul_(-scale * lam_rows), to_q2)

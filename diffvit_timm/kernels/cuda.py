@@ -6,14 +6,12 @@ normalisers, and to use them. The gradient of the queries and of lambda is one k
 another, as in flash attention (https://arxiv.org/abs/2307.08691); nothing of N x N reaches memory.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import empty_tokens_first
+from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first
 
 __all__ = ["backward", "forward"]
 
@@ -47,11 +45,11 @@ def _logits(q, k, keys, N, scale):
 
 
 @triton.jit
-def _update(largest, total, mean, logits, values):
-    """The running maximum and sum of powers of each row, and the sum of `values` weighted by them."""
+def _update(largest, total, logits):
+    """The running maximum and sum of powers of each row; the new powers, and the factor on sums of the old ones."""
     new = tl.maximum(largest, tl.max(logits, 1))
     powers, old = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
-    return new, total * old + tl.sum(powers, 1), mean * old + tl.sum(powers * values, 1)
+    return new, total * old + tl.sum(powers, 1), powers, old
 
 
 @triton.jit
@@ -88,10 +86,10 @@ def _head(pointer, index, batch_stride, head_stride, H):
 
 @triton.jit
 def _forward_kernel(
-    q, k, v, lam, out,
+    q, k, v, lam, out, norm_weight,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, l_batch, l_head, l_row,
     o_batch, o_head, o_row,
-    H, N, scale,
+    H, N, scale, eps,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2: tl.constexpr,
     P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
@@ -114,13 +112,13 @@ def _forward_kernel(
         total = tl.dot((map1 - weight * map2).to(values.dtype), values, input_precision="ieee")
     else:
         max1, max2 = tl.full([QUERIES], float("-inf"), tl.float32), tl.full([QUERIES], float("-inf"), tl.float32)
-        sum1, sum2, none = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32), 0.0
+        sum1, sum2 = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
         for start in range(0, N, KEYS):
             keys = start + tl.arange(0, KEYS)
             logits1 = _logits(q1, _load(k, keys, k_row, N, D1, P1), keys, N, scale)
             logits2 = _logits(q2, _load(k + K2, keys, k_row, N, D2, P2), keys, N, scale)
-            max1, sum1, _ = _update(max1, sum1, none, logits1, none)
-            max2, sum2, _ = _update(max2, sum2, none, logits2, none)
+            max1, sum1, _, _ = _update(max1, sum1, logits1)
+            max2, sum2, _, _ = _update(max2, sum2, logits2)
         norm1, norm2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2)
         total = tl.zeros([QUERIES, PV], tl.float32)
         for start in range(0, N, KEYS):
@@ -129,6 +127,10 @@ def _forward_kernel(
             map2 = tl.exp2(_logits(q2, _load(k + K2, keys, k_row, N, D2, P2), keys, N, scale) - norm2[:, None])
             values = _load(v, keys, v_row, N, DV, PV)
             total += tl.dot((map1 - weight * map2).to(values.dtype), values, input_precision="ieee")
+    if norm_weight is not None:
+        columns = tl.arange(0, PV)
+        gain = tl.load(norm_weight + columns, mask=columns < DV, other=0.0).to(tl.float32)
+        total = total * tl.rsqrt(tl.sum(total * total, 1) / DV + eps)[:, None] * gain[None, :]
     _store(out, total, queries, o_row, N, DV, PV)
 
 
@@ -165,8 +167,9 @@ def _query_gradient_kernel(
         k1, k2, logits1, logits2, into_map = _block(
             q1, q2, grads, k, v, k_row, v_row, start, N, scale, KEYS, D1, D2, DV, K2, P1, P2, PV
         )
-        max1, sum1, mean1 = _update(max1, sum1, mean1, logits1, into_map)
-        max2, sum2, mean2 = _update(max2, sum2, mean2, logits2, into_map)
+        max1, sum1, powers1, old1 = _update(max1, sum1, logits1)
+        max2, sum2, powers2, old2 = _update(max2, sum2, logits2)
+        mean1, mean2 = mean1 * old1 + tl.sum(powers1 * into_map, 1), mean2 * old2 + tl.sum(powers2 * into_map, 1)
     norm1, norm2, mean1, mean2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2), mean1 / sum1, mean2 / sum2
     total1, total2 = tl.zeros([QUERIES, P1], tl.float32), tl.zeros([QUERIES, P2], tl.float32)
     for start in range(0, N, KEYS):
@@ -246,7 +249,7 @@ def _power_of_2(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def _widths(q: Tensor, v: Tensor, branch_dims: Sequence[int] | None) -> dict[str, int]:
+def _widths(q: Tensor, v: Tensor, branch_dims: BranchDims) -> dict[str, int]:
     """The constants of the kernels: the widths of the branches and of v, where k2 begins, and the padded widths."""
     d1, d2 = branch_dims or (q.shape[-1] // 2, q.shape[-1] // 2)
     widths = dict(D1=d1, D2=d2, DV=v.shape[-1], K2=d1 if branch_dims else 0)
@@ -270,20 +273,29 @@ def _rows_together(*tensors: Tensor) -> list[Tensor]:
     return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float) -> Tensor:
-    """As `operator.attend`."""
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: BranchDims,
+    scale: float,
+    norm_weight: Tensor | None = None,
+) -> Tensor:
+    """As `operator.attend`, or with norm_weight as `operator.attend_and_norm`."""
     B, H, N, _ = v.shape
     q, k, v = _rows_together(q, k, v)
     out, widths = empty_tokens_first(v), _widths(q, v, branch_dims)
     tile = forward_tile(N, widths["PV"])
     _forward_kernel[(B * H * triton.cdiv(N, tile["QUERIES"]),)](
-        q, k, v, lam, out, *_strides(q, k, v, lam, out), H, N, scale * LOG2_E, **widths, **tile
-    )
+        q, k, v, lam, out, norm_weight, *_strides(q, k, v, lam, out),
+        H, N, scale * LOG2_E, HEAD_NORM_EPS, **widths, **tile
+    )  # fmt: skip
     return out
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `operator.attend_backward`."""
     B, H, N, _ = v.shape

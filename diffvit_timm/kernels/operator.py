@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .layout import empty_tokens_first
+from .layout import BranchDims, empty_tokens_first
 
-__all__ = ["attend", "has_kernel"]
+__all__ = ["attend", "attend_and_norm", "has_kernel"]
 
 HALF = (torch.float16, torch.bfloat16)
 WIDEST_HEAD = 128  # of the CUDA kernel
@@ -34,6 +34,11 @@ def _runs_triton(index: int) -> bool:
     return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
+def _pair(branch_dims: Sequence[int] | None) -> BranchDims:
+    """The schema of an operator knows lists, and no pairs."""
+    return None if branch_dims is None else (branch_dims[0], branch_dims[1])
+
+
 @torch.library.custom_op("diffvit_timm::attend", mutates_args=(), device_types="cpu")
 def attend(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float) -> Tensor:
     """`differential_attention` without a mask or dropout.
@@ -45,14 +50,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[i
     Returns:
         (B, H, N, Dv), in the memory order (B, N, H, Dv).
     """
-    return cpu.forward(q, k, v, lam, branch_dims, scale)
+    return cpu.forward(q, k, v, lam, _pair(branch_dims), scale)
 
 
 @attend.register_kernel("cuda")
 def _(q, k, v, lam, branch_dims, scale):
     from . import cuda  # triton, which not every installation has
 
-    return cuda.forward(q, k, v, lam, branch_dims, scale)
+    return cuda.forward(q, k, v, lam, _pair(branch_dims), scale)
 
 
 @attend.register_fake
@@ -69,14 +74,14 @@ def attend_backward(
     With D = A1 - lambda A2 and G = grad V^T: dV = D^T grad, dlambda = -rowsum(G A2), and through each softmax
     dS1 = A1 (G - rowsum(G A1)), dS2 = -lambda A2 (G - rowsum(G A2)).
     """
-    return cpu.backward(grad, q, k, v, lam, branch_dims, scale)
+    return cpu.backward(grad, q, k, v, lam, _pair(branch_dims), scale)
 
 
 @attend_backward.register_kernel("cuda")
 def _(grad, q, k, v, lam, branch_dims, scale):
     from . import cuda
 
-    return cuda.backward(grad, q, k, v, lam, branch_dims, scale)
+    return cuda.backward(grad, q, k, v, lam, _pair(branch_dims), scale)
 
 
 @attend_backward.register_fake
@@ -94,3 +99,28 @@ def _backward(ctx, grad):
 
 
 attend.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("diffvit_timm::attend_and_norm", mutates_args=(), device_types="cpu")
+def attend_and_norm(
+    q: Tensor, k: Tensor, v: Tensor, lam: Tensor, norm_weight: Tensor, branch_dims: Sequence[int] | None, scale: float
+) -> Tensor:
+    """`attend`, and the norm of each head before its output is written; without gradients, which need that output.
+
+    Args:
+        q, k, v, lam, branch_dims, scale: as in `attend`.
+        norm_weight: (Dv,), of the norm.
+    """
+    return cpu.forward(q, k, v, lam, _pair(branch_dims), scale, norm_weight)
+
+
+@attend_and_norm.register_kernel("cuda")
+def _(q, k, v, lam, norm_weight, branch_dims, scale):
+    from . import cuda
+
+    return cuda.forward(q, k, v, lam, _pair(branch_dims), scale, norm_weight)
+
+
+@attend_and_norm.register_fake
+def _(q, k, v, lam, norm_weight, branch_dims, scale):
+    return empty_tokens_first(v)

@@ -29,8 +29,20 @@ def expected(q, k, v, lam, grad, dims, scale):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.double())]
 
 
+def expected_norm(out, weight):
+    """The RMSNorm of each head's output, in float64."""
+    return out * weight.double() / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
 def branch_dims(dims):
     return None if dims[1] is None else dims
+
+
+def run(kernel, tensors, dims, scale=0.3):
+    """What `expected` gives, from the functions of a kernel."""
+    *inputs, grad = tensors
+    widths = branch_dims(dims)
+    return [kernel.forward(*inputs, widths, scale), *kernel.backward(grad, *inputs, widths, scale)]
 
 
 def relative_errors(actual, wanted):

@@ -2,23 +2,18 @@
 
 import pytest
 import torch
-from formula import branch_dims, expected, inputs, relative_errors
+from formula import branch_dims, expected, expected_norm, inputs, relative_errors, run
 
 from diffvit_timm.kernels import cpu
 
 VERSION_2 = (16, None)
 
 
-def run(tensors, dims, scale=0.3):
-    *inputs, grad = tensors
-    return [cpu.forward(*inputs, branch_dims(dims), scale), *cpu.backward(grad, *inputs, branch_dims(dims), scale)]
-
-
 @pytest.mark.parametrize("dims", [(8, 8), (12, 4), (5, 6), (1, 15), (48, 16), (96, 32), VERSION_2, (128, None)])
 @pytest.mark.parametrize("tokens", [1, 2, 33, 197])
 def test_values_and_gradients_are_the_formulas(tokens, dims):
     tensors = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
-    for error in relative_errors(run(tensors, dims), expected(*tensors, dims, 0.3)):
+    for error in relative_errors(run(cpu, tensors, dims), expected(*tensors, dims, 0.3)):
         assert error < 2e-6
 
 
@@ -28,7 +23,7 @@ def test_every_cut_into_tiles_gives_the_same(tile_bytes, dims, monkeypatch):
     tensors = inputs(batch=5, tokens=37, dims=dims)
     wanted = expected(*tensors, dims, 0.3)
     monkeypatch.setattr(cpu, "TILE_BYTES", tile_bytes)
-    for error in relative_errors(run(tensors, dims), wanted):
+    for error in relative_errors(run(cpu, tensors, dims), wanted):
         assert error < 1e-12
 
 
@@ -37,26 +32,36 @@ def test_4097_tokens_are_cut_into_rows_that_fit_the_cache(dims):
     tensors = inputs(batch=1, heads=1, tokens=4097, dims=dims, dtype=torch.float32)
     _, queries = cpu._tiles((1, 1, 4097), 4)
     assert 2 * queries * 4097 * 4 <= cpu.TILE_BYTES
-    for error in relative_errors(run(tensors, dims), expected(*tensors, dims, 0.3)):
+    for error in relative_errors(run(cpu, tensors, dims), expected(*tensors, dims, 0.3)):
         assert error < 1e-5
 
 
 def test_half_precision_is_as_exact_as_its_maps():
     tensors = inputs(tokens=197, dims=(48, 16), dtype=torch.bfloat16)
-    for error in relative_errors(run(tensors, (48, 16), 0.125), expected(*tensors, (48, 16), 0.125)):
+    for error in relative_errors(run(cpu, tensors, (48, 16), 0.125), expected(*tensors, (48, 16), 0.125)):
         assert error < 1e-2
 
 
 def test_logits_of_hundreds_neither_overflow_nor_become_nan():
     tensors = inputs(tokens=33, dims=(12, 4), dtype=torch.float32, sharpness=1e4)
-    assert all(t.isfinite().all() for t in run(tensors, (12, 4)))
+    assert all(t.isfinite().all() for t in run(cpu, tensors, (12, 4)))
 
 
 def test_no_images_are_no_output_and_no_gradient():
     tensors = inputs(batch=0, dims=(12, 4))
-    assert [t.shape for t in run(tensors, (12, 4))[:2]] == [(0, 3, 9, 16), (0, 3, 9, 16)]
+    assert [t.shape for t in run(cpu, tensors, (12, 4))[:2]] == [(0, 3, 9, 16), (0, 3, 9, 16)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_precision_comes_back_as_it_came(dtype):
-    assert {t.dtype for t in run(inputs(dims=(12, 4), dtype=dtype), (12, 4))} == {dtype}
+    assert {t.dtype for t in run(cpu, inputs(dims=(12, 4), dtype=dtype), (12, 4))} == {dtype}
+
+
+@pytest.mark.parametrize("dims", [(12, 4), (5, 6), VERSION_2])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_the_head_norm_follows_before_the_output_is_written(tokens, dims):
+    *tensors, grad = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
+    weight = torch.rand(tensors[2].shape[-1]) + 0.5
+    out = cpu.forward(*tensors, branch_dims(dims), 0.3, weight)
+    wanted = expected_norm(expected(*tensors, grad, dims, 0.3)[0], weight)
+    assert relative_errors([out], [wanted])[0] < 2e-6

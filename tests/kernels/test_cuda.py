@@ -23,27 +23,32 @@ def test_its_numbers_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "18 passed" in done.stdout
+    assert "30 passed" in done.stdout
 
 
 @pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("norm", [None, "*bf16"])
 @pytest.mark.parametrize(("dims", "tokens"), [((48, 16), 197), ((64, None), 577), ((96, 32), 577)])
-def test_it_compiles_for_gpus_that_are_not_here(capability, dims, tokens):
+def test_it_compiles_for_gpus_that_are_not_here(capability, dims, tokens, norm):
     from diffvit_timm.kernels import cuda as kernel
 
     q, _, v, *_ = inputs(batch=1, heads=1, tokens=tokens, dims=dims)
     widths = kernel._widths(q, v, branch_dims(dims))
-    for function, tile in (
-        (kernel._forward_kernel, kernel.forward_tile(tokens, widths["PV"])),
+    forward = (kernel._forward_kernel, kernel.forward_tile(tokens, widths["PV"]))
+    gradients = [
         (kernel._query_gradient_kernel, kernel.BLOCKS),
         (kernel._key_gradient_kernel, kernel.KEY_GRADIENT_BLOCKS),
-    ):
+    ]
+    for function, tile in [forward] if norm else [forward, *gradients]:
         constants = {**widths, **tile}
+        if norm is None and "norm_weight" in function.arg_names:
+            constants["norm_weight"] = None
         warps = constants.pop("num_warps")
         types = dict.fromkeys(function.arg_names, "i32")
         types |= dict.fromkeys(WITHOUT_A_STRIDE_OF & types.keys(), "*bf16")
-        types |= {name: "fp32" for name in ("scale", "chain") if name in types}
+        types |= {name: "fp32" for name in ("scale", "chain", "eps") if name in types}
         types |= {"rows": "*fp32"} if "rows" in types else {}
+        types |= {"norm_weight": norm} if "norm_weight" in types else {}
         types |= dict.fromkeys(constants, "constexpr")
         source = triton.compiler.ASTSource(function, types, constants)
         target = triton.backends.compiler.GPUTarget("cuda", capability, 32)

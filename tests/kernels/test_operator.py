@@ -8,7 +8,8 @@ from formula import inputs
 
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm import differential_attention
-from diffvit_timm.kernels.operator import attend, has_kernel
+from diffvit_timm.analysis.benchmark import kept_bytes
+from diffvit_timm.kernels.operator import attend, attend_and_norm, has_kernel
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
@@ -19,6 +20,8 @@ def test_it_keeps_the_rules_of_custom_operators(dims):
     q, k, v, lam, _ = (t.float().requires_grad_() for t in inputs(tokens=5, dims=dims))
     widths = None if dims[1] is None else list(dims)
     torch.library.opcheck(attend, (q, k, v, lam, widths, 0.3))
+    q, k, v, lam = (t.detach() for t in (q, k, v, lam))
+    torch.library.opcheck(attend_and_norm, (q, k, v, lam, torch.rand(16), widths, 0.3))
 
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
@@ -35,20 +38,6 @@ def test_a_compiled_model_has_no_graph_break_and_no_second_compilation_for_anoth
     torch._dynamo.reset()
 
 
-def kept_bytes(model, x):
-    """The storage that the forward pass keeps for the backward one, parameters apart."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(x)
-    return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in parameters)
-
-
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
 def test_a_training_step_keeps_what_the_plain_one_keeps(attn):
     settings = dict(img_size=112, depth=2, num_classes=10)
@@ -57,8 +46,9 @@ def test_a_training_step_keeps_what_the_plain_one_keeps(attn):
     assert kept_bytes(ours, x) <= 1.1 * kept_bytes(plain, x)
 
 
-def test_autocast_reaches_the_kernel_in_half_precision():
-    model = timm.create_model("diffvit_tiny_patch16", **SMALL)
+@pytest.mark.parametrize("head_norm", [False, True])
+def test_autocast_reaches_the_kernel_in_half_precision(head_norm):
+    model = timm.create_model("diffvit_tiny_patch16", head_norm=head_norm, **SMALL)
     x = torch.randn(2, 3, 32, 32)
     exact = model(x)
     with torch.autocast("cpu", torch.bfloat16):
