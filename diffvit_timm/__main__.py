@@ -14,7 +14,7 @@ from torch import Tensor
 from .conversion import READS_IMAGES, from_vit, resolve_method
 from .data import load_images
 from .distill import distill_layers
-from .errors import InputError
+from .errors import InputError, require_at_least
 from .hub import check_model, load_model, save_pretrained
 from .report import conversion_report
 from .training import image_batches, new_folder, one_line_errors, say
@@ -60,14 +60,8 @@ def convert(
     """
     folder = new_folder(out, "OUT")
     check_model(source, option="SOURCE")
-    for option, number, least in (
-        ("calibration-images", calibration_images, 1),
-        ("report-images", report_images, 1),
-        ("distill", distill, 0),
-        ("seed", seed, 0),
-    ):
-        if number < least:
-            raise InputError(f"--{option} {number} must be at least {least}")
+    require_at_least(1, calibration_images=calibration_images, report_images=report_images)
+    require_at_least(0, distill=distill, seed=seed)
     if distill and images is None:
         raise InputError(f"--distill {distill} needs images to learn on: pass --images")
     calibrates = images is not None and attn == "diff" and method in ("auto", *READS_IMAGES)

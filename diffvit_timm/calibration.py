@@ -9,7 +9,7 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor
 
-from .observe import observe_inputs
+from .observe import observe_layers
 
 __all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_queries_and_keys"]
 
@@ -73,7 +73,7 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
         for gram, moment in zip(grams[index], moments, strict=True):
             gram += (moment / tokens.shape[1]).cpu()  # summed in float64, which not every device has
 
-    count = observe_inputs(source, layers, images, accumulate)
+    count = observe_layers(source, layers, images, accumulate)
     return [(_ridged(gram_q / count), _ridged(gram_k / count)) for gram_q, gram_k in grams]
 
 
@@ -107,7 +107,7 @@ def fit_projections(source: VisionTransformer, model: VisionTransformer, images:
             heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
         grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
 
-    observe_inputs(source, [block.attn for block in source.blocks], images, accumulate)
+    observe_layers(source, [block.attn for block in source.blocks], images, accumulate)
     for layer, gram in zip(layers, grams, strict=True):
         xx, xy = gram[:, :size], gram[:, size:]
         start = torch.cat([layer.proj.weight.T, layer.proj.bias[None]] if bias else [layer.proj.weight.T])
@@ -139,7 +139,7 @@ def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> 
         maps = _plain_maps(attn, *plain_queries_and_keys(attn, tokens)).transpose(0, 1).flatten(1)
         grams[index] += (maps @ maps.T).cpu()
 
-    observe_inputs(source, layers, images, accumulate)
+    observe_layers(source, layers, images, accumulate)
     return [_matching_order(gram) for gram in grams]
 
 

@@ -9,7 +9,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from .diffvit import DiffVisionTransformer
-from .observe import observe_inputs
+from .observe import observe_layers
 
 __all__ = ["distill_layers"]
 
@@ -61,8 +61,8 @@ def distill_layers(
         for done in range(passes):
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = lr * (1 - done / passes)
-            observe_inputs(source, plain, images, learn)
-        observe_inputs(source, plain, images, compare)
+            observe_layers(source, plain, images, learn)
+        observe_layers(source, plain, images, compare)
         for layer, old, (error, learned) in zip(layers, before, errors.tolist(), strict=True):
             if not learned < error:
                 layer.load_state_dict(old.state_dict())

@@ -6,7 +6,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["batches_for", "observe_inputs"]
+__all__ = ["batches_for", "observe_layers"]
 
 
 def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
@@ -16,7 +16,7 @@ def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator
 
 
 @torch.no_grad()
-def observe_inputs(
+def observe_layers(
     model: VisionTransformer, layers: Sequence[nn.Module], images: Tensor | Iterable[Tensor], see: Callable[..., None]
 ) -> int:
     """Call `see(index, layer, tokens, output)` for each layer and batch, the model in evaluation mode for the time.

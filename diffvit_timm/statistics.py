@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .attention import DifferentialLayer, differential_maps
 from .diffvit import DiffVisionTransformer
-from .observe import observe_inputs
+from .observe import observe_layers
 
 __all__ = ["LayerStatistics", "layer_statistics"]
 
@@ -48,6 +48,6 @@ def layer_statistics(model: DiffVisionTransformer, images: Tensor | Iterable[Ten
         mass = attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
         sums[index] += torch.stack([lam.mean(), mass.mean()]).cpu().double() * len(tokens)
 
-    count = observe_inputs(model, layers, images, measure)
+    count = observe_layers(model, layers, images, measure)
     lambdas, negative_mass = (sums / count).T.tolist()
     return LayerStatistics(lambdas, negative_mass)

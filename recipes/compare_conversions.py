@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffvit_timm import conversion_report, distill_layers, from_vit
 from diffvit_timm.data import load_splits
-from diffvit_timm.errors import InputError
+from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.hub import check_model, load_model
 from diffvit_timm.sources import check_source
 from diffvit_timm.training import image_batches, parse_config, run, say
@@ -52,9 +52,8 @@ def _stock(config: CompareConfig, source: Any) -> Any:
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
-    for option, number, least in (("images", config.images, 0), ("calibration-images", config.calibration_images, 1)):
-        if number < least:
-            raise InputError(f"--{option} {number} must be at least {least}")
+    require_at_least(0, images=config.images)
+    require_at_least(1, calibration_images=config.calibration_images)
     check_model(config.source, config.pretrained, option="--source")
     splits = load_splits(config.dataset)
     test, unlabelled = splits.test, splits.train

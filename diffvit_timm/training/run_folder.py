@@ -48,7 +48,8 @@ def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
     if config.resume == "auto":
         if config.output == "auto":
             raise InputError("--resume auto needs the folder of the run: pass --output FOLDER")
-        folder, checkpoints = Path(config.output).expanduser(), Checkpoints(Path(config.output).expanduser()).whole()
+        folder = Path(config.output).expanduser()
+        checkpoints = Checkpoints(folder).whole()
         if not (folder / "config.yaml").exists():
             return new_folder(config.output), None
     else:

@@ -160,7 +160,7 @@ class Trainer:
                 self._train_epoch(epoch)
                 self._evaluate_epoch(epoch)
         self.accelerator.wait_for_everyone()
-        return self._finish(self.best[0], time.perf_counter() - self.started, self.train_seconds)
+        return self._finish()
 
     def _evaluate_epoch(self, epoch: int) -> None:
         """Validate, keep the best, take a checkpoint if one is due."""
@@ -201,7 +201,8 @@ class Trainer:
     def _identity(self) -> dict:
         """What a checkpoint's data must have in common with that of the run that goes on from it."""
         splits = self.splits
-        return {"classes": splits.class_names, "images": [len(splits.train), len(splits.val), len(splits.test)]}
+        images = [len(split) for split in (splits.train, splits.val, splits.test)]
+        return {"classes": splits.class_names, "images": images, "processes": self.accelerator.num_processes}
 
     def _save_checkpoint(self) -> None:
         self.last_checkpoint = self.step
@@ -210,7 +211,6 @@ class Trainer:
         scaler = self.accelerator.scaler
         state = {
             **self._identity(),
-            "processes": self.accelerator.num_processes,
             "epochs_done": self.epochs_done,
             "step": self.step,
             "best": self.best,
@@ -228,7 +228,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> int:
         """Take up the state of a checkpoint; returns how many rows metrics.jsonl had."""
         weights, state = load_checkpoint(checkpoint)
-        here = {**self._identity(), "processes": self.accelerator.num_processes}
+        here = self._identity()
         wrong = [f"{name} {state[name]} there, {value} here" for name, value in here.items() if state[name] != value]
         if wrong:
             raise InputError(f"--resume {checkpoint} is of another run: {'; '.join(wrong)}")
@@ -277,9 +277,8 @@ class Trainer:
                     self._log(step=self.step, epoch=at, train_loss=loss, lr=self.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
-                if last or self.stop.number or self._checkpoint_is_due():
-                    self.train_seconds += time.perf_counter() - start
-                    start = time.perf_counter()
+                now = time.perf_counter()
+                self.train_seconds, start = self.train_seconds + now - start, now
                 self._stop_if_asked(together=row_is_due)
                 if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
                     self._save_checkpoint()
@@ -359,7 +358,9 @@ class Trainer:
             layers = {f"{k}/{i}": x for k, v in row.items() if isinstance(v, list) for i, x in enumerate(v)}
             self.accelerator.log({**numbers, **layers}, step=self.step)
 
-    def _finish(self, best: float, seconds: float, train_seconds: float) -> dict:
+    def _finish(self) -> dict:
+        """Test the best weights, once; write the result and the picture."""
+        seconds = time.perf_counter() - self.started  # of the training alone
         self.net.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
         test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
         images = len(self.splits.train) * self.config.epochs
@@ -369,10 +370,10 @@ class Trainer:
             "test_interval_95": test.interval,
             "test_mean_per_class": test.mean_per_class,
             "test_images": test.images,
-            "val_accuracy": best,
+            "val_accuracy": self.best[0],
             "epochs": self.config.epochs,
             "seconds": round(seconds, 1),
-            "images_per_second": round(images / train_seconds, 1),
+            "images_per_second": round(images / self.train_seconds, 1),
             "model": self.config.model,
             "attn": attn,
             "seed": self.config.seed,

@@ -8,14 +8,13 @@ import signal
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 from diffvit_timm.training import checkpoint as checkpoint_module
 from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
-from diffvit_timm.training.run_folder import resolve_run
+from diffvit_timm.training.run_folder import RunFolder, resolve_run
 
 # everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda; 4 updates an epoch
 OPTIONS = dict(
@@ -164,9 +163,7 @@ def run_folder(tmp_path):
 
     def make(**options):
         config = TrainConfig("data", "model", **options)
-        (tmp_path / "run").mkdir()
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(plain))
+        RunFolder(tmp_path / "run", config)
         return tmp_path / "run", Checkpoints(tmp_path / "run").save(1, 5, {"w": torch.ones(1)}, {})
 
     return make
