@@ -1,16 +1,23 @@
-"""Datasets by name or folder, and augmentation."""
+"""Datasets by name or folder, their images, and augmentation."""
 
-from .augment import POLICIES, Transform, eval_transform, train_transform
-from .datasets import ImageDataset, Splits, digits_splits, load_images, load_splits
+from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform
+from .datasets import Splits, digits_splits, load_images, load_splits
+from .images import ImageDataset, SmallImages, evaluation_images, training_images
+from .sampler import RepeatedSampler
 
 __all__ = [
-    "POLICIES",
+    "STEPS",
     "ImageDataset",
+    "RepeatedSampler",
+    "SmallImages",
     "Splits",
     "Transform",
     "digits_splits",
     "eval_transform",
+    "evaluation_images",
     "load_images",
     "load_splits",
+    "parse_policy",
     "train_transform",
+    "training_images",
 ]

@@ -10,14 +10,42 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from ..errors import InputError
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for its newest version at import
 
-POLICIES = ("none", "crop", "color", "erase")
+STEPS = {
+    "crop": "random resized crop, at least --crop-scale of the image",
+    "shift": "pad by an eighth and crop at random, for small images",
+    "flip": "left to right, every second image",
+    "color": "brightness, contrast and saturation",
+    "randaugment": "RandAugment, 2 operations of magnitude 9",
+    "autoaugment": "AutoAugment, the policy of CIFAR-10 up to 64 pixels and else ImageNet's",
+    "trivialaugment": "TrivialAugment Wide",
+    "erase": "a noisy rectangle, every fourth image",
+    "cutout": "a grey square of half the side",
+}
 
 Transform = Callable[[Image.Image, int], torch.Tensor]
+
+
+def parse_policy(policy: str) -> tuple[str, ...]:
+    """The steps of an augmentation policy such as 'crop+flip+randaugment', in the order in which they act.
+
+    Raises:
+        InputError: an unknown step, one twice, or both of crop and shift.
+    """
+    names = () if policy == "none" else tuple(policy.split("+"))
+    for name in names:
+        if name not in STEPS:
+            raise InputError(f"--augment {policy}: {name!r} is not known: choose none, or of {', '.join(STEPS)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--augment {policy} names a step twice: leave one out")
+    if {"crop", "shift"} <= set(names):
+        raise InputError(f"--augment {policy}: crop and shift both choose a part of the image: leave one out")
+    return tuple(name for name in STEPS if name in names)
 
 
 class SeededCompose:
@@ -25,17 +53,22 @@ class SeededCompose:
 
     Compose carries its own generator: with workers all draw the same augmentations, each epoch repeats them, and
     seeding torch or NumPy changes nothing. Seeding every image makes the result independent of workers and ranks.
+
+    Args:
+        compose: the pipeline.
+        part: what takes place before it: PIL image -> uint8 tensor (C, H, W); None: nothing.
     """
 
-    def __init__(self, compose: Any) -> None:
+    def __init__(self, compose: Any, part: Callable[[Image.Image], torch.Tensor] | None = None) -> None:
         self.compose = compose
+        self.part = part
 
     def __call__(self, image: Image.Image, seed: int) -> torch.Tensor:
         # A seed a transform: Compose.set_random_seed gives all the same one, and every p=0.5 would fall alike.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.compose.transforms))
         for transform, transform_seed in zip(self.compose.transforms, seeds, strict=True):
             transform.set_random_seed(int(transform_seed))
-        pixels = np.asarray(image)
+        pixels = self.part(image).permute(1, 2, 0).numpy() if self.part else np.asarray(image)
         return self.compose(image=pixels if pixels.ndim == 3 else pixels[..., None])["image"]
 
 
@@ -43,39 +76,61 @@ def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) ->
     """The training transform: image and seed -> normalised float tensor (C, H, W).
 
     Args:
-        policy: 'none' (as in evaluation), 'crop' (random resized crop, horizontal flip), 'color' (with colour jitter),
-            'erase' (with colour jitter and random erasing).
+        policy: steps of STEPS joined by '+'; 'none' is as in evaluation. Without crop, the part of the image is
+            evaluation's.
         data_config: of timm.data.resolve_data_config.
         crop_scale: smallest share of the image's area that a random crop keeps.
+
+    Raises:
+        InputError: a policy that is none.
     """
-    if policy not in POLICIES:
-        raise InputError(f"--augment {policy} is not known: choose one of {', '.join(POLICIES)}")
-    if policy == "none":
+    names = parse_policy(policy)
+    if not names:
         return eval_transform(data_config)
     _refuse_albumentationsx()
     import albumentations as A
+
+    from .policies import TorchvisionPolicy
+
+    height, width = size = data_config["input_size"][-2:]
+    policies = v2.AutoAugmentPolicy
+    pad = (height // 8, width // 8)
+    makers: dict[str, Callable[[], list]] = {
+        "crop": lambda: [
+            A.RandomResizedCrop(
+                size=size, scale=(crop_scale, 1.0), interpolation=_interpolation(data_config),
+                area_for_downscale="image",  # cubic alone aliases when it shrinks
+            )
+        ],
+        "shift": lambda: [A.PadIfNeeded(height + 2 * pad[0], width + 2 * pad[1]), A.RandomCrop(height, width)],
+        "flip": lambda: [A.HorizontalFlip(p=0.5)],
+        "color": lambda: [
+            A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=0, p=0.8)
+        ],
+        "randaugment": lambda: [TorchvisionPolicy(v2.RandAugment())],
+        "autoaugment": lambda: [
+            TorchvisionPolicy(v2.AutoAugment(policies.CIFAR10 if max(size) <= 64 else policies.IMAGENET))
+        ],
+        "trivialaugment": lambda: [TorchvisionPolicy(v2.TrivialAugmentWide())],
+        "erase": lambda: [_holes((0.1, 0.35), "random", p=0.25)],
+        "cutout": lambda: [_holes((0.5, 0.5), tuple(255 * mean for mean in data_config["mean"]), p=1.0)],
+    }  # fmt: skip
+    steps = [step for name in names for step in makers[name]()]
+    steps += [A.Normalize(mean=data_config["mean"], std=data_config["std"]), A.ToTensorV2()]
+    part = None if "crop" in names else create_transform(**data_config, is_training=False, normalize=False)
+    return SeededCompose(A.Compose(steps), part)
+
+
+def _interpolation(data_config: dict) -> int:
     import cv2
 
-    steps = [
-        A.RandomResizedCrop(
-            size=data_config["input_size"][-2:],
-            scale=(crop_scale, 1.0),
-            interpolation={"bicubic": cv2.INTER_CUBIC}.get(data_config["interpolation"], cv2.INTER_LINEAR),
-            area_for_downscale="image",  # cubic alone aliases when it shrinks
-        ),
-        A.HorizontalFlip(p=0.5),
-    ]
-    if policy in ("color", "erase"):
-        steps.append(A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=0, p=0.8))
-    if policy == "erase":
-        size = (0.1, 0.35)
-        steps.append(
-            A.CoarseDropout(
-                num_holes_range=(1, 1), hole_height_range=size, hole_width_range=size, fill="random", p=0.25
-            )
-        )
-    steps += [A.Normalize(mean=data_config["mean"], std=data_config["std"]), A.ToTensorV2()]
-    return SeededCompose(A.Compose(steps))
+    return {"bicubic": cv2.INTER_CUBIC}.get(data_config["interpolation"], cv2.INTER_LINEAR)
+
+
+def _holes(sides: tuple[float, float], fill: Any, p: float) -> Any:
+    import albumentations as A
+
+    return A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=sides, hole_width_range=sides, fill=fill, p=p)
 
 
 def eval_transform(data_config: dict) -> Transform:

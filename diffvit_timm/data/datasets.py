@@ -1,4 +1,4 @@
-"""Image classification datasets by Hub name or folder: their official splits, class names, and decoding."""
+"""Image classification datasets by Hub name or folder: their official splits and class names."""
 
 import dataclasses
 import io
@@ -7,13 +7,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import InputError
-from .augment import Transform
 
 SPLIT_SEED = 0  # the validation split is the same for every seed of a training
 
@@ -28,50 +26,6 @@ class Splits:
     val: Dataset
     test: Dataset
     class_names: list[str]
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """Decoded and transformed images of one split.
-
-    Args:
-        split: a split of `Splits`.
-        transform: image and seed -> tensor.
-        in_chans: 1 (grey) or 3 (RGB).
-        seed: of the augmentation, which is a function of seed, epoch and index alone.
-    """
-
-    def __init__(self, split: Dataset, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
-        self.split = split
-        self.transform = transform
-        self.mode = {1: "L", 3: "RGB"}[in_chans]
-        self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on must see it change
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        row = self.split[index]
-        seed = np.random.SeedSequence((self.seed, int(self._epoch), index)).generate_state(1)[0]
-        return self.transform(self._decode(row["image"], index), int(seed)), row["label"]
-
-    def _decode(self, image: dict | None, index: int) -> Image.Image:
-        if image is None or not (image["bytes"] or image["path"]):
-            raise InputError(f"image {index} of split {self.split.split} is empty: take it out of the dataset")
-        try:
-            with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-                upright = ImageOps.exif_transpose(opened)
-                if upright.mode.startswith("I;16"):  # convert would clip, not scale
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                if upright.mode == "P" and "transparency" in upright.info:
-                    upright = upright.convert("RGBA")
-                return upright.convert(self.mode)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            name = image["path"] or f"image {index} of split {self.split.split}"
-            raise InputError(f"{name} does not decode ({error}): mend it or take it out of the dataset") from error
 
 
 def _load(name: str, option: str = "--dataset") -> DatasetDict:
