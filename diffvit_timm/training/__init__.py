@@ -4,8 +4,9 @@ from .accelerator import make_accelerator
 from .config import TrainConfig, parse_config
 from .console import one_line_errors, run, say
 from .model import image_batches
+from .recipe import train
 from .run_folder import new_folder, resolve_output
-from .trainer import Trainer, train
+from .trainer import Trainer
 
 __all__ = [
     "TrainConfig",

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import tyro
 import yaml
 
+from ..data import parse_policy
 from ..errors import InputError
 
 
@@ -38,13 +39,21 @@ class TrainConfig:
     """probe: start the head as the logistic regression on the frozen network's features."""
     reset_head: bool = False
     """Start a new head where a loaded one has other classes."""
+    freeze: str = "none"
+    """What keeps its weights: none, backbone (all but the head), or a number: the stem and so many first blocks."""
 
     epochs: int = 4
     """Passes over the training images."""
+    max_steps: int = 0
+    """Updates, in the place of --epochs; 0: as many as the epochs have."""
+    max_train_samples: int = 0
+    """Train on so many of the training images, drawn at random; 0: on all."""
+    patience: int = 0
+    """Stop after so many epochs without a better one on validation; 0: never."""
     batch_size: int = 32
     """Images an update and process, all accumulation steps together."""
     grad_accum: int = 1
-    """Forward passes that an update's batch is cut into."""
+    """Forward passes that an update's batch is cut into; more where a GPU has not the memory."""
     lr: float = 5e-4
     """Peak learning rate of the head; layer_decay lowers it towards the stem."""
     warmup_epochs: float = 0.5
@@ -61,10 +70,14 @@ class TrainConfig:
     """Alpha of mixup; 0: off. With cutmix, each batch takes one of them."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0: off."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, 0.9999 for long runs, which is what is evaluated and kept; 0: none."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; 0: off."""
-    augment: Literal["none", "crop", "color", "erase"] = "crop"
-    """Augmentation policy."""
+    augment: str = "crop+flip"
+    """none, or of crop, shift, flip, color, randaugment, autoaugment, trivialaugment, erase, cutout; joined by +."""
+    repeated_augmentation: int = 1
+    """Looks at an image, each augmented anew, in an epoch; which then has fewer images."""
     crop_scale: float = 0.35
     """Smallest share of the image that a random crop keeps."""
     teacher: str | None = None
@@ -88,6 +101,10 @@ class TrainConfig:
     """How many to keep, the newest."""
     seed: int = 0
     """Of the head, the data order and the augmentation; not of the validation split."""
+    grad_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: slower, and room for larger models."""
+    compile: bool = False
+    """torch.compile the model."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of accelerate; no: float32."""
     workers: int = 2
@@ -96,10 +113,22 @@ class TrainConfig:
     """Updates between two rows of metrics.jsonl."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers by accelerate's names (tensorboard, wandb, ...), beside metrics.jsonl."""
+    eval_only: bool = False
+    """Test --model as it is, without training."""
+    dry_run: bool = False
+    """Build everything, take two updates, evaluate, save and load, say how long it would take, and leave nothing."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the option."""
-        for name in ("epochs", "batch_size", "grad_accum", "log_every", "calibration_images", "keep_checkpoints"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "grad_accum",
+            "log_every",
+            "calibration_images",
+            "keep_checkpoints",
+            "repeated_augmentation",
+        ):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("lr", "layer_decay", "distill_temperature"):
             self._require(name, getattr(self, name) > 0, "must be above 0")
@@ -111,17 +140,27 @@ class TrainConfig:
             "cutmix",
             "lambda_warmup",
             "checkpoint_every",
+            "max_steps",
+            "max_train_samples",
+            "patience",
             "workers",
             "seed",
         ):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("label_smoothing", "drop_path"):
+        for name in ("label_smoothing", "drop_path", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         self._require("lambda_target", 0 <= self.lambda_target < 1, "must be in [0, 1)")
         self._require("distill_weight", 0 < self.distill_weight <= 1, "must be in (0, 1]")
         self._require("seed", self.seed < 2**32, "must be below 2**32")
         self._require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
+        known = self.freeze in ("none", "backbone") or self.freeze.isdigit()
+        self._require("freeze", known, "must be none, backbone or a number of blocks")
+        parse_policy(self.augment)
+        if self.eval_only and (self.dry_run or self.resume != "never"):
+            raise InputError("--eval-only neither trains nor resumes: leave out --dry-run and --resume")
+        if self.dry_run and self.resume != "never":
+            raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
 

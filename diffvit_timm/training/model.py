@@ -10,6 +10,7 @@ from timm.data import resolve_data_config
 from timm.models import (
     VisionTransformer,
     get_model_input_config,
+    group_parameters,
     parse_model_name,
 )
 from timm.models.vision_transformer import init_weights_vit_timm
@@ -131,6 +132,20 @@ def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
             init_weights_vit_timm(model.head, "head")  # as a head of timm.create_model(num_classes=...) starts
 
 
+def _freeze(config: TrainConfig, model: Any) -> None:
+    """Take the weights that --freeze names out of training."""
+    if config.freeze == "backbone":
+        model.requires_grad_(False)
+        model.get_classifier().requires_grad_(True)
+    elif config.freeze != "none":
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        blocks = len(set(layers.values())) - 2  # the stem, and what follows the last block
+        if int(config.freeze) > blocks:
+            raise InputError(f"--freeze {config.freeze}: --model {config.model} has {blocks} blocks")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(layers[name] > int(config.freeze))
+
+
 def _refuse_unused(config: TrainConfig, model: Any) -> None:
     """Refuse what was asked of a conversion where nothing is converted."""
     what = "a Diff-ViT already" if _is_differential(model) else "not converted here"
@@ -171,6 +186,9 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
         if report and config.pretrained:
             kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES))
     _fit_head(config, model, splits.class_names)
+    _freeze(config, model)
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()
     return model.train(), kept
 
 

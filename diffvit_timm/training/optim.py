@@ -31,10 +31,9 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int, total: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """One step an update."""
-    total = config.epochs * updates_per_epoch
+    """One step an update, of `total`."""
     warmup = min(round(config.warmup_epochs * updates_per_epoch), total)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
 

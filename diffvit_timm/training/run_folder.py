@@ -22,7 +22,7 @@ from .checkpoint import Checkpoints
 from .config import TrainConfig
 
 # Options that change no number of a run.
-FREE_OPTIONS = ("output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers")
+FREE_OPTIONS = ("output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers", "dry_run")
 
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 

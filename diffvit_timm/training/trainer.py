@@ -1,7 +1,7 @@
 """The training loop on accelerate: train, choose the best epoch on validation, touch the test split once."""
 
 import contextlib
-import json
+import itertools
 import math
 import signal
 import time
@@ -12,30 +12,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from ..data import ImageDataset, Splits, eval_transform, load_splits, train_transform
+from ..data import ImageDataset, RepeatedSampler, SmallImages, Splits, evaluation_images, training_images
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
-from ..hub import check_model
 from ..statistics import LayerStatistics, layer_statistics
-from .accelerator import make_accelerator
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
 from .curves import plot_training
-from .distillation import distillation_loss, load_teacher
+from .distillation import distillation_loss
+from .memory import passes_that_fit
 from .metrics import Accuracy
-from .model import conversion_method, create_model, image_batches, model_data_config
+from .model import image_batches, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
-from .probe import fit_linear_probe
-from .run_folder import RunFolder, resolve_run
+from .run_folder import RunFolder
 from .signals import StopSignal
 
+EMA = "ema."  # before the names of averaged weights in a checkpoint
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
 
 
@@ -43,6 +43,11 @@ def _limit_cv2_threads(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # a pool of its own in each worker only fights the others for the cores
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 class Trainer:
@@ -77,22 +82,25 @@ class Trainer:
         self.run: RunFolder | None = None  # made by fit, so that bad settings leave nothing behind
 
         data_config = model_data_config(model)
-        channels = data_config["input_size"][0]
-        train = train_transform(config.augment, data_config, config.crop_scale)
-        self.train_images = ImageDataset(splits.train, train, channels, config.seed)
-        self.train_loader = self._loader(self.train_images, shuffle=True)
-        evaluation = eval_transform(data_config)
-        self.val_loader = self._loader(ImageDataset(splits.val, evaluation, channels))
-        self.test_loader = self._loader(ImageDataset(splits.test, evaluation, channels))
+        self.train_images = training_images(splits.train, config.augment, data_config, config.crop_scale, config.seed)
+        self.train_loader = self._loader(self.train_images, train=True)
+        self.val_loader = self._loader(evaluation_images(splits.val, data_config))
+        self.test_loader = self._loader(evaluation_images(splits.test, data_config))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
+        if config.compile:
+            model.compile()
         optimizer = build_optimizer(model, config)
         self.model, self.optimizer, self.train_loader, self.val_loader, self.test_loader = accelerator.prepare(
             model, optimizer, self.train_loader, self.val_loader, self.test_loader
         )
+        self.frozen = [module for module in model.modules() if _is_frozen(module)]
         self.updates_per_epoch = len(self.train_loader)
+        self.updates = config.max_steps or config.epochs * self.updates_per_epoch
+        self.epochs = math.ceil(self.updates / self.updates_per_epoch)
+        self.passes = config.grad_accum
         # not prepared: accelerate would step it num_processes times an update
-        self.scheduler = build_scheduler(optimizer, config, self.updates_per_epoch)
+        self.scheduler = build_scheduler(optimizer, config, self.updates_per_epoch, self.updates)
         mixes = []
         if config.mixup:
             mixes.append(v2.MixUp(alpha=config.mixup, num_classes=len(splits.class_names)))
@@ -106,9 +114,11 @@ class Trainer:
             raise InputError("--lambda-warmup is for attn diff: lambda of diff_v2 is learned for each token")
         if config.lambda_warmup and not self.layers:
             say("--lambda-warmup: plain attention has no lambda to ramp")
+        self.ema = self._average() if config.ema else None
         self.step = 0  # updates done
         self.epochs_done = 0  # evaluated ones
         self.best = (-1.0, 0.0)  # validation accuracy, and less loss
+        self.epochs_since_best = 0
         self.losses: list[Tensor] = []  # of the updates since the last row of metrics.jsonl
         self.last_lr = 0.0
         self.seconds = self.train_seconds = 0.0  # of what was done before a resume
@@ -116,22 +126,40 @@ class Trainer:
         self.last_checkpoint = 0  # the update that it was taken after
         self.stop = StopSignal()
 
-    def _loader(self, images: ImageDataset, shuffle: bool = False) -> Any:
-        config = self.config
+    def _average(self) -> ModelEmaV3:
+        """The moving average of the weights (`Polyak and Juditsky 1992`), the faster the earlier in the training."""
+        engine = self.accelerator.distributed_type
+        if engine in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+            raise InputError(f"--ema {self.config.ema}: {engine.value} shards the weights, leave it out")
+        for layer, start in zip(self.layers if self.config.lambda_warmup else [], self.lambda_starts, strict=False):
+            layer.set_lambda_init(start)  # the ramp makes it part of the state dict, and so it must be in the copy's
+        return ModelEmaV3(self.net, decay=self.config.ema, use_warmup=True)
+
+    @property
+    def judged(self) -> Any:
+        """The network that is evaluated and kept: the average of the weights, or the trained one itself."""
+        return self.ema.module if self.ema else self.net
+
+    def _loader(self, images: ImageDataset | SmallImages, train: bool = False) -> Any:
+        config, sampler = self.config, None
+        if train and config.repeated_augmentation > 1:
+            sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.seed)
         return DataLoader(
             images,
             batch_size=config.batch_size,
-            shuffle=shuffle,
+            shuffle=train and sampler is None,
+            sampler=sampler,
             num_workers=config.workers,
+            collate_fn=images.collate,
             worker_init_fn=_limit_cv2_threads,
-            persistent_workers=shuffle and config.workers > 0,
+            persistent_workers=train and config.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def _statistics(self) -> LayerStatistics:
         if not self.layers:
             return LayerStatistics([], [])
-        return layer_statistics(self.net, self.statistics_images)
+        return layer_statistics(self.judged, self.statistics_images)
 
     def fit(self, checkpoint: Path | None = None) -> dict:
         """Train; choose on validation; test once.
@@ -153,10 +181,16 @@ class Trainer:
         if config.trackers:
             settings = {key: str(value) for key, value in vars(config).items()}
             self.accelerator.init_trackers(self.output.name, config=settings)
+        if self.accelerator.device.type != "cpu":  # systems hand out more memory than they have, and end who uses it
+            shape = (config.batch_size, *model_data_config(self.net)["input_size"])
+            self.passes = passes_that_fit(self.net, shape, config.grad_accum, self.accelerator)
         say(self._plan())
         self.started = time.perf_counter() - self.seconds
         with self.stop.listening():
-            for epoch in range(self.epochs_done, config.epochs):
+            for epoch in range(self.epochs_done, self.epochs):
+                if config.patience and self.epochs_since_best >= config.patience:
+                    say(f"no better epoch since {self.epochs_since_best}: --patience ends the training")
+                    break
                 self._train_epoch(epoch)
                 self._evaluate_epoch(epoch)
         self.accelerator.wait_for_everyone()
@@ -170,14 +204,15 @@ class Trainer:
         lambdas, negative = statistics.lambdas, statistics.negative_mass
         layers = {"lambda": lambdas, "negative_mass": negative}
         self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
-        marks = [f"epoch {epoch + 1}/{self.config.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
+        marks = [f"epoch {epoch + 1}/{self.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
         if lambdas:
             marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
         say("  ".join([*marks, f"{time.perf_counter() - self.started:.0f} s"]))
+        self.epochs_since_best += 1
         if (val.accuracy, -val.loss) > self.best:  # few images make ties: the lower loss then
-            self.best = (val.accuracy, -val.loss)
+            self.best, self.epochs_since_best = (val.accuracy, -val.loss), 0
             if self.run:
-                self.run.save_best(self.net, self.splits.class_names)
+                self.run.save_best(self.judged, self.splits.class_names)
         self.epochs_done = epoch + 1
         if self._checkpoint_is_due():
             self._save_checkpoint()
@@ -214,6 +249,7 @@ class Trainer:
             "epochs_done": self.epochs_done,
             "step": self.step,
             "best": self.best,
+            "epochs_since_best": self.epochs_since_best,
             "losses": self.losses,
             "rows": len(self.run.rows),
             "seconds": time.perf_counter() - self.started,
@@ -223,7 +259,9 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
-        self.checkpoints.save(self.epochs_done, self.step, self.net.state_dict(), state)
+        average = self.ema.module.state_dict() if self.ema else {}
+        weights = self.net.state_dict() | {EMA + name: tensor for name, tensor in average.items()}
+        self.checkpoints.save(self.epochs_done, self.step, weights, state)
 
     def _restore(self, checkpoint: Path) -> int:
         """Take up the state of a checkpoint; returns how many rows metrics.jsonl had."""
@@ -232,12 +270,16 @@ class Trainer:
         wrong = [f"{name} {state[name]} there, {value} here" for name, value in here.items() if state[name] != value]
         if wrong:
             raise InputError(f"--resume {checkpoint} is of another run: {'; '.join(wrong)}")
-        self.net.load_state_dict(weights)
+        self.net.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
+        if self.ema:
+            average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}
+            self.ema.module.load_state_dict(average)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epochs_done, self.step, self.best = state["epochs_done"], state["step"], tuple(state["best"])
+        self.epochs_since_best = state["epochs_since_best"]
         self.losses = [loss.to(self.accelerator.device) for loss in state["losses"]]
         self.seconds, self.train_seconds = state["seconds"], state["train_seconds"]
         self.conversion, self.last_checkpoint = state["conversion"], self.step
@@ -246,13 +288,15 @@ class Trainer:
 
     def _plan(self) -> str:
         config, processes = self.config, self.accelerator.num_processes
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = sum(p.numel() for p in self.net.parameters())
+        frozen = sum(p.numel() for p in self.net.parameters() if not p.requires_grad)
+        size = f"{parameters / 1e6:.2f} M parameters" + (f", {frozen / 1e6:.2f} M frozen" if frozen else "")
         splits = self.splits
         return (
-            f"{config.model}: {parameters / 1e6:.2f} M parameters; {len(splits.train)} train, {len(splits.val)} val, "
+            f"{config.model}: {size}; {len(splits.train)} train, {len(splits.val)} val, "
             f"{len(splits.test)} test images, {len(splits.class_names)} classes\n"
-            f"{config.epochs} epochs of {self.updates_per_epoch} updates of {config.batch_size * processes} images "
-            f"({config.batch_size} a process, {processes} processes, {config.grad_accum} passes)\n"
+            f"{self.updates} updates, {self.updates_per_epoch} an epoch, of {config.batch_size * processes} images "
+            f"({config.batch_size} a process, {processes} processes, {self.passes} passes)\n"
             f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads a process), "
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
@@ -261,14 +305,17 @@ class Trainer:
         """One epoch, or what a checkpoint left of it."""
         start = time.perf_counter()
         self.model.train()
+        for module in self.frozen:  # neither drops paths nor counts statistics
+            module.eval()
         self.train_loader.set_epoch(epoch)  # the order
         self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
         done = self.step - epoch * self.updates_per_epoch
+        end = min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
         loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
-        with progress(f"epoch {epoch + 1}", self.updates_per_epoch - done) as advance:
-            for batch, (images, labels) in enumerate(loader, start=done + 1):
+        with progress(f"epoch {epoch + 1}", end - done) as advance:
+            for batch, (images, labels) in enumerate(itertools.islice(loader, end - done), start=done + 1):
                 self.losses.append(self._update(images, labels))
-                last, text = batch == self.updates_per_epoch, ""
+                last, text = batch == end, ""
                 row_is_due = self.step % self.config.log_every == 0 or last
                 if row_is_due:
                     loss = self._check_losses(self.losses)
@@ -296,7 +343,7 @@ class Trainer:
         if self.mix:
             images, labels = self.mix(images, labels)
         total = torch.zeros((), device=images.device)
-        parts = list(zip(images.chunk(config.grad_accum), labels.chunk(config.grad_accum), strict=True))
+        parts = list(zip(images.chunk(self.passes), labels.chunk(self.passes), strict=True))
         for index, (part, target) in enumerate(parts, start=1):
             last = index == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -319,6 +366,8 @@ class Trainer:
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
+        if self.ema:
+            self.ema.update(self.net, self.step)
         return total
 
     def _check_losses(self, losses: list[Tensor]) -> float:
@@ -339,12 +388,13 @@ class Trainer:
     @torch.inference_mode()
     def evaluate(self, loader: DataLoader, label: str) -> Accuracy:
         """Accuracy on a prepared loader, each image counted once on any number of processes."""
-        self.model.eval()
+        model = self.judged if self.ema else self.model
+        model.eval()
         columns: list[tuple[Tensor, ...]] = []
         with progress(label, len(loader)) as advance:
             for images, labels in loader:
                 with self.accelerator.autocast():
-                    logits = self.model(images)
+                    logits = model(images)
                 losses = F.cross_entropy(logits.float(), labels, reduction="none")
                 columns.append(self.accelerator.gather_for_metrics((logits.argmax(-1), labels, losses)))
                 advance("")
@@ -361,63 +411,35 @@ class Trainer:
     def _finish(self) -> dict:
         """Test the best weights, once; write the result and the picture."""
         seconds = time.perf_counter() - self.started  # of the training alone
-        self.net.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
-        test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
-        images = len(self.splits.train) * self.config.epochs
-        attn = getattr(self.net, "attn", "timm")
+        self.judged.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
+        images = len(self.splits.train) * self.step / self.updates_per_epoch
         result = {
+            **self.test(),
+            "val_accuracy": self.best[0],
+            "train_images": len(self.splits.train),
+            "epochs": self.epochs_done,
+            "updates": self.step,
+            "seconds": round(seconds, 1),
+            "images_per_second": round(images / self.train_seconds, 1),
+        }
+        if self.run:
+            self.run.write_json("result.json", result)
+            title = f"{self.config.model}, {result['attn']} attention, on {Path(self.config.dataset).name}"
+            plot_training(self.run.rows, self.run.path / "training.png", title)
+        return result
+
+    def test(self) -> dict:
+        """What the network as it is makes of the test split."""
+        test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
+        return {
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
             "test_mean_per_class": test.mean_per_class,
             "test_images": test.images,
-            "val_accuracy": self.best[0],
-            "epochs": self.config.epochs,
-            "seconds": round(seconds, 1),
-            "images_per_second": round(images / self.train_seconds, 1),
             "model": self.config.model,
-            "attn": attn,
+            "attn": getattr(self.net, "attn", "timm"),
             "seed": self.config.seed,
             "conversion": self.conversion,
             "lambda": statistics.lambdas,
             "negative_mass": statistics.negative_mass,
         }
-        if self.run:
-            self.run.write_json("result.json", result)
-            title = f"{self.config.model}, {attn} attention, on {Path(self.config.dataset).name}"
-            plot_training(self.run.rows, self.run.path / "training.png", title)
-        return result
-
-
-def train(config: TrainConfig, recipe: str) -> dict:
-    """A whole recipe: check the options, load the data, convert, train, test.
-
-    Args:
-        config: what to do.
-        recipe: names the run folder of `--output auto`.
-
-    Returns:
-        The result, as in result.json.
-
-    Raises:
-        InputError: anything the user can mend; nothing is written then, unless training had begun.
-    """
-    output, checkpoint = resolve_run(config, recipe)
-    if (output / "result.json").exists():
-        say(f"{output} is finished already")
-        return json.loads((output / "result.json").read_text())
-    accelerator = make_accelerator(config, output)
-    check_model(config.model, config.pretrained)
-    if config.teacher:
-        check_model(config.teacher, option="--teacher")
-    splits = load_splits(config.dataset, config.image_column, config.label_column)
-    set_seed(config.seed)
-    model, report = create_model(config, splits, report=accelerator.is_main_process and not checkpoint)
-    if report:
-        say(str(report))
-    teacher = load_teacher(config.teacher, model, splits.class_names) if config.teacher else None
-    if config.head_init == "probe" and not checkpoint:
-        fit_linear_probe(model, splits, accelerator)
-    conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
-    result = Trainer(config, accelerator, model, splits, output, conversion, teacher).fit(checkpoint)
-    accelerator.end_training()
-    return result

@@ -16,10 +16,10 @@ from diffvit_timm.training import checkpoint as checkpoint_module
 from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
 from diffvit_timm.training.run_folder import RunFolder, resolve_run
 
-# everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda; 4 updates an epoch
+# everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda, an average; 4 updates an epoch
 OPTIONS = dict(
-    epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augment="color", workers=0, log_every=3, mixup=0.4, cutmix=0.5,
-    lambda_warmup=2.0, checkpoint_every=0.25,
+    epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augment="crop+flip+color", workers=0, log_every=3, mixup=0.4,
+    cutmix=0.5, lambda_warmup=2.0, checkpoint_every=0.25, ema=0.9,
 )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_the_command_line_refuses_in_the_same_words():
         parse_config(TrainConfig, [*REQUIRED, "--lr", "-1"])
 
 
-@pytest.mark.parametrize("arguments", [["--augment", "autoaugment"], ["--epochs", "four"], ["--learning-rate", "1"]])
+@pytest.mark.parametrize("arguments", [["--precision", "fp8"], ["--epochs", "four"], ["--learning-rate", "1"]])
 def test_what_does_not_parse_exits_with_2_and_names_the_option(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         parse_config(TrainConfig, [*REQUIRED, *arguments])

@@ -99,7 +99,7 @@ def test_the_scheduler_counts_updates_and_keeps_the_ratio_of_the_groups(tiny_mod
     cfg = config(epochs=2, warmup_epochs=0.5, lr=1e-3, layer_decay=0.5)
     optimizer = build_optimizer(tiny_model(), cfg)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=4)
+    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=4, total=8)
     for step in range(9):
         factor = (step + 1) / 3 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / 6))
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -111,7 +111,7 @@ def test_the_scheduler_counts_updates_and_keeps_the_ratio_of_the_groups(tiny_mod
 def test_a_warm_up_longer_than_the_training_still_ends_within_it(tiny_model):
     cfg = config(epochs=1, warmup_epochs=10.0, lr=1e-3, layer_decay=1.0)
     optimizer = build_optimizer(tiny_model(), cfg)
-    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=3)
+    scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=3, total=3)
     rates = []
     for _ in range(3):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -1,9 +1,9 @@
 """The training loop, run for real on 36 small images: its folder, its arithmetic, and how it stops."""
 
-import dataclasses
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +19,7 @@ from PIL import Image
 from diffvit_timm.data import ImageDataset
 from diffvit_timm.errors import InputError
 from diffvit_timm.statistics import layer_statistics
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator, train
-from diffvit_timm.training.model import model_data_config
+from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 from diffvit_timm.training.optim import warmup_cosine
 
 
@@ -165,7 +164,7 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(trainer):
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(trainer):
-    options = dict(augment="erase", mixup=0.8, cutmix=1.0, drop_path=0.1)
+    options = dict(augment="crop+flip+erase", mixup=0.8, cutmix=1.0, drop_path=0.1)
     runs = [trainer(shape={"drop_path_rate": 0.1}, seed=seed, **options) for seed in (0, 0, 1)]
     results = [run.fit() for run in runs]
     first, again, other = (run.model.state_dict() for run in runs)
@@ -176,7 +175,7 @@ def test_the_same_seed_trains_the_same_weights_and_another_seed_others(trainer):
 
 
 def test_workers_do_not_change_the_training(trainer):
-    alone, helped = (weights_after(trainer(augment="color", workers=workers, epochs=2)) for workers in (0, 2))
+    alone, helped = (weights_after(trainer(augment="crop+flip+color", workers=workers, epochs=2)) for workers in (0, 2))
     assert all(torch.equal(alone[name], helped[name]) for name in alone)
 
 
@@ -306,7 +305,7 @@ def test_drop_path_is_on_in_training_and_off_in_evaluation(trainer):
 
 
 def test_each_epoch_trains_in_a_new_order_and_with_new_crops(trainer):
-    run = trainer(augment="crop")
+    run = trainer(augment="crop+flip")
     first, second = [], []
     for epoch, images in enumerate((first, second)):
         run.train_loader.set_epoch(epoch)
@@ -360,7 +359,7 @@ def test_bf16_trains_and_says_so(trainer, capsys):
 def test_the_plan_says_what_was_derived(trainer, capsys):
     trainer(epochs=2, batch_size=9, grad_accum=3).fit()
     plan = capsys.readouterr().err
-    for fact in ("32 train, 4 val, 18 test images, 3 classes", "2 epochs of 4 updates of 9 images", "3 passes"):
+    for fact in ("32 train, 4 val, 18 test images, 3 classes", "8 updates, 4 an epoch, of 9 images", "3 passes"):
         assert fact in plan
     assert "epoch 2/2  val " in plan
 
@@ -374,48 +373,94 @@ def test_what_this_machine_cannot_do_is_refused_by_option(config):
 
 
 def test_a_grey_model_trains_on_grey_images(trainer):
-    run = trainer(shape={"in_chans": 1}, augment="erase", epochs=1)
+    run = trainer(shape={"in_chans": 1}, augment="crop+flip+erase", epochs=1)
     assert next(iter(run.train_loader))[0].shape == (8, 1, 16, 16)
     assert run.fit()["test_images"] == 18
 
 
-def small(folder, tmp_path, **options):
-    """Options of a whole recipe on a registered model, small enough for a test."""
-    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
-    return TrainConfig(
-        str(folder), "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8, workers=0,
-        augment="none", output=str(tmp_path / "run"), **options
-    )  # fmt: skip
+def test_the_average_of_the_weights_follows_its_formula_and_is_what_is_kept(trainer):
+    run = trainer(epochs=2, ema=0.6)
+    names = [name for name, _ in run.net.named_parameters()]
+    average = {}
+
+    def follow(optimizer, *_):
+        step = run.step + 1
+        decay = 0.0 if step < 2 else min(0.6, 1 - step ** (-2 / 3))  # timm's warm-up
+        for name, p in run.net.named_parameters():
+            average[name] = p.detach().clone() if step == 1 else decay * average[name] + (1 - decay) * p.detach()
+
+    run.optimizer.optimizer.register_step_post_hook(follow)
+    weights_after(run)
+    kept = dict(run.ema.module.named_parameters())
+    assert all(torch.allclose(kept[name], average[name], atol=1e-6) for name in names)
+    assert not torch.allclose(kept["head.weight"], run.net.head.weight)
 
 
-def test_a_whole_recipe_goes_from_a_folder_to_a_result(parquet_folder, tmp_path):
-    result = train(small(parquet_folder, tmp_path), "recipe")
-    assert result == json.loads((tmp_path / "run" / "result.json").read_text()) | {
-        "test_interval_95": result["test_interval_95"]
-    }
-    assert result["conversion"] is None
-    assert result["model"] == "diffvit_tiny_patch16"
-    loaded = timm.create_model(f"local-dir:{tmp_path}/run/best", pretrained=True)
-    assert model_data_config(loaded)["input_size"] == (3, 16, 16)
+def test_what_is_evaluated_and_saved_is_the_average(trainer, splits):
+    run = trainer(epochs=2, ema=0.6)
+    result = run.fit()
+    assert accuracy_outside(run.output / "best", splits.test) == result["test_accuracy"]
+    saved = timm.create_model(f"local-dir:{run.output}/best", pretrained=True).state_dict()
+    assert not torch.equal(saved["head.weight"], run.net.head.weight)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"dataset": "./nowhere"}, {"label_column": "breed"}, {"model": "diffvit_huge"}, {"attn": "plain", "model": "vit"}],
-)
-def test_a_recipe_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path, wrong):
-    with pytest.raises(InputError):
-        train(dataclasses.replace(small(image_folder, tmp_path), **wrong), "recipe")
-    assert not list(tmp_path.iterdir())
+def test_the_average_of_a_ramped_schedule_keeps_its_lambda(trainer):
+    run = trainer(shape={"lambda_init": "schedule"}, ema=0.5, lambda_warmup=1.0, lambda_target=0.3)
+    run.fit()
+    for layer in run.ema.module.differential_layers():
+        assert layer.lambda_init.item() == pytest.approx(0.3, abs=0.02)
 
 
-def test_a_finished_run_is_a_model_to_go_on_from(image_folder, splits, tmp_path):
-    first = train(small(image_folder, tmp_path), "recipe")
-    again = dataclasses.replace(
-        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
-        output=str(tmp_path / "more"), lr=1e-12
-    )  # fmt: skip
-    assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
+@pytest.mark.parametrize(("steps", "epochs"), [(3, 1), (6, 2)])
+def test_max_steps_ends_the_training_and_its_learning_rate_there(trainer, steps, epochs):
+    run = trainer(max_steps=steps, epochs=9)
+    result = run.fit()
+    assert (result["updates"], result["epochs"]) == (steps, epochs)
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    rows = rows_of(run.output)
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, steps + 1))
+    assert len([row for row in rows if "val_accuracy" in row]) == epochs
+
+
+def test_patience_ends_a_training_that_gets_no_better(trainer, capsys):
+    run = trainer(epochs=9, lr=1e-30, patience=2)
+    assert run.fit()["epochs"] == 3
+    assert "--patience ends the training" in capsys.readouterr().err
+
+
+def test_repeated_augmentation_looks_at_fewer_images_more_often(trainer):
+    run = trainer(augment="crop+flip", repeated_augmentation=4, epochs=2)
+    seen = []
+    for epoch in (0, 1):
+        run.train_loader.set_epoch(epoch)
+        run.train_images.set_epoch(epoch)
+        seen.append(torch.cat([labels for _, labels in run.train_loader]))
+    assert [len(labels) for labels in seen] == [32, 32]
+    assert all((labels.view(8, 4) == labels.view(8, 4)[:, :1]).all() for labels in seen)
+    assert not torch.equal(*seen)
+    run.fit()
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_stays_in_evaluation_mode(trainer):
+    run = trainer(shape={"drop_path_rate": 0.5})
+    run.net.requires_grad_(False)
+    run.net.head.requires_grad_(True)
+    run = Trainer(run.config, run.accelerator, run.net, run.splits, run.output)
+    before = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}
+    modes = []
+    run.net.blocks[1].register_forward_pre_hook(lambda block, _: modes.append(block.training))
+    after = weights_after(run)
+    assert not any(modes)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_model_trains_to_the_same_weights(trainer):
+    plain, compiled = (trainer(BIASLESS, epochs=1, max_steps=2, lr=1e-3, compile=compile) for compile in (False, True))
+    one, other = weights_after(plain), weights_after(compiled)
+    assert compiled.net._compiled_call_impl is not None
+    assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
 
 
 TWO_PROCESSES = """
@@ -427,7 +472,7 @@ from diffvit_timm.data import ImageDataset, load_splits
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 
 folder, output = sys.argv[1:]
-config = TrainConfig(folder, "tiny", epochs=2, batch_size=4, augment="crop", workers=0, log_every=1, grad_accum=2)
+config = TrainConfig(folder, "tiny", epochs=2, batch_size=4, augment="crop+flip", workers=0, log_every=1, grad_accum=2)
 accelerator = make_accelerator(config, Path(sys.argv[-1]))
 splits = load_splits(folder)
 torch.manual_seed(0)

@@ -1,0 +1,119 @@
+"""A whole recipe, from options to a result."""
+
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+
+from diffvit_timm.errors import InputError
+from diffvit_timm.training import TrainConfig, train
+from diffvit_timm.training.model import model_data_config
+
+
+def small(folder, tmp_path, **options):
+    """Options of a whole recipe on a registered model, small enough for a test."""
+    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+    return TrainConfig(
+        str(folder), "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8, workers=0,
+        augment="none", output=str(tmp_path / "run"), **options
+    )  # fmt: skip
+
+
+def test_a_whole_recipe_goes_from_a_folder_to_a_result(parquet_folder, tmp_path):
+    result = train(small(parquet_folder, tmp_path), "recipe")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text()) | {
+        "test_interval_95": result["test_interval_95"]
+    }
+    assert result["conversion"] is None
+    assert result["model"] == "diffvit_tiny_patch16"
+    loaded = timm.create_model(f"local-dir:{tmp_path}/run/best", pretrained=True)
+    assert model_data_config(loaded)["input_size"] == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dataset": "./nowhere"}, {"label_column": "breed"}, {"model": "diffvit_huge"}, {"attn": "plain", "model": "vit"}],
+)
+def test_a_recipe_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path, wrong):
+    with pytest.raises(InputError):
+        train(dataclasses.replace(small(image_folder, tmp_path), **wrong), "recipe")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_a_model_to_go_on_from(image_folder, splits, tmp_path):
+    first = train(small(image_folder, tmp_path), "recipe")
+    again = dataclasses.replace(
+        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
+        output=str(tmp_path / "more"), lr=1e-12
+    )  # fmt: skip
+    assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
+
+
+def test_a_part_of_the_training_images_is_drawn_and_the_result_says_how_many(image_folder, tmp_path):
+    result = train(small(image_folder, tmp_path, max_train_samples=20), "recipe")
+    assert (result["train_images"], result["updates"], result["test_images"]) == (20, 3, 18)
+    with pytest.raises(InputError, match=r"^--max-train-samples 33: .* has 32 to train on"):
+        train(small(image_folder, tmp_path / "more", max_train_samples=33), "recipe")
+
+
+def test_eval_only_tests_a_finished_run_and_changes_nothing(image_folder, tmp_path):
+    first = train(small(image_folder, tmp_path), "recipe")
+    again = dataclasses.replace(
+        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
+        output=str(tmp_path / "tested"), eval_only=True
+    )  # fmt: skip
+    result = train(again, "recipe")
+    assert {key: result[key] for key in ("test_accuracy", "lambda")} == {
+        key: first[key] for key in ("test_accuracy", "lambda")
+    }
+    names = {path.name for path in (tmp_path / "tested").iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "result.json"}
+
+
+def test_eval_only_of_a_head_that_never_learned_is_refused(image_folder, tmp_path):
+    with pytest.raises(InputError, match="--eval-only"):
+        train(small(image_folder, tmp_path, eval_only=True), "recipe")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(image_folder, tmp_path, capsys):
+    result = train(small(image_folder, tmp_path, dry_run=True, ema=0.9, checkpoint_every=0.1), "recipe")
+    assert not list(tmp_path.iterdir())
+    assert result["updates"] == 4
+    assert 0 < result["seconds_an_update"] < result["expected_seconds"]
+    assert 0.05 < result["peak_memory_gib"] < 64
+    assert "saved and loaded to the same bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("freeze", "trained"),
+    [("none", {"stem", "blocks.0", "blocks.1", "head"}), ("0", {"blocks.0", "blocks.1", "head"}),
+     ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"})],
+)  # fmt: skip
+def test_freezing_names_what_keeps_its_weights(image_folder, tmp_path, freeze, trained):
+    from diffvit_timm.data import load_splits
+    from diffvit_timm.training.model import create_model
+
+    model, _ = create_model(small(image_folder, tmp_path, freeze=freeze), load_splits(str(image_folder)))
+    part = {"cls_token": "stem", "pos_embed": "stem", "patch_embed": "stem", "head": "head"}
+    names = {
+        part.get(name.split(".")[0], ".".join(name.split(".")[:2]))
+        for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")
+    }  # fmt: skip
+    assert names == trained
+
+
+def test_more_frozen_blocks_than_there_are_is_refused(image_folder, tmp_path):
+    with pytest.raises(InputError, match=r"^--freeze 3: --model diffvit_tiny_patch16 has 2 blocks"):
+        train(small(image_folder, tmp_path, freeze="3"), "recipe")
+
+
+def test_gradient_checkpointing_trains_the_same_weights(image_folder, tmp_path):
+    weights = []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        train(small(image_folder, folder, grad_checkpointing=checkpointing), "recipe")
+        weights.append(timm.create_model(f"local-dir:{folder}/run/best", pretrained=True).state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
