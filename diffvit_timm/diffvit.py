@@ -139,6 +139,7 @@ class DiffVisionTransformer(VisionTransformer):
         block_fn = _block_fn(attn, head_norm, lambda_init, branch_dims)
         super().__init__(norm_layer=norm_layer, block_fn=block_fn, **kwargs)
         self.attn = attn
+        self._no_split_modules = [type(self.blocks[0]).__name__]  # for accelerate: what stays on one device
 
     @torch.jit.ignore
     def differential_layers(self) -> list[DifferentialLayer]:

@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import Trainer, parse_config
@@ -20,6 +22,29 @@ def recipe(name):
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    "name", sorted((RECIPES / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_launch_files_are_what_accelerate_reads(name):
+    config = load_config_from_file(str(name))
+    assert name.name in name.read_text().splitlines()[0]  # the command that uses it
+    assert config.num_processes >= 1
+
+
+def test_the_slurm_script_parses():
+    subprocess.run(["bash", "-n", RECIPES / "configs" / "slurm.sh"], check=True)
+
+
+def test_throughput_times_both_loops_on_the_same_images(image_folder, monkeypatch):
+    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+    arguments = ["throughput.py", "--dataset", str(image_folder), "--batch-size", "8", "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--max-steps", "5", "--rounds", "2", "--model-kwargs", *shape])
+    result = recipe("throughput").main()
+    assert {len(result[name]) for name in ("loader alone", "this trainer", "timm's loop")} == {2}
+    assert min(result["this trainer"]) > 0
+    assert result["quartiles"][0] <= result["ratio"] <= result["quartiles"][1]
 
 
 class ShortTrainer(Trainer):

@@ -2,7 +2,7 @@
 
 from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform
 from .datasets import Splits, digits_splits, load_images, load_splits
-from .images import ImageDataset, SmallImages, evaluation_images, training_images
+from .images import ImageDataset, SmallImages, decode_image, evaluation_images, training_images
 from .sampler import RepeatedSampler
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SmallImages",
     "Splits",
     "Transform",
+    "decode_image",
     "digits_splits",
     "eval_transform",
     "evaluation_images",

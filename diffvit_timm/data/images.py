@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from ..errors import InputError
 from .augment import Transform, parse_policy, train_transform
 
-__all__ = ["ImageDataset", "SmallImages", "evaluation_images", "training_images"]
+__all__ = ["ImageDataset", "SmallImages", "decode_image", "evaluation_images", "training_images"]
 
 SMALL = 64  # pixels a side, up to which a split is decoded once and kept
 BATCHED = {"shift", "flip", "cutout"}  # steps that SmallImages takes for a batch at once
@@ -71,7 +71,7 @@ class ImageDataset(_Epochs):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.split[index % len(self.split)]
         seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]
-        return self.transform(_decode(row["image"], self.mode, self.split, index), int(seed)), row["label"]
+        return self.transform(decode_image(row["image"], self.mode, self.split, index), int(seed)), row["label"]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -184,14 +184,14 @@ def _fits(split: Dataset, data_config: dict) -> bool:
     height, width = data_config["input_size"][-2:]
     if max(height, width) > SMALL or data_config["crop_pct"] != 1.0:
         return False
-    return _decode(split[0]["image"], "L", split, 0).size == (width, height)
+    return decode_image(split[0]["image"], "L", split, 0).size == (width, height)
 
 
 def _decode_all(split: Dataset, in_chans: int) -> Tensor | None:
     """(n, C, H, W), uint8; None if the sizes differ."""
     first, rows = None, []
     for index, image in enumerate(split["image"]):
-        pixels = np.asarray(_decode(image, MODES[in_chans], split, index))
+        pixels = np.asarray(decode_image(image, MODES[in_chans], split, index))
         first = pixels.shape if first is None else first
         if pixels.shape != first:
             return None
@@ -200,7 +200,17 @@ def _decode_all(split: Dataset, in_chans: int) -> Tensor | None:
     return decoded.unsqueeze(1) if in_chans == 1 else decoded.permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(image: dict | None, mode: str, split: Dataset, index: int) -> Image.Image:
+def decode_image(image: dict | None, mode: str, split: Dataset, index: int) -> Image.Image:
+    """An undecoded image of a split, upright.
+
+    Args:
+        image: its bytes or path.
+        mode: of PIL, 'L' or 'RGB'.
+        split, index: where it is, for the error.
+
+    Raises:
+        InputError: it is empty or does not decode.
+    """
     if image is None or not (image["bytes"] or image["path"]):
         raise InputError(f"image {index} of split {split.split} is empty: take it out of the dataset")
     try:

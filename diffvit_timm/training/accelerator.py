@@ -6,19 +6,22 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from ..errors import InputError
 from .config import TrainConfig
 
 __all__ = ["make_accelerator"]
 
+# Each shards weights or optimizer, and a checkpoint, an average and best/ here hold whole ones.
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
 
 def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
     """The accelerator of a configuration; trackers that write files write below `output`.
 
     Raises:
-        InputError: a tracker that is not installed, fp16 without a GPU.
+        InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards the model.
     """
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -34,6 +37,11 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         project_dir=str(output),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
+    if accelerator.distributed_type in SHARDED:
+        raise InputError(
+            f"the launch file asks for {accelerator.distributed_type.value}, which shards the model; checkpoints here "
+            "hold a whole one: use recipes/configs/accelerate/ddp.yaml"
+        )
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

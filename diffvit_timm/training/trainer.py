@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -128,9 +128,6 @@ class Trainer:
 
     def _average(self) -> ModelEmaV3:
         """The moving average of the weights (`Polyak and Juditsky 1992`), the faster the earlier in the training."""
-        engine = self.accelerator.distributed_type
-        if engine in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise InputError(f"--ema {self.config.ema}: {engine.value} shards the weights, leave it out")
         for layer, start in zip(self.layers if self.config.lambda_warmup else [], self.lambda_starts, strict=False):
             layer.set_lambda_init(start)  # the ramp makes it part of the state dict, and so it must be in the copy's
         return ModelEmaV3(self.net, decay=self.config.ema, use_warmup=True)

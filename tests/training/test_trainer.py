@@ -1,5 +1,6 @@
 """The training loop, run for real on 36 small images: its folder, its arithmetic, and how it stops."""
 
+import functools
 import itertools
 import json
 import os
@@ -13,7 +14,9 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from PIL import Image
 
 from diffvit_timm.data import ImageDataset
@@ -372,6 +375,12 @@ def test_what_this_machine_cannot_do_is_refused_by_option(config):
             make_accelerator(config(precision="fp16"), Path("run"))
 
 
+def test_an_engine_that_shards_the_model_is_refused_before_anything_loads(config, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(InputError, match=r"^the launch file asks for FSDP.*ddp\.yaml"):
+        make_accelerator(config(), Path("run"))
+
+
 def test_a_grey_model_trains_on_grey_images(trainer):
     run = trainer(shape={"in_chans": 1}, augment="crop+flip+erase", epochs=1)
     assert next(iter(run.train_loader))[0].shape == (8, 1, 16, 16)
@@ -463,7 +472,7 @@ def test_a_compiled_model_trains_to_the_same_weights(trainer):
     assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
 
 
-TWO_PROCESSES = """
+PROCESSES = """
 import json, sys
 import timm, torch
 import diffvit_timm
@@ -471,13 +480,17 @@ from pathlib import Path
 from diffvit_timm.data import ImageDataset, load_splits
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 
-folder, output = sys.argv[1:]
-config = TrainConfig(folder, "tiny", epochs=2, batch_size=4, augment="crop+flip", workers=0, log_every=1, grad_accum=2)
-accelerator = make_accelerator(config, Path(sys.argv[-1]))
+folder, output, batch_size = sys.argv[1:]
+config = TrainConfig(
+    folder, "tiny", epochs=2, batch_size=int(batch_size), augment="crop+flip", workers=0, log_every=1, grad_accum=2,
+    ema=0.9, lr=1e-3, model_kwargs=("qkv_bias=False",)
+)
+accelerator = make_accelerator(config, Path(output))
 splits = load_splits(folder)
 torch.manual_seed(0)
 model = timm.create_model(
-    "diffvit_tiny_patch16", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3
+    "diffvit_tiny_patch16", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3,
+    qkv_bias=False
 )
 reads, read = [], ImageDataset.__getitem__
 
@@ -487,37 +500,64 @@ def recorded(self, index):
     return image, label
 
 ImageDataset.__getitem__ = recorded
-result = Trainer(config, accelerator, model, splits, Path(output)).fit()
-weights = sum(p.double().sum().item() for p in model.parameters())
-row = dict(result=result, reads=reads, weights=weights, processes=accelerator.num_processes)
+trainer = Trainer(config, accelerator, model, splits, Path(output))
+result = trainer.fit()
+weights = torch.cat([p.flatten() for p in model.parameters()]).tolist()
+average = torch.cat([p.flatten() for p in trainer.ema.module.parameters()]).tolist()
+row = dict(result=result, reads=reads, weights=weights, average=average, processes=accelerator.num_processes)
 Path(output, f"rank{accelerator.process_index}.json").write_text(json.dumps(row))
 accelerator.end_training()
 """
 
 
-def test_two_processes_share_the_work_and_see_new_crops_each_epoch(image_folder, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(image_folder), str(tmp_path / "run")], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    ranks = [json.loads((tmp_path / "run" / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    assert [rank["processes"] for rank in ranks] == [2, 2]
-    assert ranks[0]["weights"] == ranks[1]["weights"]
-    assert ranks[0]["result"]["test_accuracy"] == ranks[1]["result"]["test_accuracy"]
-    assert ranks[0]["result"]["test_images"] == 18
+@pytest.fixture(scope="module")
+def ranks(image_folder, tmp_path_factory):
+    """Function: number of processes -> what each reports of the same training, 8 images an update."""
 
-    train_reads = [[(i, image) for size, i, image in rank["reads"] if size == 32] for rank in ranks]
+    @functools.cache
+    def run(processes):
+        folder = tmp_path_factory.mktemp("ranks")
+        script = folder / "train.py"
+        script.write_text(PROCESSES)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        arguments = [str(script), str(image_folder), str(folder / "run"), str(8 // processes)]
+        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        reports = [json.loads((folder / "run" / f"rank{rank}.json").read_text()) for rank in range(processes)]
+        return reports, rows_of(folder / "run")
+
+    return run
+
+
+def test_two_processes_share_the_work_and_see_new_crops_each_epoch(ranks):
+    (first, second), rows = ranks(2)
+    assert first["processes"] == second["processes"] == 2
+    assert first["weights"] == second["weights"]
+    assert first["average"] == second["average"]
+    assert first["result"]["test_accuracy"] == second["result"]["test_accuracy"]
+    assert first["result"]["test_images"] == 18
+
+    train_reads = [[(i, image) for size, i, image in rank["reads"] if size == 32] for rank in (first, second)]
     assert [len(reads) for reads in train_reads] == [32, 32]
     for epoch in (0, 1):  # half of the images each, none twice
         seen = [i for reads in train_reads for i, _ in reads[16 * epoch : 16 * (epoch + 1)]]
         assert sorted(seen) == list(range(32))
-    updates = [row for row in rows_of(tmp_path / "run") if "train_loss" in row]
-    assert [row["step"] for row in updates] == list(range(1, 9))
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, 9))
 
     shown = {i: [image for reads in train_reads for j, image in reads if i == j] for i in range(32)}
-    repeated = [i for i, (first, second) in shown.items() if first == second]
+    repeated = [i for i, (once, again) in shown.items() if once == again]
     assert not repeated, "the augmentation of the first epoch came again"
+
+
+def test_two_processes_and_one_train_the_same_at_the_same_global_batch(ranks):
+    (alone,), rows = ranks(1)
+    (first, _), shared_rows = ranks(2)
+    for row, shared in zip(rows, shared_rows, strict=True):
+        assert row == pytest.approx(shared, rel=1e-4) if "lambda" not in row else row["epoch"] == shared["epoch"]
+    for name in ("weights", "average"):
+        assert np.abs(np.subtract(alone[name], first[name])).max() < 2e-5
+    assert alone["result"]["test_accuracy"] == first["result"]["test_accuracy"]
+    crops = [sorted((i, image) for size, i, image in [*one["reads"], *more] if size == 32)
+             for one, more in ((alone, []), (first, ranks(2)[0][1]["reads"]))]  # fmt: skip
+    assert crops[0] == crops[1]
