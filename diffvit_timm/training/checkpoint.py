@@ -1,17 +1,16 @@
 """Checkpoints of a run: written aside, flushed to the disk and renamed, so that one is whole or not there."""
 
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
+from .disk import remove_folder, whole_folder
 
 __all__ = ["Checkpoints", "load_checkpoint"]
 
@@ -49,29 +48,17 @@ class Checkpoints:
         path = self.folder / f"epoch-{epochs:05d}-step-{step:09d}"
         if path.exists():
             return path
-        aside = path.with_suffix(".new")
-        try:
-            for rest in (*self.folder.glob("*.new"), *self.folder.glob("*.old")):  # of a run that was killed
-                shutil.rmtree(rest, ignore_errors=True)
-            aside.mkdir(parents=True)
+        for rest in (*self.folder.glob("*.new"), *self.folder.glob("*.old")):  # of a run that was killed
+            shutil.rmtree(rest, ignore_errors=True)
+        newest = self.whole()[-1:]
+        then = f"go on with --resume {newest[0]}" if newest else "start again"
+        with whole_folder(path, f"the checkpoint of update {step}", then) as aside:
             # cloned: safetensors refuses tensors that share memory
-            save_file({name: tensor.detach().clone() for name, tensor in weights.items()}, aside / "model.safetensors")
+            copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            save_file(copies, aside / "model.safetensors")
             torch.save(state, aside / "state.pt")
-            for file in (*aside.iterdir(), aside):
-                _flush(file)
-            aside.rename(path)
-            _flush(self.folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            newest = self.whole()[-1:]
-            raise InputError(
-                f"the checkpoint of update {step} cannot be written to {self.folder} ({error}): free some space and "
-                + (f"go on with --resume {newest[0]}" if newest else "start again")
-            ) from error
         for old in self.whole()[: -self.keep]:
-            gone = old.with_suffix(".old")
-            old.rename(gone)  # half a removal must not look like a checkpoint
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(old)
         return path
 
 
@@ -86,12 +73,3 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return weights, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken file makes of its readers
         raise InputError(f"--resume {path} cannot be read: {error}") from error
-
-
-def _flush(path: Path) -> None:
-    """Wait for the disk: a machine that stops could otherwise leave a renamed folder of empty files."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

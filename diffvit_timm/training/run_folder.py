@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import tempfile
 from importlib import metadata
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..hub import save_pretrained
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .disk import recover_folder, replace, whole_folder, writing
 
 # Options that change no number of a run.
 FREE_OPTIONS = ("output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers", "dry_run")
@@ -104,38 +104,30 @@ class RunFolder:
     def __init__(self, path: Path, config: TrainConfig, rows: int = 0) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        recover_folder(path / "best")
         metrics = path / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True)[:rows] if rows else []
         self.rows: list[dict] = [json.loads(line) for line in lines]
-        _replace(metrics, "".join(lines))
-        _replace(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+        replace(metrics, "".join(lines))
+        replace(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: dict) -> None:
-        _replace(self.path / name, json.dumps(content, indent=2) + "\n")
+        replace(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def log(self, **row) -> None:
         """Append a row to metrics.jsonl."""
         self.rows.append(row)
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with writing("metrics.jsonl", self.path, f"go on with --resume {self.path} if it has a checkpoint"):
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def save_best(self, model: nn.Module, class_names: list[str]) -> None:
-        """Replace best/; written aside first, so that a crash leaves the old one (at worst as best.old/)."""
-        aside, best, old = (self.path / name for name in ("best.new", "best", "best.old"))
-        shutil.rmtree(aside, ignore_errors=True)
-        save_pretrained(model, aside, label_names=class_names)
-        if best.exists():
-            best.rename(old)
-        aside.rename(best)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file aside and rename it: whoever reads it finds the old text or the new one."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text)
-    aside.replace(path)
+        """Replace best/."""
+        with whole_folder(
+            self.path / "best", "best/", f"go on with --resume {self.path} if it has a checkpoint"
+        ) as aside:
+            save_pretrained(model, aside, label_names=class_names)
 
 
 def _plain(config: TrainConfig) -> dict:

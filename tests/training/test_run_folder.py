@@ -121,20 +121,34 @@ def test_best_holds_the_last_saved_model_with_its_class_names(tmp_path, tiny_mod
     assert not (tmp_path / "run" / "best.new").exists()
 
 
+def test_a_kill_between_the_renames_loses_no_best(tmp_path, tiny_model):
+    RunFolder(tmp_path / "run", config()).save_best(tiny_model(), ["cat", "dog", "owl"])
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
+    RunFolder(tmp_path / "run", config())
+    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_a_row_that_the_disk_does_not_take_is_one_error(tmp_path):
+    run = RunFolder(tmp_path / "run", config())
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"^metrics\.jsonl cannot be written to .*free some space"):
+        run.log(step=1)
+
+
 def test_a_crash_while_saving_leaves_the_last_best_whole(tmp_path, tiny_model, monkeypatch):
     run, model = RunFolder(tmp_path / "run", config()), tiny_model()
     run.save_best(model, ["cat", "dog", "owl"])
     before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
 
     def full_disk(*args, **kwargs):
-        Path(args[1]).mkdir()
         (Path(args[1]) / "model.safetensors").write_bytes(before[:100])
         raise OSError(28, "No space left on device")
 
     torch.nn.init.normal_(model.head.weight)
     with monkeypatch.context() as patch:
         patch.setattr("diffvit_timm.training.run_folder.save_pretrained", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match=r"best/ cannot be written .*No space left.*MiB free.*--resume"):
             run.save_best(model, ["cat", "dog", "owl"])
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
     run.save_best(model, ["cat", "dog", "owl"])  # and the next one replaces both
