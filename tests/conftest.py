@@ -54,15 +54,25 @@ def image_folder(tmp_path_factory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("animals"), train=12, test=6)
 
 
+def write_parquet(images: Path, folder: Path) -> Path:
+    from datasets import load_dataset
+
+    for split, data in load_dataset(str(images)).items():
+        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def parquet_folder(image_folder, tmp_path_factory) -> Path:
     """The same images as parquet files."""
-    from datasets import load_dataset
+    return write_parquet(image_folder, tmp_path_factory.mktemp("animals-parquet"))
 
-    folder = tmp_path_factory.mktemp("animals-parquet")
-    for split, data in load_dataset(str(image_folder)).items():
-        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
+
+@pytest.fixture(scope="session")
+def stream_folder(tmp_path_factory) -> Path:
+    """Parquet files of 36 train and 30 test images."""
+    images = write_image_folder(tmp_path_factory.mktemp("many-animals"), train=12, test=10)
+    return write_parquet(images, tmp_path_factory.mktemp("many-animals-parquet"))
 
 
 @pytest.fixture(scope="session")

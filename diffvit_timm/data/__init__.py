@@ -2,8 +2,10 @@
 
 from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform
 from .datasets import Splits, digits_splits, load_images, load_splits
-from .images import ImageDataset, SmallImages, decode_image, evaluation_images, training_images
+from .images import ImageDataset, SmallImages, decode_image
+from .loading import evaluation_images, training_images
 from .sampler import RepeatedSampler
+from .stream import Stream, StreamedImages
 
 __all__ = [
     "STEPS",
@@ -11,6 +13,8 @@ __all__ = [
     "RepeatedSampler",
     "SmallImages",
     "Splits",
+    "Stream",
+    "StreamedImages",
     "Transform",
     "decode_image",
     "digits_splits",

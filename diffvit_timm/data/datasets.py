@@ -2,16 +2,19 @@
 
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..errors import InputError
+from .stream import Stream
 
 SPLIT_SEED = 0  # the validation split is the same for every seed of a training
 
@@ -22,19 +25,19 @@ VAL_NAMES = ("validation", "valid", "val")
 class Splits:
     """The three splits of a dataset; columns are 'image' (undecoded bytes or path) and 'label' (class index)."""
 
-    train: Dataset
+    train: Any  # Dataset, or a Stream
     val: Dataset
     test: Dataset
     class_names: list[str]
 
 
-def _load(name: str, option: str = "--dataset") -> DatasetDict:
+def _load(name: str, option: str = "--dataset", streaming: bool = False) -> DatasetDict:
     folder = Path(name).expanduser()
     looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
         raise InputError(f"{option} {name} is not a folder: check the path, or give a dataset's name on the Hub")
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else name)
+        return datasets.load_dataset(str(folder) if folder.is_dir() else name, streaming=streaming)
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         if folder.is_dir():
             raise InputError(f"{option} {name} holds neither parquet files nor class folders: {error}") from error
@@ -44,18 +47,21 @@ def _load(name: str, option: str = "--dataset") -> DatasetDict:
         ) from error
 
 
-def load_splits(name: str, image_column: str = "auto", label_column: str = "label") -> Splits:
+def load_splits(name: str, image_column: str = "auto", label_column: str = "label", stream: int = 0) -> Splits:
     """Load a dataset with its official splits; without a validation split, a stratified tenth of train becomes one.
+
+    Of a stream, whose training images cannot be counted, it is a tenth of the test split, and the rest is tested.
 
     Args:
         name: a Hub name, or a folder of parquet files or of one folder a class (imagefolder).
         image_column: 'auto' is the only image column.
         label_column: the column of class labels.
+        stream: read the training images as they come, so many an epoch; 0: store them.
 
     Raises:
         InputError: the dataset cannot be had, or lacks a column, a class list or a split.
     """
-    loaded = _load(name)
+    loaded = _load(name, streaming=stream > 0)
     if "train" not in loaded:
         raise InputError(f"--dataset {name} has no train split, only {', '.join(loaded)}")
     features = loaded["train"].features
@@ -72,19 +78,33 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
     for split, names in _class_names(name, label_column, named).items():
         if names != features[label_column].names:
             raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
+    train: Any = named["train"]
+    if stream:
+        train = Stream(named.pop("train"), stream)
+        named = {split: _stored(data) for split, data in named.items()}
     for split, data in named.items():
         if not len(data):
             raise InputError(f"--dataset {name}: {split} has no images")
         if min(data["label"]) < 0:
             raise InputError(f"--dataset {name}: {split} has images without a label (class -1)")
 
-    train = named["train"]
+    test = named["test"] if "test" in named else named[val_name]
     if "test" in named and val_name is not None:
-        val, test = named[val_name], named["test"]
+        val = named[val_name]
+    elif stream:
+        test, val = _stratified_tenth(test, name)
     else:
-        test = named["test"] if "test" in named else named[val_name]
         train, val = _stratified_tenth(train, name)
     return Splits(train, val, test, features[label_column].names)
+
+
+def _stored(data: IterableDataset) -> Dataset:
+    """A split of a stream, on the disk."""
+
+    def rows() -> Iterator[dict]:
+        yield from data
+
+    return Dataset.from_generator(rows, features=data.features, split=data.split)
 
 
 def _image_column(name: str, features: Features, column: str, option: str = "--dataset") -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..errors import InputError
-from .augment import Transform, parse_policy, train_transform
+from .augment import Transform
 
-__all__ = ["ImageDataset", "SmallImages", "decode_image", "evaluation_images", "training_images"]
+__all__ = ["BATCHED", "MODES", "SMALL", "ImageDataset", "SmallImages", "decode_all", "decode_image"]
 
 SMALL = 64  # pixels a side, up to which a split is decoded once and kept
 BATCHED = {"shift", "flip", "cutout"}  # steps that SmallImages takes for a batch at once
@@ -152,43 +152,8 @@ def _cut_out(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images.masked_fill((y[:, :, None] & x[:, None, :]).unsqueeze(1), 0.0)
 
 
-def training_images(
-    split: Dataset, policy: str, data_config: dict, crop_scale: float = 0.35, seed: int = 0
-) -> ImageDataset | SmallImages:
-    """The images to train on.
-
-    Args:
-        split: a split of `Splits`.
-        policy, data_config, crop_scale: of `train_transform`.
-        seed: of the augmentation, which is a function of seed, epoch and index alone.
-
-    Raises:
-        InputError: a policy that is none.
-    """
-    names, channels = parse_policy(policy), data_config["input_size"][0]
-    if set(names) <= BATCHED and _fits(split, data_config):
-        pixels = _decode_all(split, channels)
-        if pixels is not None:
-            labels = torch.tensor(split["label"])
-            return SmallImages(pixels, labels, names, data_config["mean"], data_config["std"], seed)
-    return ImageDataset(split, train_transform(policy, data_config, crop_scale), channels, seed)
-
-
-def evaluation_images(split: Dataset, data_config: dict) -> ImageDataset | SmallImages:
-    """The images as the model wants them in evaluation; arguments as in `training_images`."""
-    return training_images(split, "none", data_config)
-
-
-def _fits(split: Dataset, data_config: dict) -> bool:
-    """Whether the first image is small, and has already the size that evaluation would give it."""
-    height, width = data_config["input_size"][-2:]
-    if max(height, width) > SMALL or data_config["crop_pct"] != 1.0:
-        return False
-    return decode_image(split[0]["image"], "L", split, 0).size == (width, height)
-
-
-def _decode_all(split: Dataset, in_chans: int) -> Tensor | None:
-    """(n, C, H, W), uint8; None if the sizes differ."""
+def decode_all(split: Dataset, in_chans: int) -> Tensor | None:
+    """All images of a split, (n, C, H, W), uint8; None if their sizes differ."""
     first, rows = None, []
     for index, image in enumerate(split["image"]):
         pixels = np.asarray(decode_image(image, MODES[in_chans], split, index))

@@ -48,6 +48,8 @@ class TrainConfig:
     """Updates, in the place of --epochs; 0: as many as the epochs have."""
     max_train_samples: int = 0
     """Train on so many of the training images, drawn at random; 0: on all."""
+    stream: int = 0
+    """Read the training images as they come, so many of them an epoch, without a copy on the disk; 0: store them."""
     patience: int = 0
     """Stop after so many epochs without a better one on validation; 0: never."""
     batch_size: int = 32
@@ -142,6 +144,7 @@ class TrainConfig:
             "checkpoint_every",
             "max_steps",
             "max_train_samples",
+            "stream",
             "patience",
             "workers",
             "seed",
@@ -157,12 +160,25 @@ class TrainConfig:
         known = self.freeze in ("none", "backbone") or self.freeze.isdigit()
         self._require("freeze", known, "must be none, backbone or a number of blocks")
         parse_policy(self.augment)
+        if self.stream:
+            self._require("stream", self.stream >= self.batch_size, f"is less than --batch-size {self.batch_size}")
+            self._refuse_with_stream()
         if self.eval_only and (self.dry_run or self.resume != "never"):
             raise InputError("--eval-only neither trains nor resumes: leave out --dry-run and --resume")
         if self.dry_run and self.resume != "never":
             raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
+
+    def _refuse_with_stream(self) -> None:
+        """What looks at stored training images, or at some of them more than once."""
+        for name, used in (
+            ("conversion", self.conversion in ("calibrated", "pairs")),
+            ("head_init", self.head_init == "probe"),
+            ("max_train_samples", self.max_train_samples > 0),
+            ("repeated_augmentation", self.repeated_augmentation > 1),
+        ):
+            self._require(name, not used, "needs stored images: leave out --stream")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

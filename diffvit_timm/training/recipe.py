@@ -50,7 +50,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
     check_model(config.model, config.pretrained)
     if config.teacher:
         check_model(config.teacher, option="--teacher")
-    splits = _fewer(load_splits(config.dataset, config.image_column, config.label_column), config)
+    splits = _fewer(load_splits(config.dataset, config.image_column, config.label_column, config.stream), config)
     if config.eval_only and parse_model_name(config.model)[0] is None:
         raise InputError(
             f"--eval-only: the head of --model {config.model} starts at random; give local-dir: or hf-hub:"

@@ -66,7 +66,8 @@ def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
 
 def _require_same_options(folder: Path, config: TrainConfig) -> None:
     there, here = yaml.safe_load((folder / "config.yaml").read_text()), _plain(config)
-    changed = [name for name in here if name not in FREE_OPTIONS and there.get(name) != here[name]]
+    free = set(FREE_OPTIONS) - ({"workers"} if config.stream else set())  # a stream's order is theirs too
+    changed = [name for name in here if name not in free and there.get(name) != here[name]]
     if changed:
         differences = "; ".join(f"--{n.replace('_', '-')} {there.get(n)} there, {here[n]} here" for n in changed)
         raise InputError(f"--resume {config.resume}: {folder} is a run of other options: {differences}")

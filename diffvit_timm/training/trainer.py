@@ -5,6 +5,7 @@ import itertools
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from ..data import ImageDataset, RepeatedSampler, SmallImages, Splits, evaluation_images, training_images
+from ..data import RepeatedSampler, Splits, StreamedImages, evaluation_images, training_images
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..statistics import LayerStatistics, layer_statistics
@@ -82,7 +83,9 @@ class Trainer:
         self.run: RunFolder | None = None  # made by fit, so that bad settings leave nothing behind
 
         data_config = model_data_config(model)
-        self.train_images = training_images(splits.train, config.augment, data_config, config.crop_scale, config.seed)
+        self.train_images: Any = training_images(
+            splits.train, config.augment, data_config, config.crop_scale, config.seed
+        )
         self.train_loader = self._loader(self.train_images, train=True)
         self.val_loader = self._loader(evaluation_images(splits.val, data_config))
         self.test_loader = self._loader(evaluation_images(splits.test, data_config))
@@ -95,7 +98,12 @@ class Trainer:
             model, optimizer, self.train_loader, self.val_loader, self.test_loader
         )
         self.frozen = [module for module in model.modules() if _is_frozen(module)]
-        self.updates_per_epoch = len(self.train_loader)
+        self.streams = isinstance(self.train_images, StreamedImages)
+        self.updates_per_epoch = (
+            len(self.train_images) // (config.batch_size * accelerator.num_processes)
+            if self.streams
+            else len(self.train_loader)
+        )
         self.updates = config.max_steps or config.epochs * self.updates_per_epoch
         self.epochs = math.ceil(self.updates / self.updates_per_epoch)
         self.passes = config.grad_accum
@@ -125,6 +133,7 @@ class Trainer:
         self.checkpoints = Checkpoints(self.output, config.keep_checkpoints)
         self.last_checkpoint = 0  # the update that it was taken after
         self.stop = StopSignal()
+        self.stream: Iterator | None = None  # the batches of a stream, from its first on
 
     def _average(self) -> ModelEmaV3:
         """The moving average of the weights (`Polyak and Juditsky 1992`), the faster the earlier in the training."""
@@ -137,14 +146,15 @@ class Trainer:
         """The network that is evaluated and kept: the average of the weights, or the trained one itself."""
         return self.ema.module if self.ema else self.net
 
-    def _loader(self, images: ImageDataset | SmallImages, train: bool = False) -> Any:
+    def _loader(self, images: Any, train: bool = False) -> Any:
         config, sampler = self.config, None
+        streams = isinstance(images, StreamedImages)
         if train and config.repeated_augmentation > 1:
             sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.seed)
         return DataLoader(
-            images,
+            images.rows if streams else images,
             batch_size=config.batch_size,
-            shuffle=train and sampler is None,
+            shuffle=train and sampler is None and not streams,
             sampler=sampler,
             num_workers=config.workers,
             collate_fn=images.collate,
@@ -304,13 +314,12 @@ class Trainer:
         self.model.train()
         for module in self.frozen:  # neither drops paths nor counts statistics
             module.eval()
-        self.train_loader.set_epoch(epoch)  # the order
-        self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
         done = self.step - epoch * self.updates_per_epoch
         end = min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
-        loader = skip_first_batches(self.train_loader, done) if done else self.train_loader
         with progress(f"epoch {epoch + 1}", end - done) as advance:
-            for batch, (images, labels) in enumerate(itertools.islice(loader, end - done), start=done + 1):
+            for batch, (images, labels) in enumerate(
+                itertools.islice(self._batches(epoch), end - done), start=done + 1
+            ):
                 self.losses.append(self._update(images, labels))
                 last, text = batch == end, ""
                 row_is_due = self.step % self.config.log_every == 0 or last
@@ -326,6 +335,17 @@ class Trainer:
                 self._stop_if_asked(together=row_is_due)
                 if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
                     self._save_checkpoint()
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch that are still to come; a stream goes on from the last one's."""
+        if not self.streams:
+            done = self.step - epoch * self.updates_per_epoch
+            self.train_loader.set_epoch(epoch)  # the order
+            self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
+            return iter(skip_first_batches(self.train_loader, done) if done else self.train_loader)
+        if self.stream is None:
+            self.stream = iter(skip_first_batches(self.train_loader, self.step) if self.step else self.train_loader)
+        return self.stream
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer update from one batch; returns its mean loss, on the device."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffvit_timm.data import load_splits
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 from diffvit_timm.training import checkpoint as checkpoint_module
@@ -87,6 +88,22 @@ def test_worker_processes_change_nothing_of_a_resume(start, whole):
     again = start("killed", workers=1)
     again.fit(Checkpoints(again.output).whole()[-1])
     assert_same(outcome(again.output), whole)
+
+
+def test_a_streamed_run_goes_on_where_the_stream_was(stream_folder, tiny_model, tmp_path):
+    splits = load_splits(str(stream_folder), stream=20)
+
+    def make(name):
+        config = TrainConfig(str(stream_folder), "tiny", stream=20, **OPTIONS)
+        return Trainer(config, make_accelerator(config, tmp_path / name), tiny_model(), splits, tmp_path / name)
+
+    run = make("whole")
+    result = run.fit()
+    assert (result["updates"], result["epochs"], result["train_images"]) == (6, 3, 20)
+    kill_after(make("killed"), 3)
+    again = make("killed")
+    again.fit(Checkpoints(again.output).whole()[-1])
+    assert_same(outcome(again.output), outcome(run.output))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -60,6 +60,12 @@ def test_a_recipes_own_option_stands_beside_the_trainers():
         ("label_smoothing", 1.0, "--label-smoothing 1.0 must be in [0, 1)"),
         ("drop_path", 1.5, "--drop-path 1.5 must be in [0, 1)"),
         ("crop_scale", 0.0, "--crop-scale 0.0 must be in (0, 1]"),
+        ("freeze", "head", "--freeze head must be none, backbone or a number of blocks"),
+        ("ema", 1.0, "--ema 1.0 must be in [0, 1)"),
+        ("max_steps", -1, "--max-steps -1 must not be negative"),
+        ("repeated_augmentation", 0, "--repeated-augmentation 0 must be at least 1"),
+        ("augment", "crop+blur", "--augment crop+blur: 'blur' is not known"),
+        ("stream", 8, "--stream 8 is less than --batch-size 32"),
         ("model_kwargs", ("img_size", "96"), "must be NAME=VALUE pairs"),
     ],
 )
@@ -69,6 +75,22 @@ def test_a_number_out_of_range_is_refused_with_the_option_and_the_value(option, 
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"--{option.replace('_', '-')} ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(stream=64, conversion="calibrated"), "--conversion calibrated needs stored images"),
+        (dict(stream=64, head_init="probe"), "--head-init probe needs stored images"),
+        (dict(stream=64, max_train_samples=9), "--max-train-samples 9 needs stored images"),
+        (dict(stream=64, repeated_augmentation=2), "--repeated-augmentation 2 needs stored images"),
+        (dict(eval_only=True, dry_run=True), "--eval-only neither trains nor resumes"),
+        (dict(dry_run=True, resume="auto"), "--dry-run starts anew: leave out --resume auto"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig("pets", "vit", **options)
 
 
 def test_the_command_line_refuses_in_the_same_words():
