@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from .attention import DifferentialAttention, DifferentialAttentionV2, DifferentialLayer
 from .conversion import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
+from .pos_embed import POS_EMBEDS, POS_EMBEDS_2D, PosEmbed2d, resample_axis
 
 __all__ = ["DiffVisionTransformer"]
 
@@ -108,6 +109,7 @@ class DiffVisionTransformer(VisionTransformer):
         head_norm: bool | None = None,
         lambda_init: float | str | None = None,
         branch_dims: tuple[int, int] | None = None,
+        pos_embed: str = "learn",
         norm_eps: float | None = None,
         norm_layer=None,
         **kwargs,
@@ -122,14 +124,18 @@ class DiffVisionTransformer(VisionTransformer):
                 of 'diff_v2' is 0.5.
             branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The registered variants have
                 three quarters and a quarter unless told.) Only of 'diff'.
+            pos_embed: 'learn' (timm's: a learned vector a patch), 'learn_2d' (one a row and one a column), 'sincos' (of
+                both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens.
             norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
         Raises:
-            ValueError: an unknown `attn`, or settings that its layer has not or refuses.
+            ValueError: an unknown `attn` or `pos_embed`, or settings that its layer has not or refuses.
         """
         if attn not in ATTENTIONS:
             raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
+        if pos_embed not in POS_EMBEDS:
+            raise ValueError(f"pos_embed={pos_embed!r} is not known: choose one of {', '.join(map(repr, POS_EMBEDS))}")
         for name in ("attn_layer", "block_fn"):
             if name in kwargs:
                 choices = ", ".join(map(repr, ATTENTIONS))
@@ -137,9 +143,29 @@ class DiffVisionTransformer(VisionTransformer):
         if norm_eps is not None:
             norm_layer = partial(get_norm_layer(norm_layer) or LayerNorm, eps=norm_eps)
         block_fn = _block_fn(attn, head_norm, lambda_init, branch_dims)
-        super().__init__(norm_layer=norm_layer, block_fn=block_fn, **kwargs)
+        table = "learn" if pos_embed == "learn" else "none"
+        super().__init__(norm_layer=norm_layer, block_fn=block_fn, pos_embed=table, **kwargs)
         self.attn = attn
+        if pos_embed in POS_EMBEDS_2D:
+            where = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
+            flat = not self.dynamic_img_size
+            embed = POS_EMBEDS_2D[pos_embed](self.patch_embed.grid_size, self.embed_dim, flat, **where)
+            # the last step of patch_embed: TorchScript knows no super(), and so no _pos_embed beside timm's
+            self.patch_embed.norm = nn.Sequential(self.patch_embed.norm, embed)
         self._no_split_modules = [type(self.blocks[0]).__name__]  # for accelerate: what stays on one device
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size=None, patch_size=None) -> None:
+        """timm's: another size of images or patches, the position embedding resampled."""
+        super().set_input_size(img_size=img_size, patch_size=patch_size)
+        for module in self.patch_embed.modules():
+            if isinstance(module, PosEmbed2d):
+                module.set_grid(self.patch_embed.grid_size)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """timm's names, and the two axes of a learned position embedding."""
+        return super().no_weight_decay() | {"patch_embed.norm.1.rows", "patch_embed.norm.1.columns"}
 
     @torch.jit.ignore
     def differential_layers(self) -> list[DifferentialLayer]:
@@ -170,10 +196,18 @@ def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> 
         )
 
 
+def _fit_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> dict[str, Tensor]:
+    """The axes of a learned position embedding of two dimensions, resampled to the model's grid."""
+    lengths = zip(("rows", "columns"), model.patch_embed.grid_size, strict=True)
+    axes = {f"patch_embed.norm.1.{name}": length for name, length in lengths}
+    return {key: resample_axis(value, axes[key]) if key in axes else value for key, value in state_dict.items()}
+
+
 def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str | None) -> dict[str, Tensor]:
     """The state dict to load: a plain ViT's converted, a Diff-ViT's as it is, both resampled to the model's grid."""
     try:
         state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+        state_dict = _fit_axes(state_dict, model)
         if model.attn == "plain" and is_differential(state_dict):
             raise RuntimeError("the checkpoint is a Diff-ViT's and the model plain: pass attn='diff'")
         if model.attn != "plain" and not is_differential(state_dict):
@@ -264,7 +298,38 @@ SOURCES |= {
     if name.split(".")[0] in ("diffvit_tiny_patch16", "diffvit_small_patch16", "diffvit_base_patch16")
 }
 
-default_cfgs = generate_default_cfgs({name: _cfg(source) for name, source in SOURCES.items()})
+# What has no checkpoint: the side of its images, in pixels.
+FROM_SCRATCH = {
+    "diffvit_nano": 28,
+    "diffvit_micro_patch2_32": 32,
+    "diffvit_micro_patch4_32": 32,
+    "diffvit_micro_patch8_32": 32,
+    "diffvit_10m_patch8_224": 224,
+    "diffvit_25m_patch8_224": 224,
+    "diffvit_50m_patch8_224": 224,
+    "diffvit_10m_patch16_512": 512,
+    "diffvit_25m_patch16_512": 512,
+    "diffvit_50m_patch16_512": 512,
+}
+
+
+def _scratch_cfg(side: int) -> PretrainedCfg:
+    return PretrainedCfg(
+        input_size=(3, side, side),
+        num_classes=10,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop_pct=1.0,
+        interpolation="bicubic",
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(source) for name, source in SOURCES.items()}
+    | {name: _scratch_cfg(side) for name, side in FROM_SCRATCH.items()}
+)
 
 
 @register_model
@@ -371,3 +436,90 @@ def diffvit2_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTran
 def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-B/16 with version 2 of differential attention, from the checkpoints of diffvit_base_patch16."""
     return diffvit_base_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+
+
+def _create_from_scratch(variant: str, pretrained: bool, model_args: dict, kwargs: dict) -> DiffVisionTransformer:
+    """A variant without checkpoints: the paper's own layer, its halves, schedule of lambda and norm of each head."""
+    side = FROM_SCRATCH[variant]
+    args: dict = dict(img_size=side, num_classes=default_cfgs[variant].default.num_classes) | model_args | kwargs
+    if args.get("attn", "diff") == "diff":
+        half = args["embed_dim"] // args["num_heads"] // 2
+        args = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | args
+    return _create_diffvit(variant, pretrained=pretrained, **args)
+
+
+@register_model
+def diffvit_nano(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """37 k parameters, for grey images of 28 pixels such as MNIST."""
+    model_args = dict(patch_size=4, in_chans=1, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
+    return _create_from_scratch("diffvit_nano", pretrained, model_args, kwargs)
+
+
+def _micro(patch_size: int, pretrained: bool, kwargs: dict) -> DiffVisionTransformer:
+    model_args = dict(patch_size=patch_size, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch(f"diffvit_micro_patch{patch_size}_32", pretrained, model_args, kwargs)
+
+
+@register_model
+def diffvit_micro_patch2_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 256 patches."""
+    return _micro(2, pretrained, kwargs)
+
+
+@register_model
+def diffvit_micro_patch4_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 64 patches."""
+    return _micro(4, pretrained, kwargs)
+
+
+@register_model
+def diffvit_micro_patch8_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 16 patches."""
+    return _micro(8, pretrained, kwargs)
+
+
+# Width, depth and heads for about so many parameters.
+SCALES = {"10m": (384, 6, 6), "25m": (512, 8, 8), "50m": (640, 10, 10)}
+
+
+def _scale(size: str, patch_size: int, pretrained: bool, kwargs: dict) -> DiffVisionTransformer:
+    dim, depth, heads = SCALES[size]
+    name = f"diffvit_{size}_patch{patch_size}_{224 if patch_size == 8 else 512}"
+    model_args = dict(patch_size=patch_size, embed_dim=dim, depth=depth, num_heads=heads)
+    return _create_from_scratch(name, pretrained, model_args, kwargs)
+
+
+@register_model
+def diffvit_10m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """11 M parameters, 784 patches: scaling on CIFAR-100."""
+    return _scale("10m", 8, pretrained, kwargs)
+
+
+@register_model
+def diffvit_25m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """26 M parameters, 784 patches: scaling on CIFAR-100."""
+    return _scale("25m", 8, pretrained, kwargs)
+
+
+@register_model
+def diffvit_50m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """50 M parameters, 784 patches: scaling on CIFAR-100."""
+    return _scale("50m", 8, pretrained, kwargs)
+
+
+@register_model
+def diffvit_10m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """11 M parameters, 1,024 patches: scaling on BACH."""
+    return _scale("10m", 16, pretrained, kwargs)
+
+
+@register_model
+def diffvit_25m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """26 M parameters, 1,024 patches: scaling on BACH."""
+    return _scale("25m", 16, pretrained, kwargs)
+
+
+@register_model
+def diffvit_50m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """50 M parameters, 1,024 patches: scaling on BACH."""
+    return _scale("50m", 16, pretrained, kwargs)

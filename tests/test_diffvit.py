@@ -11,12 +11,14 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import diffvit_timm
-from diffvit_timm.diffvit import SOURCES, checkpoint_filter_fn
+from diffvit_timm.attention import lambda_init_schedule
+from diffvit_timm.diffvit import FROM_SCRATCH, SOURCES, checkpoint_filter_fn
 
 NAMES = timm.list_models("diffvit*")
+CONVERTED = [name for name in NAMES if name not in FROM_SCRATCH]
 
 # Every name at its own head width, norms and extras, but small: what is checked does not depend on the size.
-SMALL = dict(img_size=32, patch_size=16, embed_dim=64, depth=3, num_heads=2)
+SMALL = dict(img_size=32, patch_size=16, in_chans=3, embed_dim=64, depth=3, num_heads=2)
 
 
 def small(name, **kwargs):
@@ -46,7 +48,7 @@ def test_a_tag_has_the_data_settings_and_the_hub_repository_of_its_source(tag):
     assert not ours.custom_load
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_the_plain_twin_has_the_tensors_of_timms_source_model(name):
     source = SOURCES[next(tag for tag in SOURCES if tag.split(".")[0] == name)].split(".")[0]
     with torch.device("meta"):
@@ -57,7 +59,7 @@ def test_the_plain_twin_has_the_tensors_of_timms_source_model(name):
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONVERTED)
 def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(name):
     with torch.device("meta"):
         diff, plain = timm.create_model(name), timm.create_model(name, attn="plain")
@@ -68,6 +70,29 @@ def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(nam
     count = {model: sum(p.numel() for p in model.parameters()) for model in (diff, plain)}
     assert count[diff] == count[plain] + extra * len(layers)
     assert layers[0].branch_dims == (None if v2 else (48, 16))
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_what_starts_from_scratch_has_the_papers_layer_and_a_plain_twin(name):
+    with torch.device("meta"):
+        diff, plain, second = (timm.create_model(name, attn=attn) for attn in ("diff", "plain", "diff_v2"))
+    for depth, layer in enumerate(diff.differential_layers()):
+        assert layer.branch_dims == (layer.head_dim // 2, layer.head_dim // 2)
+        assert layer.head_norm
+        assert layer._lambda_start == lambda_init_schedule(depth)
+    assert diff.num_classes == plain.num_classes == second.num_classes == 10
+    side = FROM_SCRATCH[name]
+    assert diff.pretrained_cfg["input_size"][1:] == (side, side) == diff.patch_embed.img_size
+    count = sum(p.numel() for p in diff.parameters())
+    sizes = {
+        "nano": (35e3, 60e3),
+        "micro": (0.8e6, 0.85e6),
+        "10m": (10e6, 12e6),
+        "25m": (24e6, 27e6),
+        "50m": (48e6, 52e6),
+    }
+    low, high = sizes[name.split("_")[1]]
+    assert low < count < high
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,7 +73,20 @@ def test_the_demo_refuses_what_it_has_no_use_for(option, tmp_path):
 
 @pytest.mark.parametrize("preset", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_parses(preset):
-    parse_config(recipe("finetune_pets").PetsConfig, ["--config", str(preset)])
+    text = preset.read_text()
+    name = "train_cifar" if "recipes/train_cifar.py" in text else "finetune_pets"
+    module = recipe(name)
+    config_type = module.CifarConfig if name == "train_cifar" else module.PetsConfig
+    parse_config(config_type, ["--config", str(preset)])
+
+
+def test_small_images_train_from_scratch(stream_folder, tmp_path, monkeypatch):
+    arguments = ["train_cifar.py", "--dataset", str(stream_folder), "--epochs", "1", "--batch-size", "8"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--output", str(tmp_path / "run"), "--max-steps", "2"])
+    result = recipe("train_cifar").main()
+    assert result["model"] == "diffvit_micro_patch4_32"
+    assert result["conversion"] is None
+    assert (result["updates"], result["test_images"]) == (2, 30)
 
 
 def test_conversions_are_compared_on_real_weights(parquet_folder, hub_cache, monkeypatch, capsys):
