@@ -298,27 +298,27 @@ SOURCES |= {
     if name.split(".")[0] in ("diffvit_tiny_patch16", "diffvit_small_patch16", "diffvit_base_patch16")
 }
 
-# What has no checkpoint: the side of its images, in pixels.
+# What has no checkpoint: channels, height and width of its images.
 FROM_SCRATCH = {
-    "diffvit_nano": 28,
-    "diffvit_micro_patch2_32": 32,
-    "diffvit_micro_patch4_32": 32,
-    "diffvit_micro_patch8_32": 32,
-    "diffvit_10m_patch8_224": 224,
-    "diffvit_25m_patch8_224": 224,
-    "diffvit_50m_patch8_224": 224,
-    "diffvit_10m_patch16_512": 512,
-    "diffvit_25m_patch16_512": 512,
-    "diffvit_50m_patch16_512": 512,
+    "diffvit_nano": (1, 28, 28),
+    "diffvit_micro_patch2_32": (3, 32, 32),
+    "diffvit_micro_patch4_32": (3, 32, 32),
+    "diffvit_micro_patch8_32": (3, 32, 32),
+    "diffvit_10m_patch8_224": (3, 224, 224),
+    "diffvit_25m_patch8_224": (3, 224, 224),
+    "diffvit_50m_patch8_224": (3, 224, 224),
+    "diffvit_10m_patch16_512": (3, 512, 512),
+    "diffvit_25m_patch16_512": (3, 512, 512),
+    "diffvit_50m_patch16_512": (3, 512, 512),
 }
 
 
-def _scratch_cfg(side: int) -> PretrainedCfg:
+def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:
     return PretrainedCfg(
-        input_size=(3, side, side),
+        input_size=input_size,
         num_classes=10,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        mean=(0.5,) * input_size[0],
+        std=(0.5,) * input_size[0],
         crop_pct=1.0,
         interpolation="bicubic",
         first_conv="patch_embed.proj",
@@ -328,7 +328,7 @@ def _scratch_cfg(side: int) -> PretrainedCfg:
 
 default_cfgs = generate_default_cfgs(
     {name: _cfg(source) for name, source in SOURCES.items()}
-    | {name: _scratch_cfg(side) for name, side in FROM_SCRATCH.items()}
+    | {name: _scratch_cfg(input_size) for name, input_size in FROM_SCRATCH.items()}
 )
 
 
@@ -440,8 +440,9 @@ def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTrans
 
 def _create_from_scratch(variant: str, pretrained: bool, model_args: dict, kwargs: dict) -> DiffVisionTransformer:
     """A variant without checkpoints: the paper's own layer, its halves, schedule of lambda and norm of each head."""
-    side = FROM_SCRATCH[variant]
-    args: dict = dict(img_size=side, num_classes=default_cfgs[variant].default.num_classes) | model_args | kwargs
+    channels, side, _ = FROM_SCRATCH[variant]
+    classes = default_cfgs[variant].default.num_classes
+    args: dict = dict(img_size=side, in_chans=channels, num_classes=classes) | model_args | kwargs
     if args.get("attn", "diff") == "diff":
         half = args["embed_dim"] // args["num_heads"] // 2
         args = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | args
@@ -451,7 +452,7 @@ def _create_from_scratch(variant: str, pretrained: bool, model_args: dict, kwarg
 @register_model
 def diffvit_nano(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """37 k parameters, for grey images of 28 pixels such as MNIST."""
-    model_args = dict(patch_size=4, in_chans=1, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
+    model_args = dict(patch_size=4, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
     return _create_from_scratch("diffvit_nano", pretrained, model_args, kwargs)
 
 

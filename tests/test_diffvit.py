@@ -81,8 +81,9 @@ def test_what_starts_from_scratch_has_the_papers_layer_and_a_plain_twin(name):
         assert layer.head_norm
         assert layer._lambda_start == lambda_init_schedule(depth)
     assert diff.num_classes == plain.num_classes == second.num_classes == 10
-    side = FROM_SCRATCH[name]
-    assert diff.pretrained_cfg["input_size"][1:] == (side, side) == diff.patch_embed.img_size
+    assert diff.pretrained_cfg["input_size"] == FROM_SCRATCH[name]
+    assert diff.patch_embed.img_size == FROM_SCRATCH[name][1:]
+    assert diff.patch_embed.proj.in_channels == len(diff.pretrained_cfg["mean"]) == FROM_SCRATCH[name][0]
     count = sum(p.numel() for p in diff.parameters())
     sizes = {
         "nano": (35e3, 60e3),
