@@ -10,6 +10,7 @@ Expected results, with hardware and seeds: recipes/README.md.
 """
 
 import dataclasses
+from typing import TypeVar
 
 from diffvit_timm.training import TrainConfig, parse_config, run, train
 
@@ -20,6 +21,9 @@ NAMES = {
     "mnist": ("ylecun/mnist", "label"),
     "fashion_mnist": ("zalando-datasets/fashion_mnist", "label"),
 }
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +50,16 @@ class CifarConfig(TrainConfig):
     """Processes that load images; 0: none, which small images in memory need not."""
 
 
+def named_dataset(config: ConfigT) -> ConfigT:
+    """The configuration with the dataset's name on the Hub in the place of the short one."""
+    if config.dataset not in NAMES:
+        return config
+    name, label_column = NAMES[config.dataset]
+    return dataclasses.replace(config, dataset=name, label_column=label_column)
+
+
 def main() -> dict:
-    config = parse_config(CifarConfig, description=__doc__)
-    if config.dataset in NAMES:
-        name, label_column = NAMES[config.dataset]
-        config = dataclasses.replace(config, dataset=name, label_column=label_column)
-    return train(config, "train_cifar")
+    return train(named_dataset(parse_config(CifarConfig, description=__doc__)), "train_cifar")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,60 @@ def test_throughput_times_both_loops_on_the_same_images(image_folder, monkeypatc
     assert result["quartiles"][0] <= result["ratio"] <= result["quartiles"][1]
 
 
+@pytest.fixture
+def ablation(image_folder, tmp_path, monkeypatch):
+    """Function: study, more arguments -> its result, from runs of two updates; and the folder."""
+    monkeypatch.syspath_prepend(RECIPES)
+    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "num_heads=2", "depth=1")
+
+    def study(name, *more):
+        arguments = ["ablate.py", "--study", name, "--dataset", str(image_folder), "--output", str(tmp_path / "study")]
+        short = ["--max-steps", "2", "--batch-size", "8", "--seeds", "2", "--model-kwargs", *shape]
+        monkeypatch.setattr(sys, "argv", [*arguments, *short, *more])
+        return recipe("ablate").main()
+
+    return study, tmp_path / "study"
+
+
+def test_an_ablation_is_a_row_a_setting_with_its_plain_twin_and_runs_nothing_twice(ablation, monkeypatch):
+    study, folder = ablation
+    result = study("pos_embed")
+    assert [(row["setting"], row["attn"], row["seeds"]) for row in result["rows"]] == [
+        (name, attn, 2) for name in ("none", "learn", "learn_2d", "sincos") for attn in ("diff", "plain")
+    ]
+    assert all(n == 2 for _, _, n in result["diff_less_plain"].values())
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"study.csv", "study.json", "study.png"}
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 16
+    monkeypatch.setattr(Trainer, "fit", None)  # no training may begin
+    assert study("pos_embed") == result
+
+
+def test_kinds_of_attention_have_no_twin(ablation):
+    study, _ = ablation
+    result = study("attention", "--seeds", "1")
+    assert [(row["setting"], row["attn"]) for row in result["rows"]] == [
+        ("plain", "plain"), ("the paper's", "diff"), ("without head norm", "diff"), ("version 2", "diff_v2")
+    ]  # fmt: skip
+    assert result["diff_less_plain"] == {}
+
+
+def test_every_study_has_settings_that_parse(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    ablate = recipe("ablate")
+    assert set(ablate.STUDIES) == set(ablate.Study.__args__)
+    for name in ablate.STUDIES:
+        runs = ablate.planned(ablate.AblateConfig(study=name, seeds=1))
+        folders = [config.output for _, config in runs]
+        assert len(set(folders)) == len(folders), name
+
+
+@pytest.mark.parametrize("option", [("--seed", "1"), ("--resume", "auto"), ("--seeds", "0")])
+def test_an_ablation_refuses_what_it_sets_itself(option, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    with pytest.raises(InputError, match=" ".join(option)):
+        parse_config(recipe("ablate").AblateConfig, list(option))
+
+
 class ShortTrainer(Trainer):
     """One epoch, whatever was asked."""
 

@@ -1,0 +1,133 @@
+"""Finished runs as a table and a picture: means over seeds, their spread, differential beside plain attention."""
+
+import csv
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from scipy.stats import t
+
+__all__ = ["Run", "Summary", "difference", "plot_study", "summarise", "write_csv"]
+
+# Okabe and Ito (2008): told apart by colour-blind readers too
+COLOURS = {"diff": "#0072B2", "diff_v2": "#009E73", "plain": "#D55E00"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished training.
+
+    Attributes:
+        setting: what was varied, in words.
+        attn: 'diff', 'diff_v2' or 'plain'.
+        seed: of the training.
+        accuracy: on the test split.
+        parameters: of the model.
+        seconds: of the training.
+    """
+
+    setting: str
+    attn: str
+    seed: int
+    accuracy: float
+    parameters: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The runs of one setting and attention.
+
+    Attributes:
+        setting, attn, parameters: as in `Run`.
+        seeds: how many runs.
+        mean: of their test accuracies.
+        deviation: their sample standard deviation; None for a single run.
+        seconds: mean of their seconds.
+    """
+
+    setting: str
+    attn: str
+    parameters: int
+    seeds: int
+    mean: float
+    deviation: float | None
+    seconds: float
+
+
+def summarise(runs: Sequence[Run]) -> list[Summary]:
+    """A row a setting and attention, in the order of their first runs."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.setting, run.attn), []).append(run)
+    return [
+        Summary(
+            setting, attn, group[0].parameters, len(group), statistics.mean(run.accuracy for run in group),
+            statistics.stdev(run.accuracy for run in group) if len(group) > 1 else None,
+            statistics.mean(run.seconds for run in group),
+        )
+        for (setting, attn), group in groups.items()
+    ]  # fmt: skip
+
+
+def difference(runs: Sequence[Run], setting: str, attn: str = "diff") -> tuple[float, float | None, int]:
+    """How much more accurate than plain attention a setting is: mean over the seeds that both have, in pairs.
+
+    Returns:
+        The mean, half the width of its 95 % interval (Student's t; None for a single pair), and the number of pairs.
+
+    Raises:
+        ValueError: no seed has both.
+    """
+    by = {(run.attn, run.seed): run.accuracy for run in runs if run.setting == setting}
+    gains = [by[attn, seed] - by["plain", seed] for kind, seed in by if kind == attn and ("plain", seed) in by]
+    if not gains:
+        raise ValueError(f"no seed of {setting!r} has runs of both {attn!r} and 'plain'")
+    mean, n = statistics.mean(gains), len(gains)
+    half = t.ppf(0.975, n - 1) * statistics.stdev(gains) / n**0.5 if n > 1 else None
+    return mean, half, n
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """One line a run."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Run)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(run) for run in runs)
+
+
+def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
+    """A line a setting: each run a dot, and the mean of each attention a bar across.
+
+    Args:
+        runs: of one study.
+        path: of the PNG.
+        title: what was varied, on what.
+    """
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    kinds = [kind for kind in COLOURS if any(run.attn == kind for run in runs)]
+    figure = Figure(figsize=(8, 1.6 + 0.5 * len(settings)), layout="constrained")
+    axis = figure.subplots()
+    for place, kind in enumerate(kinds):
+        shift = (place - (len(kinds) - 1) / 2) * 0.22
+        heights = [settings.index(run.setting) + shift for run in runs if run.attn == kind]
+        axis.scatter(
+            [run.accuracy for run in runs if run.attn == kind], heights, s=22, color=COLOURS[kind], alpha=0.6, lw=0
+        )
+        rows = [row for row in summarise(runs) if row.attn == kind]
+        axis.plot(
+            [row.mean for row in rows],
+            [settings.index(row.setting) + shift for row in rows],
+            "|", color=COLOURS[kind], markersize=14, markeredgewidth=2.5, label=f"{kind} (bar: mean)",
+        )  # fmt: skip
+    axis.set_yticks(range(len(settings)), settings)
+    axis.invert_yaxis()
+    axis.set_xlabel("Test accuracy (top-1), a dot a seed")
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(title)
+    axis.legend(loc="best")
+    figure.savefig(path, dpi=120)
