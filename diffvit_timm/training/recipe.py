@@ -2,26 +2,19 @@
 
 import dataclasses
 import json
-import resource
-import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.models import parse_model_name
 
 from ..data import Splits, load_splits
 from ..errors import InputError
-from ..hub import check_model, load_model
+from ..hub import check_model
 from .accelerator import make_accelerator
 from .config import TrainConfig
 from .console import say
 from .distillation import load_teacher
-from .model import conversion_method, create_model, image_batches
+from .dry_run import dry_run
+from .model import conversion_method, create_model
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_run
 from .trainer import Trainer
@@ -64,7 +57,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
         fit_linear_probe(model, splits, accelerator)
     conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
     if config.dry_run:
-        return _dry_run(config, accelerator, model, splits, conversion, teacher)
+        return dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
     result = _test_only(trainer) if config.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
@@ -86,52 +79,3 @@ def _test_only(trainer: Trainer) -> dict:
     if trainer.accelerator.is_main_process:
         RunFolder(trainer.output, trainer.config).write_json("result.json", result)
     return result
-
-
-def _dry_run(
-    config: TrainConfig, accelerator: Accelerator, model: Any, splits: Splits, conversion: dict | None, teacher: Any
-) -> dict:
-    """Two updates, two batches of validation and test, the best weights saved and loaded; in a folder that goes."""
-    few = 2 * config.batch_size * accelerator.num_processes  # images
-    part = dataclasses.replace(
-        splits, val=splits.val.take(min(few, len(splits.val))), test=splits.test.take(min(few, len(splits.test)))
-    )
-    short = dataclasses.replace(config, max_steps=2, log_every=1, checkpoint_every=0.0, trackers=())
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(short, accelerator, model, part, Path(folder) / "run", conversion, teacher)
-        ends: list[float] = []
-        trainer.optimizer.optimizer.register_step_post_hook(lambda *_: ends.append(time.perf_counter()))
-        trainer.fit()
-        saved = load_model(f"local-dir:{trainer.output}/best").to(accelerator.device).eval()
-        images = next(image_batches(model, part.test, min(len(part.test), 8))).to(accelerator.device)
-        with torch.inference_mode():
-            difference = (saved(images) - trainer.judged.eval()(images)).abs().max().item()
-        start = time.perf_counter()
-        trainer.evaluate(trainer.test_loader, "timing")
-        image = (time.perf_counter() - start) / len(part.test)
-        accelerator.wait_for_everyone()
-    if difference:
-        raise RuntimeError(f"the logits of the saved weights differ by {difference}")
-    updates = config.max_steps or config.epochs * trainer.updates_per_epoch
-    epochs = -(-updates // trainer.updates_per_epoch)
-    seconds = updates * (ends[1] - ends[0]) + (epochs * len(splits.val) + len(splits.test)) * image
-    result = {
-        "dry_run": True,
-        "updates": updates,
-        "seconds_an_update": round(ends[1] - ends[0], 3),
-        "expected_seconds": round(seconds, 1),
-        "peak_memory_gib": round(_peak_memory(accelerator.device) / 2**30, 2),
-    }
-    say(
-        f"dry run: {updates} updates of {ends[1] - ends[0]:.2f} s and {epochs} evaluations are about "
-        f"{seconds / 60:.0f} minutes; at most {result['peak_memory_gib']} GiB so far; saved and loaded to the same bits"
-    )
-    return result
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

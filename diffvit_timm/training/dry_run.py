@@ -1,0 +1,82 @@
+"""A training in small: everything is built and used once, and nothing is left."""
+
+import dataclasses
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..data import Splits
+from ..hub import load_model
+from .config import TrainConfig
+from .console import say
+from .trainer import Trainer
+
+__all__ = ["dry_run"]
+
+
+def dry_run(
+    config: TrainConfig, accelerator: Accelerator, model: Any, splits: Splits, conversion: dict | None, teacher: Any
+) -> dict:
+    """Two updates, two batches of validation and of test, the best weights saved and loaded; in a folder that goes.
+
+    Args:
+        config, accelerator, model, splits, conversion, teacher: of `Trainer`.
+
+    Returns:
+        What the whole training would take: updates, seconds_an_update, expected_seconds, peak_memory_gib.
+
+    Raises:
+        InputError: as `Trainer.fit`.
+        RuntimeError: the saved weights are not the trained ones.
+    """
+    few = 2 * config.batch_size * accelerator.num_processes  # images
+    val, test = (split.take(min(few, len(split))) for split in (splits.val, splits.test))
+    short = dataclasses.replace(config, max_steps=2, log_every=1, checkpoint_every=0.0, trackers=())
+    with tempfile.TemporaryDirectory() as folder:
+        part = dataclasses.replace(splits, val=val, test=test)
+        trainer = Trainer(short, accelerator, model, part, Path(folder) / "run", conversion, teacher)
+        ends: list[float] = []
+        trainer.optimizer.optimizer.register_step_post_hook(lambda *_: ends.append(time.perf_counter()))
+        trainer.fit()
+        _check_saved(trainer)
+        start = time.perf_counter()
+        trainer.evaluate(trainer.test_loader, "timing")
+        seconds_an_image = (time.perf_counter() - start) / len(test)
+        accelerator.wait_for_everyone()
+    update = ends[1] - ends[0]
+    updates = config.max_steps or config.epochs * trainer.updates_per_epoch
+    epochs = -(-updates // trainer.updates_per_epoch)
+    seconds = updates * update + (epochs * len(splits.val) + len(splits.test)) * seconds_an_image
+    memory = _peak_memory(accelerator.device) / 2**30
+    say(
+        f"dry run: {updates} updates of {update:.2f} s and {epochs} evaluations are about {seconds / 60:.0f} minutes; "
+        f"at most {memory:.2f} GiB so far; saved and loaded to the same bits"
+    )
+    return {
+        "dry_run": True,
+        "updates": updates,
+        "seconds_an_update": round(update, 3),
+        "expected_seconds": round(seconds, 1),
+        "peak_memory_gib": round(memory, 2),
+    }
+
+
+def _check_saved(trainer: Trainer) -> None:
+    saved = load_model(f"local-dir:{trainer.output}/best").state_dict()
+    for name, tensor in trainer.judged.state_dict().items():
+        if not torch.equal(tensor.cpu(), saved[name]):
+            raise RuntimeError(f"{name} of the saved weights is not that of the trained network")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
