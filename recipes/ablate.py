@@ -13,11 +13,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from train_cifar import CifarConfig, named_dataset
+from train_cifar import CifarConfig, StudyConfig, named_dataset, trained_model
 
 from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv
-from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import load_model
 from diffvit_timm.training import parse_config, run, say, train
 
 Study = Literal["patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda"]
@@ -54,25 +52,15 @@ WITHOUT_TWIN = ("attention", "lambda")
 
 
 @dataclasses.dataclass(frozen=True)
-class AblateConfig(CifarConfig):
+class AblateConfig(StudyConfig):
     study: Study = "pos_embed"
     """What to vary."""
-    seeds: int = 3
-    """Runs of each setting, seeds 0, 1, ..."""
     output: str = "auto"
     """Folder of the runs, the table and the picture, new or of the same study; auto: runs/ablate-STUDY."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_at_least(1, seeds=self.seeds)
-        for name, value, default in (("seed", self.seed, 0), ("resume", self.resume, "never")):
-            if value != default:
-                raise InputError(f"--{name} {value} is set for each run: leave it out")
 
 
 def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
     """The name of the setting and the options of every run, all settings of a seed before the next seed."""
-    base = {field.name: getattr(config, field.name) for field in dataclasses.fields(CifarConfig)}
     folder = Path(f"runs/ablate-{config.study}" if config.output == "auto" else config.output)
     kinds = ["model"] if config.study in WITHOUT_TWIN else ["model", "plain"]
     plan = []
@@ -80,9 +68,9 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
         range(config.seeds), STUDIES[config.study].items(), kinds
     ):
         given = tuple(f"{key}={value}" for key, value in arguments.items())
-        own = {"attn": attn, **options, "seed": seed, "model_kwargs": config.model_kwargs + given, "resume": "auto"}
+        own = {"attn": attn, **options, "seed": seed, "model_kwargs": config.model_kwargs + given}
         place = "-".join([*"".join(c if c.isalnum() else " " for c in name).split(), own["attn"], str(seed)])
-        plan.append((name, CifarConfig(**{**base, **own, "output": str(folder / place)})))
+        plan.append((name, config.single(folder, place, **own)))
     return plan
 
 
@@ -92,8 +80,7 @@ def main() -> dict:
     for number, (name, single) in enumerate(plan := planned(config), start=1):
         say(f"\n{number} of {len(plan)}: {config.study} {name}, {single.attn}, seed {single.seed}")
         result = train(single, "ablate")
-        best = load_model(f"local-dir:{single.output}/best", option="--output")
-        parameters = sum(p.numel() for p in best.parameters())
+        parameters = sum(p.numel() for p in trained_model(single).parameters())
         runs.append(Run(name, result["attn"], single.seed, result["test_accuracy"], parameters, result["seconds"]))
     folder = Path(plan[0][1].output).parent
     write_csv(runs, folder / "study.csv")

@@ -10,8 +10,11 @@ Expected results, with hardware and seeds: recipes/README.md.
 """
 
 import dataclasses
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
+from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.hub import load_model
 from diffvit_timm.training import TrainConfig, parse_config, run, train
 
 # Names on the Hub, and the column of the labels.
@@ -48,6 +51,31 @@ class CifarConfig(TrainConfig):
     """none, or of crop, shift, flip, color, randaugment, autoaugment, trivialaugment, erase, cutout; joined by +."""
     workers: int = 0
     """Processes that load images; 0: none, which small images in memory need not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig(CifarConfig):
+    """Several trainings that differ in what a study varies, each in its own folder below `output`."""
+
+    seeds: int = 3
+    """Runs of each setting, seeds 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, seeds=self.seeds)
+        for name, value, default in (("seed", self.seed, 0), ("resume", self.resume, "never")):
+            if value != default:
+                raise InputError(f"--{name} {value} is set for each run: leave it out")
+
+    def single(self, folder: Path, name: str, **options: Any) -> CifarConfig:
+        """One training, which goes on where it was killed, and is not made again where it is finished."""
+        base = {field.name: getattr(self, field.name) for field in dataclasses.fields(CifarConfig)}
+        return CifarConfig(**{**base, "resume": "auto", **options, "output": str(folder / name)})
+
+
+def trained_model(config: CifarConfig) -> Any:
+    """The best weights of a finished training."""
+    return load_model(f"local-dir:{config.output}/best", option="--output")
 
 
 def named_dataset(config: ConfigT) -> ConfigT:

@@ -94,6 +94,31 @@ def test_every_study_has_settings_that_parse(monkeypatch):
         assert len(set(folders)) == len(folders), name
 
 
+def test_scaling_has_a_point_a_size_seed_and_kind_of_attention(image_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    arguments = ["scaling_laws.py", "--dataset", str(image_folder), "--output", str(tmp_path / "runs"), "--seeds", "1"]
+    short = ["--max-steps", "1", "--batch-size", "8", "--model-kwargs", "img_size=16", "patch_size=8"]
+    monkeypatch.setattr(sys, "argv", [*arguments, *short, "--sizes", "32x1", "64x1", "32x2", "64x2"])
+    result = recipe("scaling_laws").main()
+    assert [(p["size"], p["attn"]) for p in result["points"]] == [
+        (size, attn) for size in ("32x1", "64x1", "32x2", "64x2") for attn in ("diff", "plain")
+    ]
+    flops = {(p["size"], p["attn"]): p["flops"] for p in result["points"]}
+    assert all(flops[size, "diff"] == flops[size, "plain"] for size, _ in flops)  # matched
+    assert set(result["laws"]) == {"diff", "plain"}
+    assert (tmp_path / "runs" / "scaling.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [("48x2", "--sizes 48x2: the width must be a multiple of 32"), ("huge", "--sizes huge is not")],
+)
+def test_sizes_that_are_none_are_refused(sizes, message, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    with pytest.raises(InputError, match=message):
+        parse_config(recipe("scaling_laws").ScalingConfig, ["--sizes", sizes])
+
+
 @pytest.mark.parametrize("option", [("--seed", "1"), ("--resume", "auto"), ("--seeds", "0")])
 def test_an_ablation_refuses_what_it_sets_itself(option, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)

@@ -452,6 +452,7 @@ class Trainer:
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
             "test_mean_per_class": test.mean_per_class,
+            "test_loss": test.loss,
             "test_images": test.images,
             "model": self.config.model,
             "attn": getattr(self.net, "attn", "timm"),

@@ -1,0 +1,96 @@
+"""How the test loss falls with the size of the model, differential beside plain attention.
+
+    python recipes/scaling_laws.py --sizes 32x2 64x3 96x4 128x6                  # widths and depths, CIFAR-10, 3 seeds
+    python recipes/scaling_laws.py --dataset cifar100 --batch-size 64 \\
+        --sizes diffvit_10m_patch8_224 diffvit_25m_patch8_224 diffvit_50m_patch8_224                    # a GPU's work
+
+Runs lie in --output, one folder each, with the training and validation loss of all updates in metrics.jsonl; what is
+finished there is not run again, what was killed goes on. Everything else is an option of train_cifar.py. Results:
+recipes/README.md.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from train_cifar import CifarConfig, StudyConfig, named_dataset, trained_model
+
+from diffvit_timm.analysis.scaling import ENOUGH, Point, count_flops, fit_power_law, plot_scaling
+from diffvit_timm.errors import InputError
+from diffvit_timm.hub import check_model
+from diffvit_timm.training import parse_config, run, say, train
+
+HEAD = 32  # the width of a head, where sizes are widths and depths
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalingConfig(StudyConfig):
+    sizes: tuple[str, ...] = ("32x2", "64x3", "96x4", "128x6")
+    """WIDTHxDEPTH of --model, in heads of 32 channels; or names of models."""
+    output: str = "auto"
+    """Folder of the runs and the picture, new or of the same study; auto: runs/scaling."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for size in self.sizes:
+            if (given := shape(size)) is None:
+                check_model(size, pretrained=False, option="--sizes")
+            elif given[0] % HEAD:
+                raise InputError(f"--sizes {size}: the width must be a multiple of {HEAD}, a head's")
+
+
+def shape(size: str) -> tuple[int, int] | None:
+    """Width and depth of WIDTHxDEPTH."""
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
+    """The size and the options of every run, all sizes of a seed before the next seed."""
+    folder = Path("runs/scaling" if config.output == "auto" else config.output)
+    plan = []
+    for seed, size, attn in itertools.product(range(config.seeds), config.sizes, ("model", "plain")):
+        if (given := shape(size)) is None:
+            own: dict[str, Any] = {"model": size}
+        else:
+            sides = f"embed_dim={given[0]}", f"depth={given[1]}", f"num_heads={given[0] // HEAD}"
+            own = {"model_kwargs": config.model_kwargs + sides}
+        plan.append((size, config.single(folder, f"{size}-{attn}-{seed}", seed=seed, attn=attn, **own)))
+    return plan
+
+
+def main() -> dict:
+    config = named_dataset(parse_config(ScalingConfig, description=__doc__))
+    points = []
+    for number, (size, single) in enumerate(plan := planned(config), start=1):
+        say(f"\n{number} of {len(plan)}: {size}, {single.attn}, seed {single.seed}")
+        result = train(single, "scaling")
+        best = trained_model(single)
+        parameters = sum(p.numel() for p in best.parameters())
+        figures = parameters, count_flops(best), result["test_loss"], result["test_accuracy"]
+        points.append(Point(size, result["attn"], single.seed, *figures))
+    say(f"\n{'size':24s} attention   seed   parameters   MFLOPs   test loss   accuracy")
+    for p in points:
+        sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
+        say(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
+    laws = {}
+    for attn in dict.fromkeys(p.attn for p in points):
+        law = fit_power_law([p for p in points if p.attn == attn], "parameters")
+        laws[attn] = dataclasses.asdict(law) if law else None
+        if law:
+            low, high = law.interval
+            say(f"{attn}: loss = {law.scale:.2f} N^-{law.exponent:.4f} (95 % {low:.4f} to {high:.4f})")
+    if None in laws.values():
+        say(f"{len(config.sizes)} sizes, and a power law takes {ENOUGH}: the picture joins their means")
+    folder = Path(plan[0][1].output).parent
+    plot_scaling(points, folder / "scaling.png", f"{Path(config.dataset).name}, {config.epochs} epochs")
+    summary = {"points": [dataclasses.asdict(point) for point in points], "laws": laws}
+    (folder / "scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,77 @@
+"""Counted FLOPs, power laws with their interval, and their picture."""
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+
+import diffvit_timm  # noqa: F401 (registers the models)
+from diffvit_timm.analysis.scaling import Point, count_flops, fit_power_law, plot_scaling
+
+
+def points(attn="diff", sizes=(1e5, 2e5, 4e5, 8e5), seeds=3, noise=0.0):
+    """loss = 10 N^-0.2, and each seed its error."""
+    rng = np.random.default_rng(0)
+    return [
+        Point(f"{n:g}", attn, seed, int(n), int(64 * n), 10 * n**-0.2 * np.exp(noise * rng.normal()), 0.5)
+        for n in sizes
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(("attn", "per_block"), [("diff", 4), ("plain", 4), ("diff_v2", 5)])
+def test_flops_are_those_of_the_products_by_hand(attn, per_block):
+    model = timm.create_model(
+        "diffvit_tiny_patch16", attn=attn, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5
+    )
+    N, D = 17, 48
+    maps = {"diff": 2, "plain": 2, "diff_v2": 3}[attn]  # products of N x N x D: the maps, and one with the values
+    block = per_block * N * D * D + maps * N * N * D + 8 * N * D * D
+    lambdas = 2 * N * D * 3 if attn == "diff_v2" else 0
+    assert count_flops(model) == 2 * (16 * D * 3 * 64 + 2 * block + lambdas + D * 5)
+
+
+def test_counting_changes_nothing_of_the_model(tiny_model):
+    model = tiny_model().train()
+    fused = [layer.fused_attn for layer in model.differential_layers()]
+    count_flops(model)
+    assert model.training
+    assert [layer.fused_attn for layer in model.differential_layers()] == fused
+
+
+@pytest.mark.parametrize("axis", ["parameters", "flops"])
+def test_a_power_law_is_found_again(axis):
+    law = fit_power_law(points(), axis)
+    assert law.exponent == pytest.approx(0.2)
+    assert law(np.array([getattr(point, axis) for point in points()])) == pytest.approx([p.loss for p in points()])
+    assert law.interval == (pytest.approx(0.2), pytest.approx(0.2))
+
+
+def test_the_interval_widens_with_the_spread_of_the_seeds_and_repeats():
+    def width(noise):
+        low, high = fit_power_law(points(noise=noise), "parameters").interval
+        assert low < 0.2 < high
+        return high - low
+
+    assert 0 < width(0.01) < width(0.1)
+    assert fit_power_law(points(noise=0.1), "flops") == fit_power_law(points(noise=0.1), "flops")
+
+
+def test_three_sizes_are_too_few():
+    assert fit_power_law(points(sizes=(1e5, 2e5, 4e5), seeds=9), "parameters") is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label"), [((1e5, 2e5, 4e5, 8e5), "diff: exponent 0.200"), ((1e5, 2e5), "too few sizes")]
+)
+def test_the_picture_says_whether_there_is_a_law(sizes, label, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    plot_scaling([*points(sizes=sizes), *points("plain", sizes=sizes)], tmp_path / "scaling.png", "digits")
+    with Image.open(tmp_path / "scaling.png") as picture:
+        assert picture.size[0] == 1320
+    for axis in drawn[0].axes:
+        assert label in axis.get_legend().get_texts()[0].get_text()
+        assert sum(len(dots.get_offsets()) for dots in axis.collections) == 2 * 3 * len(sizes)
