@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torchvision.transforms import v2
 
 from ..errors import InputError
 
@@ -88,49 +87,10 @@ def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) ->
     if not names:
         return eval_transform(data_config)
     _refuse_albumentationsx()
-    import albumentations as A
+    from .policies import pipeline  # albumentations is slow to import
 
-    from .policies import TorchvisionPolicy
-
-    height, width = size = data_config["input_size"][-2:]
-    policies = v2.AutoAugmentPolicy
-    pad = (height // 8, width // 8)
-    makers: dict[str, Callable[[], list]] = {
-        "crop": lambda: [
-            A.RandomResizedCrop(
-                size=size, scale=(crop_scale, 1.0), interpolation=_interpolation(data_config),
-                area_for_downscale="image",  # cubic alone aliases when it shrinks
-            )
-        ],
-        "shift": lambda: [A.PadIfNeeded(height + 2 * pad[0], width + 2 * pad[1]), A.RandomCrop(height, width)],
-        "flip": lambda: [A.HorizontalFlip(p=0.5)],
-        "color": lambda: [
-            A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=0, p=0.8)
-        ],
-        "randaugment": lambda: [TorchvisionPolicy(v2.RandAugment())],
-        "autoaugment": lambda: [
-            TorchvisionPolicy(v2.AutoAugment(policies.CIFAR10 if max(size) <= 64 else policies.IMAGENET))
-        ],
-        "trivialaugment": lambda: [TorchvisionPolicy(v2.TrivialAugmentWide())],
-        "erase": lambda: [_holes((0.1, 0.35), "random", p=0.25)],
-        "cutout": lambda: [_holes((0.5, 0.5), tuple(255 * mean for mean in data_config["mean"]), p=1.0)],
-    }  # fmt: skip
-    steps = [step for name in names for step in makers[name]()]
-    steps += [A.Normalize(mean=data_config["mean"], std=data_config["std"]), A.ToTensorV2()]
     part = None if "crop" in names else create_transform(**data_config, is_training=False, normalize=False)
-    return SeededCompose(A.Compose(steps), part)
-
-
-def _interpolation(data_config: dict) -> int:
-    import cv2
-
-    return {"bicubic": cv2.INTER_CUBIC}.get(data_config["interpolation"], cv2.INTER_LINEAR)
-
-
-def _holes(sides: tuple[float, float], fill: Any, p: float) -> Any:
-    import albumentations as A
-
-    return A.CoarseDropout(num_holes_range=(1, 1), hole_height_range=sides, hole_width_range=sides, fill=fill, p=p)
+    return SeededCompose(pipeline(names, data_config, crop_scale), part)
 
 
 def eval_transform(data_config: dict) -> Transform:
