@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from ..errors import InputError
@@ -26,6 +26,7 @@ def passes_that_fit(model: nn.Module, shape: tuple[int, ...], passes: int, accel
         InputError: not even single images fit.
     """
     while not _fits(model, (-(-shape[0] // passes), *shape[1:]), accelerator):
+        clear_device_cache(garbage_collection=True)
         if passes >= shape[0]:
             raise InputError(
                 f"not one image of {shape[1:]} fits the memory: pass --grad-checkpointing or a smaller model"
