@@ -160,6 +160,13 @@ class TrainConfig:
         known = self.freeze in ("none", "backbone") or self.freeze.isdigit()
         self._require("freeze", known, "must be none, backbone or a number of blocks")
         parse_policy(self.augment)
+        for name, needed in (
+            ("distill_weight", "teacher"),
+            ("distill_temperature", "teacher"),
+            ("lambda_target", "lambda_warmup"),
+        ):
+            without = getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed)
+            self._require(name, not without, f"has no effect without --{needed.replace('_', '-')}")
         if self.stream:
             self._require("stream", self.stream >= self.batch_size, f"is less than --batch-size {self.batch_size}")
             self._refuse_with_stream()

@@ -41,7 +41,7 @@ def trainer(config, splits, tiny_model, tmp_path):
 
     def make(shape=None, teacher=None, **options):
         output = tmp_path / f"run{next(numbers)}"
-        cfg = config(**options)
+        cfg = config(**options, teacher="the one that is given" if teacher else None)
         return Trainer(cfg, make_accelerator(cfg, output), tiny_model(**(shape or {})), splits, output, None, teacher)
 
     return make
