@@ -15,8 +15,15 @@ __all__ = ["POS_EMBEDS", "POS_EMBEDS_2D", "Learned2d", "PosEmbed2d", "SinCos2d",
 class PosEmbed2d(nn.Module):
     """Adds the places to the patches, the last step of a PatchEmbed."""
 
-    grid: tuple[int, int]
-    flat: bool
+    def __init__(self, grid: tuple[int, int], flat: bool) -> None:
+        """
+        Args:
+            grid: rows and columns of patches.
+            flat: whether patches come as (B, N, dim), all on the grid; or else as (B, H, W, dim).
+        """
+        super().__init__()
+        self.grid = grid
+        self.flat = flat
 
     def set_grid(self, grid: tuple[int, int]) -> None:
         raise NotImplementedError
@@ -43,18 +50,15 @@ class Learned2d(PosEmbed2d):
     def __init__(self, grid: tuple[int, int], dim: int, flat: bool = True, device=None, dtype=None) -> None:
         """
         Args:
-            grid: rows and columns of patches.
+            grid, flat: as in PosEmbed2d.
             dim: width of the tokens.
-            flat: whether patches come as (B, N, dim), all on the grid; or else as (B, H, W, dim).
 
         Raises:
             ValueError: an odd width.
         """
-        super().__init__()
+        super().__init__(grid, flat)
         if dim % 2:
             raise ValueError(f"pos_embed='learn_2d' halves the width: embed_dim={dim} must be even")
-        self.grid = grid
-        self.flat = flat
         self.rows = nn.Parameter(torch.empty(1, grid[0], dim // 2, device=device, dtype=dtype))
         self.columns = nn.Parameter(torch.empty(1, grid[1], dim // 2, device=device, dtype=dtype))
         self.reset_parameters()
@@ -91,19 +95,16 @@ class SinCos2d(PosEmbed2d):
     def __init__(self, grid: tuple[int, int], dim: int, flat: bool = True, device=None, dtype=None) -> None:
         """
         Args:
-            grid: rows and columns of patches.
+            grid, flat: as in PosEmbed2d.
             dim: width of the tokens.
-            flat: whether patches come as (B, N, dim), all on the grid; or else as (B, H, W, dim).
 
         Raises:
             ValueError: a width that four does not divide.
         """
-        super().__init__()
+        super().__init__(grid, flat)
         if dim % 4:
             raise ValueError(f"pos_embed='sincos' needs a width that 4 divides, not embed_dim={dim}")
         self.dim = dim
-        self.grid = grid
-        self.flat = flat
         self.register_buffer("fixed", torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype), False)
         self.init_non_persistent_buffers()
 

@@ -8,7 +8,7 @@ import torch
 from timm.models._features_fx import create_feature_extractor
 from timm.optim import param_groups_weight_decay
 
-import diffvit_timm
+from diffvit_timm.hub import save_pretrained
 from diffvit_timm.pos_embed import POS_EMBEDS, Learned2d, SinCos2d
 
 SMALL = dict(img_size=(32, 24), patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=5)
@@ -96,7 +96,7 @@ def test_another_size_keeps_the_places_where_they_were(pos_embed):
 @pytest.mark.parametrize("pos_embed", POS_EMBEDS)
 def test_a_saved_model_comes_back_by_its_folder_also_at_another_size(pos_embed, tmp_path):
     model, images = make(pos_embed), torch.randn(2, 3, 32, 24)
-    diffvit_timm.hub.save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(images), model(images))
     larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(64, 48)).eval()
