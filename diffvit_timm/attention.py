@@ -164,7 +164,8 @@ class DifferentialLayer(nn.Module):
         raise NotImplementedError
 
     def head_norm_weight(self) -> Tensor | None:
-        raise NotImplementedError
+        """(head width,), of a norm of each head's output, with all that the output is multiplied by; None: no norm."""
+        return None
 
     def merge_heads(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -443,10 +444,6 @@ class DifferentialAttentionV2(DifferentialLayer):
         q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
         q, k, v = (t.reshape(B, N, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         return q, k, v
-
-    def head_norm_weight(self) -> Tensor | None:
-        """None: version 2 has no norm."""
-        return None
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, N, head width) merged to (B, N, dim)."""

@@ -37,6 +37,9 @@ __all__ = ["DiffVisionTransformer"]
 
 ATTENTIONS = ("diff", "diff_v2", "plain")
 
+# The rows and columns of pos_embed='learn_2d' in a state dict.
+LEARNED_AXES = ("patch_embed.norm.1.rows", "patch_embed.norm.1.columns")
+
 
 class DiffBlock(Block):
     """timm's pre-norm transformer block with differential attention.
@@ -165,7 +168,7 @@ class DiffVisionTransformer(VisionTransformer):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """timm's names, and the two axes of a learned position embedding."""
-        return super().no_weight_decay() | {"patch_embed.norm.1.rows", "patch_embed.norm.1.columns"}
+        return super().no_weight_decay() | set(LEARNED_AXES)
 
     @torch.jit.ignore
     def differential_layers(self) -> list[DifferentialLayer]:
@@ -198,8 +201,7 @@ def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> 
 
 def _fit_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> dict[str, Tensor]:
     """The axes of a learned position embedding of two dimensions, resampled to the model's grid."""
-    lengths = zip(("rows", "columns"), model.patch_embed.grid_size, strict=True)
-    axes = {f"patch_embed.norm.1.{name}": length for name, length in lengths}
+    axes = dict(zip(LEARNED_AXES, model.patch_embed.grid_size, strict=True))
     return {key: resample_axis(value, axes[key]) if key in axes else value for key, value in state_dict.items()}
 
 
@@ -316,6 +318,7 @@ FROM_SCRATCH = {
 def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:
     return PretrainedCfg(
         input_size=input_size,
+        fixed_input_size=True,  # and so timm makes the model for images of this size
         num_classes=10,
         mean=(0.5,) * input_size[0],
         std=(0.5,) * input_size[0],
@@ -438,89 +441,79 @@ def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTrans
     return diffvit_base_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
 
 
-def _create_from_scratch(variant: str, pretrained: bool, model_args: dict, kwargs: dict) -> DiffVisionTransformer:
+def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVisionTransformer:
     """A variant without checkpoints: the paper's own layer, its halves, schedule of lambda and norm of each head."""
-    channels, side, _ = FROM_SCRATCH[variant]
-    classes = default_cfgs[variant].default.num_classes
-    args: dict = dict(img_size=side, in_chans=channels, num_classes=classes) | model_args | kwargs
-    if args.get("attn", "diff") == "diff":
-        half = args["embed_dim"] // args["num_heads"] // 2
-        args = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | args
-    return _create_diffvit(variant, pretrained=pretrained, **args)
+    if kwargs.get("attn", "diff") == "diff":
+        half = kwargs["embed_dim"] // kwargs["num_heads"] // 2
+        kwargs = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | kwargs
+    return _create_diffvit(variant, pretrained=pretrained, **kwargs)
 
 
 @register_model
 def diffvit_nano(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """37 k parameters, for grey images of 28 pixels such as MNIST."""
     model_args = dict(patch_size=4, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
-    return _create_from_scratch("diffvit_nano", pretrained, model_args, kwargs)
-
-
-def _micro(patch_size: int, pretrained: bool, kwargs: dict) -> DiffVisionTransformer:
-    model_args = dict(patch_size=patch_size, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
-    return _create_from_scratch(f"diffvit_micro_patch{patch_size}_32", pretrained, model_args, kwargs)
+    return _create_from_scratch("diffvit_nano", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch2_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """0.8 M parameters, for images of 32 pixels such as CIFAR, 256 patches."""
-    return _micro(2, pretrained, kwargs)
+    model_args = dict(patch_size=2, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch2_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch4_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """0.8 M parameters, for images of 32 pixels such as CIFAR, 64 patches."""
-    return _micro(4, pretrained, kwargs)
+    model_args = dict(patch_size=4, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch4_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch8_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """0.8 M parameters, for images of 32 pixels such as CIFAR, 16 patches."""
-    return _micro(8, pretrained, kwargs)
-
-
-# Width, depth and heads for about so many parameters.
-SCALES = {"10m": (384, 6, 6), "25m": (512, 8, 8), "50m": (640, 10, 10)}
-
-
-def _scale(size: str, patch_size: int, pretrained: bool, kwargs: dict) -> DiffVisionTransformer:
-    dim, depth, heads = SCALES[size]
-    name = f"diffvit_{size}_patch{patch_size}_{224 if patch_size == 8 else 512}"
-    model_args = dict(patch_size=patch_size, embed_dim=dim, depth=depth, num_heads=heads)
-    return _create_from_scratch(name, pretrained, model_args, kwargs)
+    model_args = dict(patch_size=8, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch8_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_10m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """11 M parameters, 784 patches: scaling on CIFAR-100."""
-    return _scale("10m", 8, pretrained, kwargs)
+    model_args = dict(patch_size=8, embed_dim=384, depth=6, num_heads=6)
+    return _create_from_scratch("diffvit_10m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_25m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """26 M parameters, 784 patches: scaling on CIFAR-100."""
-    return _scale("25m", 8, pretrained, kwargs)
+    model_args = dict(patch_size=8, embed_dim=512, depth=8, num_heads=8)
+    return _create_from_scratch("diffvit_25m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_50m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """50 M parameters, 784 patches: scaling on CIFAR-100."""
-    return _scale("50m", 8, pretrained, kwargs)
+    model_args = dict(patch_size=8, embed_dim=640, depth=10, num_heads=10)
+    return _create_from_scratch("diffvit_50m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_10m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """11 M parameters, 1,024 patches: scaling on BACH."""
-    return _scale("10m", 16, pretrained, kwargs)
+    model_args = dict(patch_size=16, embed_dim=384, depth=6, num_heads=6)
+    return _create_from_scratch("diffvit_10m_patch16_512", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_25m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """26 M parameters, 1,024 patches: scaling on BACH."""
-    return _scale("25m", 16, pretrained, kwargs)
+    model_args = dict(patch_size=16, embed_dim=512, depth=8, num_heads=8)
+    return _create_from_scratch("diffvit_25m_patch16_512", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_50m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """50 M parameters, 1,024 patches: scaling on BACH."""
-    return _scale("50m", 16, pretrained, kwargs)
+    model_args = dict(patch_size=16, embed_dim=640, depth=10, num_heads=10)
+    return _create_from_scratch("diffvit_50m_patch16_512", pretrained, **dict(model_args, **kwargs))

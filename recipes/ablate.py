@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, trained_model
+from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
 from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv
-from diffvit_timm.training import parse_config, run, say, train
+from diffvit_timm.training import parse_config, run, say
 
 Study = Literal["patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda"]
 
@@ -61,7 +61,6 @@ class AblateConfig(StudyConfig):
 
 def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
     """The name of the setting and the options of every run, all settings of a seed before the next seed."""
-    folder = Path(f"runs/ablate-{config.study}" if config.output == "auto" else config.output)
     kinds = ["model"] if config.study in WITHOUT_TWIN else ["model", "plain"]
     plan = []
     for seed, (name, (options, arguments)), attn in itertools.product(
@@ -70,19 +69,17 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
         given = tuple(f"{key}={value}" for key, value in arguments.items())
         own = {"attn": attn, **options, "seed": seed, "model_kwargs": config.model_kwargs + given}
         place = "-".join([*"".join(c if c.isalnum() else " " for c in name).split(), own["attn"], str(seed)])
-        plan.append((name, config.single(folder, place, **own)))
+        plan.append((name, config.single(f"ablate-{config.study}", place, **own)))
     return plan
 
 
 def main() -> dict:
     config = named_dataset(parse_config(AblateConfig, description=__doc__))
     runs = []
-    for number, (name, single) in enumerate(plan := planned(config), start=1):
-        say(f"\n{number} of {len(plan)}: {config.study} {name}, {single.attn}, seed {single.seed}")
-        result = train(single, "ablate")
-        parameters = sum(p.numel() for p in trained_model(single).parameters())
+    for name, single, result, model in trained(planned(config)):
+        parameters = sum(p.numel() for p in model.parameters())
         runs.append(Run(name, result["attn"], single.seed, result["test_accuracy"], parameters, result["seconds"]))
-    folder = Path(plan[0][1].output).parent
+    folder = config.folder(f"ablate-{config.study}")
     write_csv(runs, folder / "study.csv")
     say(f"\n{config.study:30s} attention   seeds   test accuracy        parameters   seconds")
     for row in (rows := summarise(runs)):

@@ -21,7 +21,14 @@ import timm
 import torch
 
 import diffvit_timm  # noqa: F401 (registers the models)
-from diffvit_timm.analysis.benchmark import inference_step, interleaved, kept_bytes, paired_ratio, training_step
+from diffvit_timm.analysis.benchmark import (
+    explicit_maps,
+    inference_step,
+    interleaved,
+    kept_bytes,
+    paired_ratio,
+    training_step,
+)
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.hub import check_model
 from diffvit_timm.sources import vit_args
@@ -93,11 +100,8 @@ def make_models(config: BenchmarkConfig, img_size: int) -> dict[str, Any]:
 def reference_error(model: Any, x: torch.Tensor) -> float:
     """Relative difference of a Diff-ViT's fp32 logits to those of the explicit maps."""
     fast = inference_step(model, x)()
-    for layer in model.differential_layers():
-        layer.fused_attn = False
-    exact = inference_step(model, x)()
-    for layer in model.differential_layers():
-        layer.fused_attn = True
+    with explicit_maps(model):
+        exact = inference_step(model, x)()
     return ((fast - exact).norm() / exact.norm()).item()
 
 

@@ -16,12 +16,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, trained_model
+from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
 from diffvit_timm.analysis.scaling import ENOUGH, Point, count_flops, fit_power_law, plot_scaling
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import check_model
-from diffvit_timm.training import parse_config, run, say, train
+from diffvit_timm.training import parse_config, run, say
 
 HEAD = 32  # the width of a head, where sizes are widths and depths
 
@@ -50,7 +50,6 @@ def shape(size: str) -> tuple[int, int] | None:
 
 def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
     """The size and the options of every run, all sizes of a seed before the next seed."""
-    folder = Path("runs/scaling" if config.output == "auto" else config.output)
     plan = []
     for seed, size, attn in itertools.product(range(config.seeds), config.sizes, ("model", "plain")):
         if (given := shape(size)) is None:
@@ -58,19 +57,16 @@ def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
         else:
             sides = f"embed_dim={given[0]}", f"depth={given[1]}", f"num_heads={given[0] // HEAD}"
             own = {"model_kwargs": config.model_kwargs + sides}
-        plan.append((size, config.single(folder, f"{size}-{attn}-{seed}", seed=seed, attn=attn, **own)))
+        plan.append((size, config.single("scaling", f"{size}-{attn}-{seed}", seed=seed, attn=attn, **own)))
     return plan
 
 
 def main() -> dict:
     config = named_dataset(parse_config(ScalingConfig, description=__doc__))
     points = []
-    for number, (size, single) in enumerate(plan := planned(config), start=1):
-        say(f"\n{number} of {len(plan)}: {size}, {single.attn}, seed {single.seed}")
-        result = train(single, "scaling")
-        best = trained_model(single)
-        parameters = sum(p.numel() for p in best.parameters())
-        figures = parameters, count_flops(best), result["test_loss"], result["test_accuracy"]
+    for size, single, result, model in trained(planned(config)):
+        parameters = sum(p.numel() for p in model.parameters())
+        figures = parameters, count_flops(model), result["test_loss"], result["test_accuracy"]
         points.append(Point(size, result["attn"], single.seed, *figures))
     say(f"\n{'size':24s} attention   seed   parameters   MFLOPs   test loss   accuracy")
     for p in points:
@@ -85,7 +81,7 @@ def main() -> dict:
             say(f"{attn}: loss = {law.scale:.2f} N^-{law.exponent:.4f} (95 % {low:.4f} to {high:.4f})")
     if None in laws.values():
         say(f"{len(config.sizes)} sizes, and a power law takes {ENOUGH}: the picture joins their means")
-    folder = Path(plan[0][1].output).parent
+    folder = config.folder("scaling")
     plot_scaling(points, folder / "scaling.png", f"{Path(config.dataset).name}, {config.epochs} epochs")
     summary = {"points": [dataclasses.asdict(point) for point in points], "laws": laws}
     (folder / "scaling.json").write_text(json.dumps(summary, indent=1) + "\n")

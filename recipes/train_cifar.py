@@ -10,12 +10,13 @@ Expected results, with hardware and seeds: recipes/README.md.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.hub import load_model
-from diffvit_timm.training import TrainConfig, parse_config, run, train
+from diffvit_timm.training import TrainConfig, parse_config, run, say, train
 
 # Names on the Hub, and the column of the labels.
 NAMES = {
@@ -67,15 +68,22 @@ class StudyConfig(CifarConfig):
             if value != default:
                 raise InputError(f"--{name} {value} is set for each run: leave it out")
 
-    def single(self, folder: Path, name: str, **options: Any) -> CifarConfig:
+    def folder(self, study: str) -> Path:
+        """Where the runs, the table and the picture of a study lie."""
+        return Path(f"runs/{study}" if self.output == "auto" else self.output)
+
+    def single(self, study: str, name: str, **options: Any) -> CifarConfig:
         """One training, which goes on where it was killed, and is not made again where it is finished."""
         base = {field.name: getattr(self, field.name) for field in dataclasses.fields(CifarConfig)}
-        return CifarConfig(**{**base, "resume": "auto", **options, "output": str(folder / name)})
+        return CifarConfig(**{**base, "resume": "auto", **options, "output": str(self.folder(study) / name)})
 
 
-def trained_model(config: CifarConfig) -> Any:
-    """The best weights of a finished training."""
-    return load_model(f"local-dir:{config.output}/best", option="--output")
+def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarConfig, dict, Any]]:
+    """Of each training of a plan its name, its options, its result and its best weights."""
+    for number, (name, config) in enumerate(plan, start=1):
+        say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
+        result = train(config, "study")
+        yield name, config, result, load_model(f"local-dir:{config.output}/best", option="--output")
 
 
 def named_dataset(config: ConfigT) -> ConfigT:

@@ -99,6 +99,16 @@ def tiny_model():
     return make
 
 
+@pytest.fixture
+def saved_figures(monkeypatch) -> list:
+    """The figures of matplotlib that are saved from now on, which are written as ever."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1])
+    return figures
+
+
 @pytest.fixture(scope="session")
 def pets() -> Path:
     """A part of Oxford-IIIT Pet: parquet files with the columns and class names of the Hub's timm/oxford-iiit-pet."""

@@ -1,13 +1,15 @@
 """Time models against each other so that a noisy machine does not decide: interleaved, pair by pair, medians."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["inference_step", "interleaved", "kept_bytes", "paired_ratio", "training_step"]
+__all__ = ["explicit_maps", "inference_step", "interleaved", "kept_bytes", "paired_ratio", "training_step"]
 
 
 def interleaved(
@@ -83,3 +85,17 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.train()(x)
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in parameters)
+
+
+@contextlib.contextmanager
+def explicit_maps(model: nn.Module) -> Iterator[None]:
+    """Attention by its explicit maps, fused nowhere in `model`, until the end of this context."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
+    before = [layer.fused_attn for layer in layers]
+    try:
+        for layer in layers:
+            layer.fused_attn = False
+        yield
+    finally:
+        for layer, fused in zip(layers, before, strict=True):
+            layer.fused_attn = fused

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
+from .benchmark import explicit_maps
 from .studies import COLOURS
 
 __all__ = ["ENOUGH", "Point", "PowerLaw", "count_flops", "fit_power_law", "plot_scaling"]
@@ -67,19 +68,15 @@ def count_flops(model: Any) -> int:
     Args:
         model: of timm.create_model; left as it is.
     """
-    layers = [module for module in model.modules() if hasattr(module, "fused_attn")]
-    fused, mode = [layer.fused_attn for layer in layers], model.training
     image = torch.zeros(1, *model.pretrained_cfg["input_size"][:1], *model.patch_embed.img_size)
+    mode = model.training
     try:
-        for layer in layers:
-            layer.fused_attn = False  # the counter does not look into operators that it does not know
         model.eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        # explicit, as the counter does not look into operators that it does not know
+        with explicit_maps(model), FlopCounterMode(display=False) as counter, torch.no_grad():
             model(image.to(next(model.parameters()).device))
     finally:
         model.train(mode)
-        for layer, value in zip(layers, fused, strict=True):
-            layer.fused_attn = value
     return counter.get_total_flops()
 
 

@@ -1,6 +1,7 @@
 """The configuration of a training: a frozen dataclass, its command line (tyro) and its YAML presets."""
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -9,7 +10,7 @@ import tyro
 import yaml
 
 from ..data import parse_policy
-from ..errors import InputError
+from ..errors import InputError, require_at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +123,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, naming the option."""
-        for name in (
-            "epochs",
-            "batch_size",
-            "grad_accum",
-            "log_every",
-            "calibration_images",
-            "keep_checkpoints",
-            "repeated_augmentation",
-        ):
-            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        require_at_least(
+            1,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            grad_accum=self.grad_accum,
+            log_every=self.log_every,
+            calibration_images=self.calibration_images,
+            keep_checkpoints=self.keep_checkpoints,
+            repeated_augmentation=self.repeated_augmentation,
+        )
         for name in ("lr", "layer_decay", "distill_temperature"):
             self._require(name, getattr(self, name) > 0, "must be above 0")
         for name in (
@@ -176,6 +177,11 @@ class TrainConfig:
             raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
+
+    def length(self, updates_per_epoch: int) -> tuple[int, int]:
+        """Updates of the whole training, and epochs, of which the last may be a part."""
+        updates = self.max_steps or self.epochs * updates_per_epoch
+        return updates, math.ceil(updates / updates_per_epoch)
 
     def _refuse_with_stream(self) -> None:
         """What looks at stored training images, or at some of them more than once."""

@@ -50,8 +50,7 @@ def dry_run(
         seconds_an_image = (time.perf_counter() - start) / len(test)
         accelerator.wait_for_everyone()
     update = ends[1] - ends[0]
-    updates = config.max_steps or config.epochs * trainer.updates_per_epoch
-    epochs = -(-updates // trainer.updates_per_epoch)
+    updates, epochs = config.length(trainer.updates_per_epoch)
     seconds = updates * update + (epochs * len(splits.val) + len(splits.test)) * seconds_an_image
     memory = _peak_memory(accelerator.device) / 2**30
     say(

@@ -67,7 +67,7 @@ def _target_attention(config: TrainConfig) -> str | None:
     return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
 
 
-def _owns_head(config: TrainConfig) -> bool:
+def owns_head(config: TrainConfig) -> bool:
     """Whether the head is the user's own work, which only --reset-head replaces; that of a timm tag is not."""
     return config.pretrained and parse_model_name(config.model)[0] is not None
 
@@ -85,7 +85,7 @@ def _load_source(config: TrainConfig, attn: str | None, classes: int) -> Any:
         raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
     if _is_variant(config) and config.attn != "model":
         kwargs["attn"] = config.attn
-    if not _owns_head(config):
+    if not owns_head(config):
         kwargs["num_classes"] = classes
     return _load(config, **kwargs)
 
@@ -118,7 +118,7 @@ def has_classes(model: Any, class_names: list[str]) -> bool:
 
 def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
     """Give the model one output a class; a head of as many is kept, unless --reset-head asks for a new one."""
-    if _owns_head(config) and not config.reset_head:
+    if owns_head(config) and not config.reset_head:
         if not has_classes(model, class_names):
             raise InputError(
                 f"--model {config.model} has a head of {model.num_classes} classes, and not those "

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 from accelerate.utils import set_seed
-from timm.models import parse_model_name
 
 from ..data import Splits, load_splits
 from ..errors import InputError
@@ -14,7 +13,7 @@ from .config import TrainConfig
 from .console import say
 from .distillation import load_teacher
 from .dry_run import dry_run
-from .model import conversion_method, create_model
+from .model import conversion_method, create_model, owns_head
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_run
 from .trainer import Trainer
@@ -41,13 +40,13 @@ def train(config: TrainConfig, recipe: str) -> dict:
         return json.loads((output / "result.json").read_text())
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained)
-    if config.teacher:
-        check_model(config.teacher, option="--teacher")
-    splits = _fewer(load_splits(config.dataset, config.image_column, config.label_column, config.stream), config)
-    if config.eval_only and parse_model_name(config.model)[0] is None:
+    if config.eval_only and not owns_head(config):
         raise InputError(
             f"--eval-only: the head of --model {config.model} starts at random; give local-dir: or hf-hub:"
         )
+    if config.teacher:
+        check_model(config.teacher, option="--teacher")
+    splits = _fewer(load_splits(config.dataset, config.image_column, config.label_column, config.stream), config)
     set_seed(config.seed)
     model, report = create_model(config, splits, report=accelerator.is_main_process and not checkpoint)
     if report:

@@ -105,6 +105,7 @@ class RunFolder:
     def __init__(self, path: Path, config: TrainConfig, rows: int = 0) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.way_on = f"go on with --resume {path} if it has a checkpoint"  # of a full disk's error
         recover_folder(path / "best")
         metrics = path / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True)[:rows] if rows else []
@@ -119,15 +120,13 @@ class RunFolder:
     def log(self, **row) -> None:
         """Append a row to metrics.jsonl."""
         self.rows.append(row)
-        with writing("metrics.jsonl", self.path, f"go on with --resume {self.path} if it has a checkpoint"):
+        with writing("metrics.jsonl", self.path, self.way_on):
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def save_best(self, model: nn.Module, class_names: list[str]) -> None:
         """Replace best/."""
-        with whole_folder(
-            self.path / "best", "best/", f"go on with --resume {self.path} if it has a checkpoint"
-        ) as aside:
+        with whole_folder(self.path / "best", "best/", self.way_on) as aside:
             save_pretrained(model, aside, label_names=class_names)
 
 

@@ -104,8 +104,7 @@ class Trainer:
             if self.streams
             else len(self.train_loader)
         )
-        self.updates = config.max_steps or config.epochs * self.updates_per_epoch
-        self.epochs = math.ceil(self.updates / self.updates_per_epoch)
+        self.updates, self.epochs = config.length(self.updates_per_epoch)
         self.passes = config.grad_accum
         # not prepared: accelerate would step it num_processes times an update
         self.scheduler = build_scheduler(optimizer, config, self.updates_per_epoch, self.updates)
@@ -137,8 +136,8 @@ class Trainer:
 
     def _average(self) -> ModelEmaV3:
         """The moving average of the weights (`Polyak and Juditsky 1992`), the faster the earlier in the training."""
-        for layer, start in zip(self.layers if self.config.lambda_warmup else [], self.lambda_starts, strict=False):
-            layer.set_lambda_init(start)  # the ramp makes it part of the state dict, and so it must be in the copy's
+        for layer in self.layers if self.config.lambda_warmup else []:
+            layer.set_lambda_init(layer.lambda_init.item())  # the ramp saves it, and so the copy must
         return ModelEmaV3(self.net, decay=self.config.ema, use_warmup=True)
 
     @property
@@ -318,7 +317,7 @@ class Trainer:
         end = min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
         with progress(f"epoch {epoch + 1}", end - done) as advance:
             for batch, (images, labels) in enumerate(
-                itertools.islice(self._batches(epoch), end - done), start=done + 1
+                itertools.islice(self._batches(epoch, done), end - done), start=done + 1
             ):
                 self.losses.append(self._update(images, labels))
                 last, text = batch == end, ""
@@ -336,10 +335,9 @@ class Trainer:
                 if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
                     self._save_checkpoint()
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch that are still to come; a stream goes on from the last one's."""
+    def _batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch after its first `done`; a stream goes on from the last epoch's."""
         if not self.streams:
-            done = self.step - epoch * self.updates_per_epoch
             self.train_loader.set_epoch(epoch)  # the order
             self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
             return iter(skip_first_batches(self.train_loader, done) if done else self.train_loader)

@@ -64,14 +64,10 @@ def test_three_sizes_are_too_few():
 @pytest.mark.parametrize(
     ("sizes", "label"), [((1e5, 2e5, 4e5, 8e5), "diff: exponent 0.200"), ((1e5, 2e5), "too few sizes")]
 )
-def test_the_picture_says_whether_there_is_a_law(sizes, label, tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+def test_the_picture_says_whether_there_is_a_law(sizes, label, tmp_path, saved_figures):
     plot_scaling([*points(sizes=sizes), *points("plain", sizes=sizes)], tmp_path / "scaling.png", "digits")
     with Image.open(tmp_path / "scaling.png") as picture:
         assert picture.size[0] == 1320
-    for axis in drawn[0].axes:
+    for axis in saved_figures[0].axes:
         assert label in axis.get_legend().get_texts()[0].get_text()
         assert sum(len(dots.get_offsets()) for dots in axis.collections) == 2 * 3 * len(sizes)

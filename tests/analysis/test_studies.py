@@ -53,18 +53,11 @@ def test_the_csv_has_a_line_a_run(tmp_path):
     assert lines[1] == dict(setting="4 x 4", attn="diff", seed="1", accuracy="0.72", parameters="100", seconds="11.0")
 
 
-def test_the_picture_has_a_line_a_setting(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    drawn = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kwargs: (drawn.append(figure), save(figure, *args, **kwargs))
-    )
+def test_the_picture_has_a_line_a_setting(tmp_path, saved_figures):
     plot_study(RUNS, tmp_path / "study.png", "patch size on digits")
     with Image.open(tmp_path / "study.png") as picture:
         assert picture.size[0] == 960
-    (axis,) = drawn[0].axes
+    (axis,) = saved_figures[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["4 x 4", "8 x 8"]
     assert axis.get_title() == "patch size on digits"
     assert sum(len(dots.get_offsets()) for dots in axis.collections) == len(RUNS)

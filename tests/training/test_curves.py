@@ -1,7 +1,6 @@
 """The picture of a training shows the rows that were measured."""
 
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from diffvit_timm.training.curves import plot_training
@@ -18,11 +17,8 @@ EPOCHS = [
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
+def drawn(tmp_path, saved_figures):
     """Function: rows -> the figure that was written, by the titles of its axes."""
-    figures = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), savefig(self, *a, **k))[1])
 
     def draw(rows):
         plot_training(rows, tmp_path / "training.png", "tiny on pets")
@@ -30,7 +26,7 @@ def drawn(tmp_path, monkeypatch):
             assert image.format == "PNG"
             assert image.size == (1200, 780)
             assert len(image.convert("L").getcolors(256)) > 10  # not a blank page
-        return figures[-1], {axis.get_title().split()[0]: axis for axis in figures[-1].axes}
+        return saved_figures[-1], {axis.get_title().split()[0]: axis for axis in saved_figures[-1].axes}
 
     return draw
 
