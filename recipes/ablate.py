@@ -18,7 +18,9 @@ from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv
 from diffvit_timm.training import parse_config, run, say
 
-Study = Literal["patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda"]
+Study = Literal[
+    "patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda", "noise"
+]
 
 # Of each study: what a setting is called, its options, and its arguments of the model.
 STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
@@ -45,6 +47,11 @@ STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "lambda": {
         "schedule": ({}, {"lambda_init": "schedule"}),
         **{str(value): ({}, {"lambda_init": value}) for value in (0.0, 0.05, 0.2, 0.5, 0.8)},
+    },
+    "noise": {
+        "clean": ({}, {}),
+        **{f"{rate:.0%} wrong labels": ({"label_noise": rate}, {}) for rate in (0.2, 0.4)},
+        **{f"pixel noise {deviation}": ({"input_noise": deviation}, {}) for deviation in (0.2, 0.4)},
     },
 }
 # Where a setting is a kind of attention, it has no plain twin of its own.

@@ -64,7 +64,7 @@ class PilImages(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         row = self.split[index]
-        return self.transform(decode_image(row["image"], "RGB", self.split, index)), row["label"]
+        return self.transform(decode_image(row["image"], "RGB", f"image {index}")), row["label"]
 
 
 def timm_loop(config: ThroughputConfig, accelerator: Accelerator, model: Any, splits: Splits) -> float:

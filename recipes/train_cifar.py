@@ -1,4 +1,4 @@
-"""Train a Diff-ViT from scratch on small images: CIFAR-10 and -100, MNIST, Fashion-MNIST, or your own.
+"""Train a Diff-ViT from scratch on small images: CIFAR-10 and -100, MNIST, Fashion-MNIST, BACH, or your own.
 
     python recipes/train_cifar.py --config recipes/configs/mnist_nano.yaml             # 37 k parameters on MNIST
     python recipes/train_cifar.py --config recipes/configs/fashion_mnist_nano.yaml
@@ -18,12 +18,13 @@ from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.hub import load_model
 from diffvit_timm.training import TrainConfig, parse_config, run, say, train
 
-# Names on the Hub, and the column of the labels.
-NAMES = {
-    "cifar10": ("uoft-cs/cifar10", "label"),
-    "cifar100": ("uoft-cs/cifar100", "fine_label"),
-    "mnist": ("ylecun/mnist", "label"),
-    "fashion_mnist": ("zalando-datasets/fashion_mnist", "label"),
+# Of each short name the options that it stands for.
+DATASETS: dict[str, dict[str, Any]] = {
+    "cifar10": {"dataset": "uoft-cs/cifar10"},
+    "cifar100": {"dataset": "uoft-cs/cifar100", "label_column": "fine_label"},
+    "mnist": {"dataset": "ylecun/mnist"},
+    "fashion_mnist": {"dataset": "zalando-datasets/fashion_mnist"},
+    "bach": {"dataset": "1aurent/BACH", "test_share": 0.25},  # 400 labelled images; those of its test split are not
 }
 
 
@@ -33,7 +34,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 @dataclasses.dataclass(frozen=True)
 class CifarConfig(TrainConfig):
     dataset: str = "cifar10"
-    """cifar10, cifar100, mnist, fashion_mnist; a name on the Hub, or a folder."""
+    """cifar10, cifar100, mnist, fashion_mnist, bach; a name on the Hub, or a folder."""
     model: str = "diffvit_micro_patch4_32"
     """timm model name; the diffvit_nano and diffvit_micro variants are made for small images."""
     pretrained: bool = False
@@ -87,11 +88,12 @@ def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarCon
 
 
 def named_dataset(config: ConfigT) -> ConfigT:
-    """The configuration with the dataset's name on the Hub in the place of the short one."""
-    if config.dataset not in NAMES:
-        return config
-    name, label_column = NAMES[config.dataset]
-    return dataclasses.replace(config, dataset=name, label_column=label_column)
+    """The configuration with what the dataset's short name stands for, but for what is given otherwise."""
+    fields = type(config).__dataclass_fields__
+    options = DATASETS.get(config.dataset, {}).items()
+    return dataclasses.replace(
+        config, **{k: v for k, v in options if k == "dataset" or getattr(config, k) == fields[k].default}
+    )
 
 
 def main() -> dict:

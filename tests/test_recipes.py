@@ -84,6 +84,18 @@ def test_kinds_of_attention_have_no_twin(ablation):
     assert result["diff_less_plain"] == {}
 
 
+def test_short_names_stand_for_options_and_what_is_given_stays(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    cifar = recipe("train_cifar")
+    named = lambda *arguments: cifar.named_dataset(parse_config(cifar.CifarConfig, list(arguments)))  # noqa: E731
+    assert (named("--dataset", "cifar100").dataset, named("--dataset", "cifar100").label_column) == (
+        "uoft-cs/cifar100", "fine_label"
+    )  # fmt: skip
+    assert (named("--dataset", "bach").dataset, named("--dataset", "bach").test_share) == ("1aurent/BACH", 0.25)
+    assert named("--dataset", "bach", "--test-share", "0.5").test_share == 0.5
+    assert named("--dataset", "some/where").dataset == "some/where"
+
+
 def test_every_study_has_settings_that_parse(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     ablate = recipe("ablate")

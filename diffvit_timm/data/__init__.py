@@ -4,6 +4,7 @@ from .augment import STEPS, Transform, eval_transform, parse_policy, train_trans
 from .datasets import Splits, digits_splits, load_images, load_splits
 from .images import ImageDataset, SmallImages, decode_image
 from .loading import evaluation_images, training_images
+from .noise import with_input_noise, with_label_noise
 from .sampler import RepeatedSampler
 from .stream import Stream, StreamedImages
 
@@ -25,4 +26,6 @@ __all__ = [
     "parse_policy",
     "train_transform",
     "training_images",
+    "with_input_noise",
+    "with_label_noise",
 ]

@@ -47,7 +47,14 @@ def _load(name: str, option: str = "--dataset", streaming: bool = False) -> Data
         ) from error
 
 
-def load_splits(name: str, image_column: str = "auto", label_column: str = "label", stream: int = 0) -> Splits:
+def load_splits(
+    name: str,
+    image_column: str = "auto",
+    label_column: str = "label",
+    stream: int = 0,
+    test_share: float = 0.0,
+    group_column: str | None = None,
+) -> Splits:
     """Load a dataset with its official splits; without a validation split, a stratified tenth of train becomes one.
 
     Of a stream, whose training images cannot be counted, it is a tenth of the test split, and the rest is tested.
@@ -57,6 +64,8 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         image_column: 'auto' is the only image column.
         label_column: the column of class labels.
         stream: read the training images as they come, so many an epoch; 0: store them.
+        test_share: test on this share of the training images, in the place of the dataset's test split; 0: on that.
+        group_column: of what no two splits may share, such as patients, where train is divided.
 
     Raises:
         InputError: the dataset cannot be had, or lacks a column, a class list or a split.
@@ -71,9 +80,17 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
         raise InputError(f"--label-column {label_column} is no class label of {name}: choose one of {labels}")
 
     val_name = next((split for split in VAL_NAMES if split in loaded), None)
-    if "test" not in loaded and val_name is None:
-        raise InputError(f"--dataset {name} has no test split, only {', '.join(loaded)}: add one")
+    if test_share:
+        loaded.pop("test", None)
+    elif "test" not in loaded and val_name is None:
+        raise InputError(f"--dataset {name} has no test split, only {', '.join(loaded)}: add one, or pass --test-share")
     columns = {image_column: "image", label_column: "label"}
+    if group_column:
+        if group_column not in features:
+            raise InputError(f"--group-column {group_column} is no column of {name}: choose one of {list(features)}")
+        if not test_share and "test" in loaded and val_name is not None:
+            raise InputError(f"--group-column {group_column} has no effect: {name} comes divided, and stays so")
+        columns[group_column] = "group"
     named = {split: _named_columns(data, columns) for split, data in loaded.items()}
     for split, names in _class_names(name, label_column, named).items():
         if names != features[label_column].names:
@@ -85,16 +102,22 @@ def load_splits(name: str, image_column: str = "auto", label_column: str = "labe
     for split, data in named.items():
         if not len(data):
             raise InputError(f"--dataset {name}: {split} has no images")
-        if min(data["label"]) < 0:
-            raise InputError(f"--dataset {name}: {split} has images without a label (class -1)")
+        if any(label is None or label < 0 for label in data["label"]):
+            advice = ": pass --test-share 0.25 to test on a part of train" if split == "test" else ""
+            raise InputError(f"--dataset {name}: {split} has images without a label{advice}")
 
-    test = named["test"] if "test" in named else named[val_name]
-    if "test" in named and val_name is not None:
+    if test_share:
+        train, test = _held_out(train, test_share, name)
+    else:
+        test = named["test"] if "test" in named else named[val_name]
+    if val_name is not None and (test_share or "test" in named):
         val = named[val_name]
     elif stream:
-        test, val = _stratified_tenth(test, name)
+        test, val = _held_out(test, 0.1, name)
     else:
-        train, val = _stratified_tenth(train, name)
+        train, val = _held_out(train, 0.1, name)
+    if group_column:
+        train, val, test = (split.select_columns(["image", "label"]) for split in (train, val, test))
     return Splits(train, val, test, features[label_column].names)
 
 
@@ -158,11 +181,18 @@ def _class_names(name: str, label_column: str, splits: dict[str, Dataset]) -> di
     return names
 
 
-def _stratified_tenth(train: Dataset, name: str) -> tuple[Dataset, Dataset]:
+def _held_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
+    """The rest, and a share with all classes in the same proportions, which shares no group with it."""
     try:
-        parts = train.train_test_split(test_size=0.1, stratify_by_column="label", seed=SPLIT_SEED)
+        if "group" in data.column_names:
+            from sklearn.model_selection import StratifiedGroupKFold
+
+            folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=SPLIT_SEED)
+            kept, held = next(folds.split(np.zeros(len(data)), data["label"], data["group"]))
+            return data.select(kept), data.select(held)
+        parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
     except ValueError as error:
-        raise InputError(f"--dataset {name} is too small for a stratified validation tenth: {error}") from error
+        raise InputError(f"--dataset {name} is too small to hold out {share:.0%}, class by class: {error}") from error
     return parts["train"], parts["test"]
 
 
@@ -190,6 +220,6 @@ def digits_splits(seed: int = SPLIT_SEED) -> tuple[Splits, Splits]:
     target, source = halve(rest, 1 / 3)
     names = features["label"].names
     source_splits, target_splits = (
-        Splits(*_stratified_tenth(part, "digits"), test=test, class_names=names) for part in (source, target)
+        Splits(*_held_out(part, 0.1, "digits"), test=test, class_names=names) for part in (source, target)
     )
     return source_splits, target_splits

@@ -71,7 +71,8 @@ class ImageDataset(_Epochs):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         row = self.split[index % len(self.split)]
         seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]
-        return self.transform(decode_image(row["image"], self.mode, self.split, index), int(seed)), row["label"]
+        image = decode_image(row["image"], self.mode, f"image {index} of split {self.split.split}")
+        return self.transform(image, int(seed)), row["label"]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -156,7 +157,7 @@ def decode_all(split: Dataset, in_chans: int) -> Tensor | None:
     """All images of a split, (n, C, H, W), uint8; None if their sizes differ."""
     first, rows = None, []
     for index, image in enumerate(split["image"]):
-        pixels = np.asarray(decode_image(image, MODES[in_chans], split, index))
+        pixels = np.asarray(decode_image(image, MODES[in_chans], f"image {index} of split {split.split}"))
         first = pixels.shape if first is None else first
         if pixels.shape != first:
             return None
@@ -165,19 +166,19 @@ def decode_all(split: Dataset, in_chans: int) -> Tensor | None:
     return decoded.unsqueeze(1) if in_chans == 1 else decoded.permute(0, 3, 1, 2).contiguous()
 
 
-def decode_image(image: dict | None, mode: str, split: Dataset, index: int) -> Image.Image:
+def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
     """An undecoded image of a split, upright.
 
     Args:
         image: its bytes or path.
         mode: of PIL, 'L' or 'RGB'.
-        split, index: where it is, for the error.
+        where: what to call it in the error, where it has no path.
 
     Raises:
         InputError: it is empty or does not decode.
     """
     if image is None or not (image["bytes"] or image["path"]):
-        raise InputError(f"image {index} of split {split.split} is empty: take it out of the dataset")
+        raise InputError(f"{where} is empty: take it out of the dataset")
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             upright = ImageOps.exif_transpose(opened)
@@ -187,5 +188,6 @@ def decode_image(image: dict | None, mode: str, split: Dataset, index: int) -> I
                 upright = upright.convert("RGBA")
             return upright.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        name = image["path"] or f"image {index} of split {split.split}"
-        raise InputError(f"{name} does not decode ({error}): mend it or take it out of the dataset") from error
+        raise InputError(
+            f"{image['path'] or where} does not decode ({error}): mend it or take it out of the dataset"
+        ) from error

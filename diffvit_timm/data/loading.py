@@ -46,4 +46,4 @@ def _fits(split: Dataset, data_config: dict) -> bool:
     height, width = data_config["input_size"][-2:]
     if max(height, width) > SMALL or data_config["crop_pct"] != 1.0:
         return False
-    return decode_image(split[0]["image"], "L", split, 0).size == (width, height)
+    return decode_image(split[0]["image"], "L", f"image 0 of split {split.split}").size == (width, height)

@@ -43,7 +43,6 @@ class StreamedImages:
     """
 
     def __init__(self, stream: Stream, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
-        self.split = stream.rows
         shards = min(MIXED, stream.rows.num_shards)
         shuffled = stream.rows.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=shards)
         self.rows = shuffled.repeat(None).map(_numbered, with_indices=True)
@@ -61,7 +60,7 @@ class StreamedImages:
 
     def _image(self, row: dict[str, Any]) -> Tensor:
         seed = np.random.SeedSequence((self.seed, row["place"])).generate_state(1)[0]
-        return self.transform(decode_image(row["image"], self.mode, self.split, row["place"]), int(seed))
+        return self.transform(decode_image(row["image"], self.mode, f"image {row['place']} of the stream"), int(seed))
 
 
 def _numbered(row: dict[str, Any], place: int) -> dict[str, Any]:

@@ -25,6 +25,14 @@ class TrainConfig:
     """Column of the images; auto: the only image column."""
     label_column: str = "label"
     """Column of the class labels."""
+    test_share: float = 0.0
+    """Test on this share of the training images, not on the test split, which may have no labels; 0: on that."""
+    group_column: str | None = None
+    """Column of what no two splits may share, such as patients, where the training images are divided."""
+    label_noise: float = 0.0
+    """Share of wrong labels among those of training and validation; those of the test stay right."""
+    input_noise: float = 0.0
+    """Standard deviation of noise in all images, where white less black is 1."""
 
     pretrained: bool = True
     """Load the pretrained weights; --no-pretrained starts from random ones."""
@@ -149,9 +157,10 @@ class TrainConfig:
             "patience",
             "workers",
             "seed",
+            "input_noise",
         ):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
-        for name in ("label_smoothing", "drop_path", "ema"):
+        for name in ("label_smoothing", "drop_path", "ema", "test_share", "label_noise"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         self._require("lambda_target", 0 <= self.lambda_target < 1, "must be in [0, 1)")
         self._require("distill_weight", 0 < self.distill_weight <= 1, "must be in (0, 1]")
@@ -190,6 +199,10 @@ class TrainConfig:
             ("head_init", self.head_init == "probe"),
             ("max_train_samples", self.max_train_samples > 0),
             ("repeated_augmentation", self.repeated_augmentation > 1),
+            ("test_share", self.test_share > 0),
+            ("group_column", self.group_column is not None),
+            ("label_noise", self.label_noise > 0),
+            ("input_noise", self.input_noise > 0),
         ):
             self._require(name, not used, "needs stored images: leave out --stream")
 

@@ -5,7 +5,7 @@ import json
 
 from accelerate.utils import set_seed
 
-from ..data import Splits, load_splits
+from ..data import Splits, load_splits, with_input_noise, with_label_noise
 from ..errors import InputError
 from ..hub import check_model
 from .accelerator import make_accelerator
@@ -46,7 +46,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
         )
     if config.teacher:
         check_model(config.teacher, option="--teacher")
-    splits = _fewer(load_splits(config.dataset, config.image_column, config.label_column, config.stream), config)
+    splits = _load_splits(config)
     set_seed(config.seed)
     model, report = create_model(config, splits, report=accelerator.is_main_process and not checkpoint)
     if report:
@@ -63,14 +63,28 @@ def train(config: TrainConfig, recipe: str) -> dict:
     return result
 
 
-def _fewer(splits: Splits, config: TrainConfig) -> Splits:
-    """The splits with --max-train-samples of the training images."""
-    most = config.max_train_samples
-    if not most:
-        return splits
-    if most > len(splits.train):
-        raise InputError(f"--max-train-samples {most}: --dataset {config.dataset} has {len(splits.train)} to train on")
-    return dataclasses.replace(splits, train=splits.train.shuffle(seed=0).take(most))
+def _load_splits(config: TrainConfig) -> Splits:
+    """The dataset with --max-train-samples of its training images, and with the noise that is asked for."""
+    splits = load_splits(
+        config.dataset, config.image_column, config.label_column, config.stream, config.test_share, config.group_column
+    )
+    if config.test_share and not config.group_column:
+        say(
+            f"tested on {config.test_share:.0%} of the training images, drawn class by class. Where several show one "
+            "patient or scene, that is too easy a test: --group-column keeps them together"
+        )
+    if most := config.max_train_samples:
+        if most > len(splits.train):
+            have = len(splits.train)
+            raise InputError(f"--max-train-samples {most}: --dataset {config.dataset} has {have} to train on")
+        splits = dataclasses.replace(splits, train=splits.train.shuffle(seed=0).take(most))
+    if config.label_noise:
+        train, val = (with_label_noise(split, config.label_noise) for split in (splits.train, splits.val))
+        splits = dataclasses.replace(splits, train=train, val=val)
+    if config.input_noise:
+        noisy = {name: with_input_noise(getattr(splits, name), config.input_noise) for name in ("train", "val", "test")}
+        splits = dataclasses.replace(splits, **noisy)
+    return splits
 
 
 def _test_only(trainer: Trainer) -> dict:

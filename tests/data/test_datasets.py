@@ -186,7 +186,54 @@ def test_a_test_split_without_labels_is_refused_before_hours_of_training(tmp_pat
 
 
 def test_a_class_with_too_few_images_for_validation_is_refused(make_image_folder):
-    assert "too small for a stratified validation tenth" in refusal(make_image_folder(train=2, test=1))
+    assert "too small to hold out 10%, class by class" in refusal(make_image_folder(train=2, test=1))
+
+
+def bach(folder, label=-1):
+    """Parquet files like those of the Hub's 1aurent/BACH, whose test split has no labels; and whose patient it is."""
+    names = ["Benign", "InSitu", "Invasive", "Normal"]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=names), "patient": Value("string")})
+    for split, count in (("train", 80), ("test", 8)):
+        rows = {
+            "image": [{"bytes": png((i, 0, 0)), "path": None} for i in range(count)],
+            "label": [i % 4 if split == "train" else label for i in range(count)],
+            "patient": [f"patient {i // 4}" for i in range(count)],
+        }
+        folder.mkdir(exist_ok=True)
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def reds(split):
+    return {pixels_of(row["image"]["bytes"])[0, 0, 0].item() for row in split}
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_share_of_train_is_tested_where_the_test_split_has_no_labels(tmp_path, label):
+    folder = bach(tmp_path / "bach", label)
+    assert refusal(folder).endswith(
+        "test has images without a label: pass --test-share 0.25 to test on a part of train"
+    )
+    splits = load_splits(str(folder), test_share=0.25)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 20)
+    assert sorted(splits.test["label"]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    assert not reds(splits.train) & reds(splits.test)
+    assert not reds(splits.train) & reds(splits.val)
+    assert reds(load_splits(str(folder), test_share=0.25).test) == reds(splits.test)
+
+
+def test_no_patient_is_on_both_sides_of_a_split(tmp_path):
+    splits = load_splits(str(bach(tmp_path / "bach")), test_share=0.25, group_column="patient")
+    patients = [{int(red) // 4 for red in reds(split)} for split in (splits.train, splits.val, splits.test)]
+    assert sum(len(part) for part in patients) == len(set.union(*patients)) == 20
+    assert len(splits.test) == 20
+    assert set(splits.train.column_names) == {"image", "label"}
+
+
+def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tmp_path, make_image_folder):
+    assert "is no column of" in refusal(bach(tmp_path / "bach"), test_share=0.25, group_column="doctor")
+    divided = make_image_folder(train=3, val=2, test=2)
+    assert "comes divided" in refusal(divided, group_column="label")
 
 
 @pytest.mark.parametrize(
