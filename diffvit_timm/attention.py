@@ -80,7 +80,8 @@ def _leaves_python() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
-def _head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
+def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
+    """RMSNorm of each head's output x, (B, H, N, Dv), with a weight (Dv,); None: x as it is."""
     return x if weight is None else F.rms_norm(x, [x.shape[-1]], weight, eps)
 
 
@@ -119,14 +120,14 @@ def differential_attention(
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
-        return _head_norm((map1 - lam * map2) @ v, norm_weight)
+        return head_norm((map1 - lam * map2) @ v, norm_weight)
 
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves a branch out for this condition alone)
         if attn_mask is None and not is_causal and dropout_p == 0.0 and not _leaves_python() and has_kernel(q, v):
             lam = lam.expand(*v.shape[:3], 1)
             if norm_weight is not None and not torch.is_grad_enabled():
                 return attend_and_norm(q, k, v, lam, norm_weight, branch_dims, scale)
-            return _head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
+            return head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
 
     # Two calls with Dv = 2 d are not eligible for the flash kernels. One call is: 2N queries over the one k and v. In
     # V1 these are [q1, 0] and [0, q2] over [k1, k2]; the zeros contribute exactly nothing to the logits.
@@ -140,7 +141,7 @@ def differential_attention(
         bias = torch.cat([bias, bias], dim=-2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)
     out1, out2 = out.chunk(2, dim=-2)
-    return _head_norm(out1 - lam * out2, norm_weight)
+    return head_norm(out1 - lam * out2, norm_weight)
 
 
 class DifferentialLayer(nn.Module):

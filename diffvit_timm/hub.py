@@ -11,13 +11,14 @@ from torch import nn
 from .errors import InputError
 
 
-def check_model(name: str, pretrained: bool = True, option: str = "--model") -> None:
+def check_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "") -> None:
     """Refuse a model or tag that timm does not know, before anything is downloaded.
 
     Args:
         name: timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too.
         pretrained: whether weights are wanted.
         option: what the user calls it.
+        hint: what else to do where there are no pretrained weights.
 
     Raises:
         InputError: with what there is instead.
@@ -36,12 +37,19 @@ def check_model(name: str, pretrained: bool = True, option: str = "--model") -> 
     if tag and model_id not in tagged:
         raise InputError(f"{option} {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
     if pretrained and not tagged:
-        hint = ": pass --no-pretrained" if option == "--model" else ""
-        raise InputError(f"{option} {name} has no pretrained weights{hint}")
+        raise InputError(f"{option} {name} has no pretrained weights{f': {hint}' if hint else ''}")
 
 
-def load_model(name: str, pretrained: bool = True, option: str = "--model", **kwargs) -> Any:
-    """timm.create_model, whose errors become one line for the user.
+def model_name(given: str) -> str:
+    """What timm calls a model: a folder is `local-dir:` it, the folder of a run its best weights, a name itself."""
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        return given
+    return f"local-dir:{folder / 'best' if (folder / 'best').is_dir() else folder}"
+
+
+def load_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "", **kwargs) -> Any:
+    """timm.create_model, whose errors become one line for the user; arguments as in `check_model`.
 
     Raises:
         InputError: weights that cannot be had, or arguments that the model does not take.
@@ -51,10 +59,9 @@ def load_model(name: str, pretrained: bool = True, option: str = "--model", **kw
     except OSError as error:
         if name.startswith("local-dir:"):
             raise InputError(f"{option} {name} cannot be loaded: {error}") from error
-        hint = ", or pass --no-pretrained" if option == "--model" else ""
         raise InputError(
             f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
-            f"({type(error).__name__}): check the network and HF_HUB_CACHE{hint}"
+            f"({type(error).__name__}): check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise InputError(f"{option} {name} cannot be made: {error}") from error

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 from accelerate.commands.config.config_args import load_config_from_file
 
 from diffvit_timm.errors import InputError
+from diffvit_timm.hub import save_pretrained
 from diffvit_timm.training import Trainer, parse_config
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -220,3 +223,101 @@ def test_a_benchmark_that_cannot_run_is_one_error(options, message, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["benchmark", *options.split()])
     with pytest.raises(InputError, match=message):
         recipe("benchmark").main()
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_model):
+    """Function: name, keyword arguments -> a folder of the weights of a tiny model."""
+
+    def make(name, **kwargs):
+        save_pretrained(tiny_model(**kwargs), tmp_path / name, ["cat", "dog", "owl"])
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def photographs(image_folder):
+    return [str(path) for path in sorted((image_folder / "test" / "cat").glob("*.png"))[:2]]
+
+
+def visualized(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["visualize_attention.py", *map(str, arguments)])
+    return recipe("visualize_attention").main()
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, {"lambda", "cat-00-branches", "cat-01-branches", "positions"}),
+        ({"attn": "diff_v2", "pos_embed": "sincos"}, {"lambda", "cat-00-branches", "cat-01-branches", "positions"}),
+        ({"attn": "plain", "pos_embed": "none"}, set()),
+        ({"class_token": False, "global_pool": "avg", "num_classes": 0}, {"lambda", "cat-00-branches",
+                                                                         "cat-01-branches", "positions"}),
+    ],
+)  # fmt: skip
+def test_every_picture_has_its_numbers_beside_it(weights, photographs, tmp_path, monkeypatch, settings, more):
+    folder = tmp_path / "pictures"
+    result = visualized(monkeypatch, *photographs, "--model", weights("net", **settings), "--output", folder)
+    expected = {"rollout", "statistics"} | more
+    expected |= {f"cat-0{i}-{kind}" for i in (0, 1) for kind in ("heads", "layers", "last-layer")}
+    assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.npz")} == expected
+    assert len(result["predictions"]["net"]) == 2
+    assert set(result["predictions"]["net"][0].split()[:1]) <= {"cat", "dog", "owl"}
+    numbers = np.load(folder / "cat-00-heads.npz")["maps"]
+    assert numbers.shape == (2, 2, 2, 2)
+
+
+def test_models_are_compared_on_the_same_images(weights, photographs, tmp_path, monkeypatch):
+    first, second, headless = weights("first"), weights("second", attn="plain"), weights("third", num_classes=0)
+    folder = tmp_path / "pictures"
+    visualized(monkeypatch, *photographs, "--model", first, "--compare", second, headless, "--output", folder)
+    compared = np.load(folder / "compare.npz")
+    assert set(compared) == {"rollout\nfirst", "rollout\nsecond", "rollout\nthird", "for its prediction\nfirst",
+                             "for its prediction\nsecond"}  # fmt: skip
+    assert (folder / "rollout-1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "image nowhere.png is not a file"),
+        (["{}", "{}"], "two have one name"),
+        (["{}", "--model", "vit_tinyest"], "--model vit_tinyest is not known to timm"),
+        (["{}", "--compare", "vit_tinyest"], "--compare vit_tinyest is not known to timm"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(photographs, monkeypatch, arguments, message, tmp_path):
+    arguments = [argument.format(photographs[0]) for argument in arguments]
+    with pytest.raises(InputError, match=message):
+        visualized(monkeypatch, *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_attention_is_named(photographs, monkeypatch, tmp_path):
+    save_pretrained(timm.create_model("test_convnext", num_classes=3), tmp_path / "net")
+    with pytest.raises(InputError, match=r"--model .*net: ConvNeXt is no timm VisionTransformer"):
+        visualized(monkeypatch, photographs[0], "--model", tmp_path / "net", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_faithfulness_has_an_area_a_model_kind_of_curve_and_way(weights, image_folder, tmp_path, monkeypatch):
+    models = [str(weights("diff")), str(weights("plain", attn="plain"))]
+    arguments = ["--dataset", str(image_folder), "--images", "5", "--steps", "4", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["faithfulness.py", "--models", *models, *arguments])
+    areas = recipe("faithfulness").main()["areas"]
+    assert set(areas) == set(models)
+    for kinds in areas.values():
+        assert set(kinds) == {"deletion", "insertion"}
+        for ways in kinds.values():
+            assert len(ways) == 4
+            assert all(0 < way["area"] < 1 and way["images"] == 5 for way in ways.values())
+    assert np.load(tmp_path / "out" / "faithfulness-1.npz")["deletion, rollout"].shape == (5, 5)
+
+
+def test_more_images_than_there_are_cannot_be_faithful(weights, image_folder, tmp_path, monkeypatch):
+    arguments = ["--models", str(weights("net")), "--dataset", str(image_folder), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["faithfulness.py", *arguments])
+    with pytest.raises(InputError, match=r"--images 100: .* has 18 to test on"):
+        recipe("faithfulness").main()
+    assert not (tmp_path / "out").exists()

@@ -122,6 +122,8 @@ class TrainConfig:
     """Processes that load images; 0: none beside the training."""
     log_every: int = 10
     """Updates between two rows of metrics.jsonl."""
+    attention_every: int = 0
+    """Epochs between two pictures of what four validation images are attended to; 0: none."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers by accelerate's names (tensorboard, wandb, ...), beside metrics.jsonl."""
     eval_only: bool = False
@@ -158,6 +160,7 @@ class TrainConfig:
             "workers",
             "seed",
             "input_noise",
+            "attention_every",
         ):
             self._require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("label_smoothing", "drop_path", "ema", "test_share", "label_noise"):

@@ -27,6 +27,7 @@ from .config import TrainConfig
 from .console import track
 
 REPORT_IMAGES = 128
+WITHOUT_WEIGHTS = "pass --no-pretrained"
 IMAGE_BATCH = 32
 
 # arguments of --model-kwargs that a plain ViT does not take, and its conversion does
@@ -51,7 +52,7 @@ def _model_kwargs(config: TrainConfig) -> dict:
 
 def _load(config: TrainConfig, **kwargs) -> Any:
     """timm's model of that name, with the arguments of --model-kwargs."""
-    return load_model(config.model, config.pretrained, **{**_model_kwargs(config), **kwargs})
+    return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **{**_model_kwargs(config), **kwargs})
 
 
 def _is_differential(model: nn.Module) -> bool:
@@ -172,7 +173,7 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
         InputError: an unknown name or tag, weights that cannot be had, a head of other classes, a network that cannot
             be converted.
     """
-    check_model(config.model, config.pretrained)
+    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     for name in ("attn", "conversion"):
         if name in _model_kwargs(config):
             raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")

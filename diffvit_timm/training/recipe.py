@@ -13,7 +13,7 @@ from .config import TrainConfig
 from .console import say
 from .distillation import load_teacher
 from .dry_run import dry_run
-from .model import conversion_method, create_model, owns_head
+from .model import WITHOUT_WEIGHTS, conversion_method, create_model, owns_head
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_run
 from .trainer import Trainer
@@ -39,7 +39,7 @@ def train(config: TrainConfig, recipe: str) -> dict:
         say(f"{output} is finished already")
         return json.loads((output / "result.json").read_text())
     accelerator = make_accelerator(config, output)
-    check_model(config.model, config.pretrained)
+    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     if config.eval_only and not owns_head(config):
         raise InputError(
             f"--eval-only: the head of --model {config.model} starts at random; give local-dir: or hf-hub:"

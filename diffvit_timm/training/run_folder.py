@@ -22,7 +22,16 @@ from .config import TrainConfig
 from .disk import recover_folder, replace, whole_folder, writing
 
 # Options that change no number of a run.
-FREE_OPTIONS = ("output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers", "dry_run")
+FREE_OPTIONS = (
+    "output",
+    "resume",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "workers",
+    "trackers",
+    "dry_run",
+    "attention_every",
+)
 
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 

@@ -24,6 +24,7 @@ from ..data import RepeatedSampler, Splits, StreamedImages, evaluation_images, t
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..statistics import LayerStatistics, layer_statistics
+from .attention_pictures import AttentionPictures
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
@@ -121,6 +122,11 @@ class Trainer:
             raise InputError("--lambda-warmup is for attn diff: lambda of diff_v2 is learned for each token")
         if config.lambda_warmup and not self.layers:
             say("--lambda-warmup: plain attention has no lambda to ramp")
+        self.pictures = (
+            AttentionPictures(model, splits.val, splits.class_names, self.output / "attention")
+            if config.attention_every
+            else None
+        )
         self.ema = self._average() if config.ema else None
         self.step = 0  # updates done
         self.epochs_done = 0  # evaluated ones
@@ -203,7 +209,8 @@ class Trainer:
         return self._finish()
 
     def _evaluate_epoch(self, epoch: int) -> None:
-        """Validate, keep the best, take a checkpoint if one is due."""
+        """Validate, keep the best, draw what is attended to, take a checkpoint; each if it is due."""
+        config = self.config
         val = self.evaluate(self.val_loader, f"val {epoch + 1}")
         self._require_finite(val.loss)
         statistics = self._statistics()
@@ -220,6 +227,8 @@ class Trainer:
             if self.run:
                 self.run.save_best(self.judged, self.splits.class_names)
         self.epochs_done = epoch + 1
+        if self.pictures and self.run and self.epochs_done % config.attention_every == 0:
+            self.pictures.draw(self.judged, f"epoch-{self.epochs_done:03d}", self.accelerator, self.step)
         if self._checkpoint_is_due():
             self._save_checkpoint()
 

@@ -1,0 +1,76 @@
+"""What a network attends to on the same few images, drawn while it is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from timm.data import create_transform
+from torch import nn
+
+from ..analysis.attention_maps import CapturedAttention
+from ..analysis.figures import Picture, plot_overlays, save
+from ..analysis.overlay import visible_box
+from ..analysis.rollout import heat_maps
+from ..data import decode_image
+from ..data.images import MODES
+from ..errors import InputError
+from .model import model_data_config
+
+__all__ = ["AttentionPictures"]
+
+IMAGES = 4
+
+
+class AttentionPictures:
+    """Pictures of fixed images in a folder, and to the trackers that take pictures.
+
+    Args:
+        model: to be trained.
+        split: whose images are drawn, the same for every training.
+        class_names: of its labels.
+        folder: of the pictures, made with the first.
+
+    Raises:
+        InputError: a model whose attention cannot be seen.
+    """
+
+    def __init__(self, model: nn.Module, split: Dataset, class_names: list[str], folder: Path) -> None:
+        try:
+            CapturedAttention(model)
+        except TypeError as error:
+            raise InputError(f"--attention-every: {error}") from error
+        self.folder = folder
+        rows = list(split.shuffle(seed=0).take(min(IMAGES, len(split))))
+        config = model_data_config(model)
+        mode = MODES[config["input_size"][0]]
+        images = [decode_image(row["image"], mode, f"an image of {split.split}") for row in rows]
+        transform: Any = create_transform(**config, is_training=False)
+        self.batch = torch.stack([transform(image) for image in images])
+        self.labels = torch.tensor([row["label"] for row in rows])
+        self.pictures = [
+            Picture(image, visible_box(image.size, transform), class_names[row["label"]])
+            for image, row in zip(images, rows, strict=True)
+        ]
+
+    def draw(self, model: nn.Module, name: str, accelerator: Accelerator, step: int) -> None:
+        """Write NAME.png and its numbers: last layer, rollout, and what speaks for the image's own class."""
+        device = next(model.parameters()).device
+        heat = heat_maps(model, self.batch.to(device), self.labels.to(device))
+        columns = {
+            "last layer": heat.last_layer,
+            "rollout": heat.rollout,
+            "for its class, by gradients": heat.relevance,
+        }
+        numbers = {kind: maps.cpu().numpy() for kind, maps in columns.items()}
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{name}.png"
+        save(plot_overlays(self.pictures, numbers, f"Validation images, {name}"), path, **numbers)
+        pixels = np.asarray(Image.open(path).convert("RGB"))[None]
+        for tracker in accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"attention": pixels}, step=step, **options)

@@ -1,0 +1,25 @@
+"""Small ViTs of every kind of attention that can be captured."""
+
+import timm
+import torch
+
+import diffvit_timm  # noqa: F401
+
+SHAPE = dict(img_size=16, patch_size=4, embed_dim=32, depth=3, num_heads=2, num_classes=5)
+KINDS = ("plain", "diff", "paper", "diff_v2", "timm", "timm_diff")
+
+
+def make_vit(kind: str, **kwargs):
+    """A model in evaluation mode, the same weights every time, whose attention is not near uniform."""
+    torch.manual_seed(0)
+    settings = {**SHAPE, **kwargs}
+    if kind.startswith("timm"):
+        attn = {"attn_layer": "diff"} if kind == "timm_diff" else {}
+        model = timm.models.VisionTransformer(**settings, **attn)
+    else:
+        attn = {"attn": "diff", "head_norm": True, "lambda_init": "schedule"} if kind == "paper" else {"attn": kind}
+        model = timm.create_model("diffvit_tiny_patch16", **settings, **attn)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(8)
+    return model.eval()
