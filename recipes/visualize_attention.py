@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffvit_timm.analysis import figures
 from diffvit_timm.analysis.attention_maps import CapturedAttention, capture_attention
-from diffvit_timm.analysis.head_statistics import head_statistics
+from diffvit_timm.analysis.head_statistics import HeadStatistics, head_statistics
 from diffvit_timm.analysis.overlay import visible_box
 from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
@@ -100,16 +100,23 @@ class Look:
             raise InputError(f"images {' '.join(map(str, paths))}: too long and narrow a one ({error})") from error
         batch = torch.stack([transform(image) for image in images])
         try:
-            with capture_attention(self.model) as captured, torch.no_grad():
-                self.model(batch)
+            seen = [self._see(image[None], part) for image in batch]  # one at a time: maps are large
         except TypeError as error:
             raise InputError(f"{option} {given}: {error}") from error
-        self.reads = "the class token looks" if captured.reads_class_token else "patches look, on average"
-        self.maps = output_maps(captured)
-        self.statistics = head_statistics(captured)
-        self.rollout = captured.on_patches(captured.output_rows(rollout(captured, part))).numpy()
+        maps, rollouts, statistics = zip(*seen, strict=True)
+        joined: Any = (None if m[0] is None else np.concatenate(m, axis=1) for m in zip(*maps, strict=True))
+        self.maps = Maps(*joined)
+        self.rollout = np.concatenate(rollouts)
+        self.statistics = HeadStatistics(*(torch.stack(s).mean(dim=0) for s in zip(*statistics, strict=True)))
         self.heat: HeatMaps | None = heat_maps(self.model, batch) if self.model.num_classes else None
         self.says = self._predictions()
+
+    def _see(self, image: Tensor, part: Part) -> tuple[Maps, np.ndarray, HeadStatistics]:
+        with capture_attention(self.model) as captured, torch.no_grad():
+            self.model(image)
+        self.reads = "the class token looks" if captured.reads_class_token else "patches look, on average"
+        through_all = captured.on_patches(captured.output_rows(rollout(captured, part)))
+        return output_maps(captured), through_all.numpy(), head_statistics(captured)
 
     def _predictions(self) -> list[str]:
         """Of each image the likeliest class and its probability."""

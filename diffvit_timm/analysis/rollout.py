@@ -14,6 +14,8 @@ from .attention_maps import AttentionMaps, CapturedAttention, capture_attention,
 
 __all__ = ["HeatMaps", "Part", "class_relevance", "heat_maps", "mixing", "rollout"]
 
+AT_ONCE = 4  # images whose graph is in memory: 0.4 GiB each of ViT-B at 384 pixels
+
 Part = Literal["clamp", "positive", "negative", "abs"]
 
 
@@ -122,7 +124,17 @@ class HeatMaps(NamedTuple):
 
 
 def heat_maps(model: VisionTransformer, images: Tensor, targets: Tensor | None = None) -> HeatMaps:
-    """Three answers to where on the images a network looked; arguments and errors as in `class_relevance`."""
+    """Three answers to where on the images a network looked; arguments and errors as in `class_relevance`.
+
+    A few images at a time are in memory, however many there are.
+    """
+    few = images.split(AT_ONCE)
+    chosen = [None] * len(few) if targets is None else targets.split(AT_ONCE)
+    parts = [_heat_maps(model, *part) for part in zip(few, chosen, strict=True)]
+    return HeatMaps(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _heat_maps(model: VisionTransformer, images: Tensor, targets: Tensor | None) -> HeatMaps:
     relevance, logits, captured = class_relevance(model, images, targets)
     last_layer = captured[-1].maps().attended.mean(dim=1)
     last_layer, through_all, relevance = (

@@ -137,6 +137,16 @@ def test_heat_maps_are_on_the_patches(any_vit):
     assert heat.logits.shape == (2, 5)
 
 
+def test_heat_maps_of_many_images_are_those_of_each(any_vit):
+    model, images = any_vit(), torch.randn(6, 3, 16, 16)
+    targets = torch.tensor([0, 1, 2, 3, 4, 0])
+    together = heat_maps(model, images, targets)
+    for i in range(6):
+        alone = heat_maps(model, images[i : i + 1], targets[i : i + 1])
+        for one, all_ in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], all_[i], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
