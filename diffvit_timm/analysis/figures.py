@@ -1,8 +1,6 @@
-"""Pictures of what attention does. Numbers in, a matplotlib figure out; `save` writes the numbers beside it.
+"""Pictures of what attention does. Numbers in, a matplotlib figure out; `save` writes the numbers beside it."""
 
-Colours are told apart by colour-blind readers too: viridis for amounts, blue to red around 0 for what has a sign.
-"""
-
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from scipy.stats import t
 
+from .colours import AMOUNT, LINES, SIGNED
 from .faithfulness import Curve, area_under
 from .head_statistics import HeadStatistics
 from .overlay import Box
@@ -33,9 +32,6 @@ __all__ = [
     "plot_statistics",
     "save",
 ]
-
-AMOUNT, SIGNED = "viridis", "RdBu_r"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")  # Okabe and Ito
 
 
 class Picture(NamedTuple):
@@ -189,7 +185,7 @@ def plot_lambdas(models: Mapping[str, np.ndarray], title: str) -> Figure:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for colour, (name, lam) in zip(COLOURS, models.items(), strict=False):
+    for colour, (name, lam) in zip(itertools.cycle(LINES), models.items(), strict=False):
         lam = lam.reshape(len(lam), -1)
         mean, deviation = lam.mean(axis=1), lam.std(axis=1)
         axis.plot(mean, "o-", color=colour, label=name, ms=4)
@@ -240,7 +236,9 @@ def plot_statistics(models: Mapping[str, HeadStatistics], title: str) -> Figure:
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(title)
     for place, (axis, label) in enumerate(zip(figure.subplots(1, 3), labels, strict=True)):
-        for number, (colour, (name, statistics)) in enumerate(zip(COLOURS, models.items(), strict=False)):
+        for number, (colour, (name, statistics)) in enumerate(
+            zip(itertools.cycle(LINES), models.items(), strict=False)
+        ):
             values = statistics[place].numpy()
             layers = np.arange(len(values)) + 0.12 * (number - (len(models) - 1) / 2)
             axis.scatter(np.repeat(layers, values.shape[1]), values.ravel(), s=10, color=colour, alpha=0.5, lw=0)
@@ -266,7 +264,7 @@ def plot_faithfulness(curves: Mapping[Curve, Mapping[str, np.ndarray]], title: s
     figure.suptitle(title)
     notes = {"deletion": "lower is better", "insertion": "higher is better"}
     for axis, (kind, methods) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
-        for colour, (name, curve) in zip(COLOURS, methods.items(), strict=False):
+        for colour, (name, curve) in zip(itertools.cycle(LINES), methods.items(), strict=False):
             n, share = len(curve), np.linspace(0, 1, curve.shape[1])
             mean = curve.mean(axis=0)
             half = t.ppf(0.975, n - 1) * curve.std(axis=0, ddof=1) / n**0.5 if n > 1 else np.zeros_like(mean)

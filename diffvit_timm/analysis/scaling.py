@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from .benchmark import explicit_maps
-from .studies import COLOURS
+from .colours import ATTENTION
 
 __all__ = ["ENOUGH", "Point", "PowerLaw", "count_flops", "fit_power_law", "plot_scaling"]
 
@@ -124,20 +124,20 @@ def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
     for axis, attribute, label in zip(
         axes, ("parameters", "flops"), ("Parameters", "FLOPs of an image's forward pass"), strict=True
     ):
-        for kind in (kind for kind in COLOURS if any(point.attn == kind for point in points)):
+        for kind in (kind for kind in ATTENTION if any(point.attn == kind for point in points)):
             own = sorted((p for p in points if p.attn == kind), key=lambda p: getattr(p, attribute))
             x = np.array([getattr(point, attribute) for point in own], dtype=float)
             loss = np.array([point.loss for point in own])
-            axis.scatter(x, loss, s=24, color=COLOURS[kind], alpha=0.6, lw=0)
+            axis.scatter(x, loss, s=24, color=ATTENTION[kind], alpha=0.6, lw=0)
             law = fit_power_law(own, attribute)
             if law:
                 low, high = law.interval
                 name = f"{kind}: exponent {law.exponent:.3f} ({low:.3f} to {high:.3f})"
-                axis.plot(x, law(x), color=COLOURS[kind], label=name)
+                axis.plot(x, law(x), color=ATTENTION[kind], label=name)
             else:
                 places = np.unique(x)
                 means = [loss[x == place].mean() for place in places]
-                axis.plot(places, means, color=COLOURS[kind], label=f"{kind}: means, too few sizes for a law")
+                axis.plot(places, means, color=ATTENTION[kind], label=f"{kind}: means, too few sizes for a law")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel(label)

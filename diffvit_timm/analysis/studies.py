@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
-__all__ = ["Run", "Summary", "difference", "plot_study", "summarise", "write_csv"]
+from .colours import ATTENTION
 
-# Okabe and Ito (2008): told apart by colour-blind readers too
-COLOURS = {"diff": "#0072B2", "diff_v2": "#009E73", "plain": "#D55E00"}
+__all__ = ["Run", "Summary", "difference", "plot_study", "summarise", "write_csv"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,20 +107,20 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
         title: what was varied, on what.
     """
     settings = list(dict.fromkeys(run.setting for run in runs))
-    kinds = [kind for kind in COLOURS if any(run.attn == kind for run in runs)]
+    kinds = [kind for kind in ATTENTION if any(run.attn == kind for run in runs)]
     figure = Figure(figsize=(8, 1.6 + 0.5 * len(settings)), layout="constrained")
     axis = figure.subplots()
     for place, kind in enumerate(kinds):
         shift = (place - (len(kinds) - 1) / 2) * 0.22
         heights = [settings.index(run.setting) + shift for run in runs if run.attn == kind]
         axis.scatter(
-            [run.accuracy for run in runs if run.attn == kind], heights, s=22, color=COLOURS[kind], alpha=0.6, lw=0
+            [run.accuracy for run in runs if run.attn == kind], heights, s=22, color=ATTENTION[kind], alpha=0.6, lw=0
         )
         rows = [row for row in summarise(runs) if row.attn == kind]
         axis.plot(
             [row.mean for row in rows],
             [settings.index(row.setting) + shift for row in rows],
-            "|", color=COLOURS[kind], markersize=14, markeredgewidth=2.5, label=f"{kind} (bar: mean)",
+            "|", color=ATTENTION[kind], markersize=14, markeredgewidth=2.5, label=f"{kind} (bar: mean)",
         )  # fmt: skip
     axis.set_yticks(range(len(settings)), settings)
     axis.invert_yaxis()

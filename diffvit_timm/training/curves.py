@@ -5,8 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-# Okabe and Ito (2008): told apart by colour-blind readers too
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+from ..analysis.colours import BLUE, GREEN, VERMILION
 
 
 def plot_training(rows: list[dict], path: Path, title: str) -> None:
@@ -24,11 +23,11 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
     (loss, accuracy), (rate, lam) = figure.subplots(2, 2, sharex=True)
 
     loss.plot([row["epoch"] for row in updates], [row["train_loss"] for row in updates], color=BLUE, label="train")
-    loss.plot([row["epoch"] for row in epochs], [row["val_loss"] for row in epochs], "o-", color=ORANGE, label="val")
+    loss.plot([row["epoch"] for row in epochs], [row["val_loss"] for row in epochs], "o-", color=VERMILION, label="val")
     loss.set_title("Loss (nats; train with its regularisation)")
     loss.legend()
 
-    accuracy.plot([row["epoch"] for row in epochs], [row["val_accuracy"] for row in epochs], "o-", color=ORANGE)
+    accuracy.plot([row["epoch"] for row in epochs], [row["val_accuracy"] for row in epochs], "o-", color=VERMILION)
     accuracy.set_title("Validation accuracy (top-1)")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
 
