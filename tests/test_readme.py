@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 def test_the_python_snippets_run_as_they_stand(hub_cache):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(snippets) >= 2
+    names = {"images": torch.randn(2, 3, 224, 224)}
     for snippet in snippets:
-        exec(snippet, {"images": torch.randn(2, 3, 224, 224)})
+        exec(snippet, names)  # one after the other, as they are read
 
 
 def test_every_file_of_the_tree_is_there_and_every_module_is_in_the_tree():

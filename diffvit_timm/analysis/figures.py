@@ -235,10 +235,9 @@ def plot_statistics(models: Mapping[str, HeadStatistics], title: str) -> Figure:
     labels = ("Entropy (nats)", "Distance (pixels)", "Share on prefix tokens")
     figure = Figure(figsize=(12, 4), layout="constrained")
     figure.suptitle(title)
+    drawn = list(zip(models.items(), itertools.cycle(LINES), strict=False))
     for place, (axis, label) in enumerate(zip(figure.subplots(1, 3), labels, strict=True)):
-        for number, (colour, (name, statistics)) in enumerate(
-            zip(itertools.cycle(LINES), models.items(), strict=False)
-        ):
+        for number, ((name, statistics), colour) in enumerate(drawn):
             values = statistics[place].numpy()
             layers = np.arange(len(values)) + 0.12 * (number - (len(models) - 1) / 2)
             axis.scatter(np.repeat(layers, values.shape[1]), values.ravel(), s=10, color=colour, alpha=0.5, lw=0)
