@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 from diffvit_timm.errors import InputError
@@ -321,3 +322,84 @@ def test_more_images_than_there_are_cannot_be_faithful(weights, image_folder, tm
     with pytest.raises(InputError, match=r"--images 100: .* has 18 to test on"):
         recipe("faithfulness").main()
     assert not (tmp_path / "out").exists()
+
+
+def compared(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["compare_clip_resnet.py", *map(str, arguments)])
+    return recipe("compare_clip_resnet").main()
+
+
+def test_clip_its_mirrored_twin_and_a_trained_network_are_compared(
+    clip_folder, weights, image_folder, tmp_path, monkeypatch
+):
+    result = compared(
+        monkeypatch, "--clip", clip_folder, "--convert", "mirror", "--supervised", weights("net"),
+        "--dataset", image_folder, "--output", tmp_path / "out"
+    )  # fmt: skip
+    assert [(row["model"], row["images"]) for row in result["rows"]] == [
+        (clip_folder.name, 18), (f"{clip_folder.name}, differential", 18), ("net", 18)
+    ]  # fmt: skip
+    assert result["agreement"][0][1] == 1.0  # version 2 starts as exactly the source
+    assert all(row["top5"] == 1.0 for row in result["rows"])  # of three classes
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "agreement.png", "first-alone-right.png", "last-alone-right.png", "result.json", "table.csv"
+    }  # fmt: skip
+
+
+def test_a_network_of_imagenet_is_asked_for_the_classes_that_it_knows(
+    clip_folder, image_folder, tmp_path, monkeypatch, capsys
+):
+    save_pretrained(timm.create_model("test_vit", num_classes=1000), tmp_path / "net")
+    arguments = ("--clip", clip_folder, "--supervised", tmp_path / "net", "--dataset", image_folder)
+    with pytest.raises(InputError, match=r"none of the classes \(cat, dog, owl, ...\)"):
+        compared(monkeypatch, *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "map.yaml").write_text("cat: [281, 282]\ndog: [207]\n")
+    result = compared(monkeypatch, *arguments, "--class-map", tmp_path / "map.yaml", "--output", tmp_path / "out")
+    assert result["classes"] == 2
+    assert [row["images"] for row in result["rows"]] == [12, 12]
+    assert "counted on the 12 images of 2 classes that all know; not on those of owl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare --clip with: pass --supervised or --convert"),
+        (["--convert", "mirror", "--templates", "nowhere.txt"], "--templates nowhere.txt is neither"),
+        (["--supervised", "vit_tinyest"], "--supervised vit_tinyest is not known to timm"),
+        (["--supervised", "{seven}"], "has 7 classes, neither the dataset's 3 by name nor ImageNet's 1,000"),
+        (["--convert", "mirror", "--output", "{used}"], "is used already"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(clip_folder, image_folder, tmp_path, monkeypatch, arguments, message):
+    save_pretrained(timm.create_model("test_vit", num_classes=7), tmp_path / "seven")
+    places = {"seven": tmp_path / "seven", "used": tmp_path}
+    arguments = [argument.format(**places) for argument in arguments]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        compared(monkeypatch, "--clip", clip_folder, "--dataset", image_folder, *arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"seven"}
+
+
+def test_a_small_clip_is_trained_saved_and_asked(image_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "clip"
+    arguments = ["--dataset", str(image_folder), "--epochs", "2", "--batch-size", "8", "--output", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["train_small_clip.py", *arguments])
+    result = recipe("train_small_clip").main()
+    assert result["images"] == 32
+    assert result["loss"] < 5
+    rows = compared(
+        monkeypatch, "--clip", folder, "--convert", "calibrated", "--calibration-images", "8", "--images", "9",
+        "--dataset", image_folder, "--output", tmp_path / "out"
+    )["rows"]  # fmt: skip
+    assert [row["images"] for row in rows] == [9, 9]
+
+
+def test_pairs_of_one_class_are_all_right_in_the_contrastive_loss():
+    loss = recipe("train_small_clip").contrastive_loss
+    eye = torch.eye(4)
+    apart = loss(eye, eye, torch.arange(4), torch.tensor(100.0))
+    assert apart < 1e-6
+    images = eye[[0, 0, 1]]
+    together = loss(images, images, torch.tensor([5, 5, 7]), torch.tensor(100.0))
+    torch.testing.assert_close(together, torch.tensor(2 / 3 * 0.6931472), atol=1e-5, rtol=0)

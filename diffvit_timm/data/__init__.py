@@ -1,6 +1,6 @@
 """Datasets by name or folder, their images, and augmentation."""
 
-from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform
+from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform, without_seed
 from .datasets import Splits, digits_splits, load_images, load_splits
 from .images import ImageDataset, SmallImages, decode_image
 from .loading import evaluation_images, training_images
@@ -28,4 +28,5 @@ __all__ = [
     "training_images",
     "with_input_noise",
     "with_label_noise",
+    "without_seed",
 ]

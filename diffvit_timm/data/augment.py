@@ -95,7 +95,12 @@ def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) ->
 
 def eval_transform(data_config: dict) -> Transform:
     """timm's evaluation transform of a model: resize, centre crop, normalise; the seed is not read."""
-    return partial(_unseeded, create_transform(**data_config, is_training=False))
+    return without_seed(create_transform(**data_config, is_training=False))
+
+
+def without_seed(transform: Callable[[Image.Image], torch.Tensor]) -> Transform:
+    """A transform that draws nothing, where one with a seed is asked for."""
+    return partial(_unseeded, transform)
 
 
 def _unseeded(transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, seed: int) -> torch.Tensor:
