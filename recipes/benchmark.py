@@ -1,154 +1,244 @@
-"""How fast differential attention is beside plain attention: models timed in turns, medians of paired ratios.
+"""Networks in several precisions and batch sizes: latency, throughput, memory, and whether they still say the same.
 
-    python recipes/benchmark.py                                                    # tiny, 224 px, about 3 minutes
-    python recipes/benchmark.py --model diffvit_small_patch16 --batch-size 8
-    python recipes/benchmark.py --img-sizes 224 384 1024 --batch-size 2 --steps inference
-    python recipes/benchmark.py --compile --device cuda --batch-size 128
+    python recipes/benchmark.py --models clip:RN50 clip:ViT-B-32 resnet50 vit_small_patch16_224 diffvit_small_patch16
+    python recipes/benchmark.py --models runs/finetuned runs/plain --dataset timm/oxford-iiit-pet --batch-sizes 1 32
+    python recipes/benchmark.py --models resnet50 --device cuda --precisions fp32 bf16 fp16 --batch-sizes 1 8 32 128
 
-Compared: the plain ViT (timm's own blocks), versions 1 and 2, and timm's differential attention, all of the same width
-and depth with random weights. Results: recipes/README.md.
+All of one batch size are timed in turns, so that a busy moment meets them all. clip:NAME is the image tower of a CLIP
+of open_clip. Results: recipes/README.md.
 """
 
+import copy
+import csv
 import dataclasses
-import itertools
 import json
 import platform
-import statistics
+import time
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-import diffvit_timm  # noqa: F401 (registers the models)
-from diffvit_timm.analysis.benchmark import (
-    explicit_maps,
-    inference_step,
-    interleaved,
-    kept_bytes,
-    paired_ratio,
-    training_step,
-)
+from diffvit_timm.analysis.benchmark import inference_step, interleaved, peak_bytes, weight_bytes
+from diffvit_timm.analysis.colours import LINES
+from diffvit_timm.analysis.zero_shot import open_clip_or_stop
+from diffvit_timm.data import ImageDataset, eval_transform, load_splits
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import check_model
-from diffvit_timm.sources import vit_args
-from diffvit_timm.training import parse_config, run, say
+from diffvit_timm.hub import check_model, load_model, model_name
+from diffvit_timm.training import new_folder, parse_config, run, say
+from diffvit_timm.training.console import track
+from diffvit_timm.training.model import model_data_config
 
-PLAIN, TIMM = "plain ViT", "timm, attn_layer='diff'"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLIP = "clip:"
+FIELDS = (
+    "model", "precision", "batch_size", "p50_ms", "p90_ms", "images_per_second", "weights_mb", "peak_mb", "load_s",
+    "agreement", "largest_difference", "accuracy",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    model: str = "diffvit_tiny_patch16"
-    """One of our variants; the others are made of its width, depth and patch size."""
-    img_sizes: tuple[int, ...] = (224,)
-    """Sides of the images, in pixels."""
-    batch_size: int = 16
-    """Images a step."""
-    steps: tuple[Literal["inference", "training"], ...] = ("inference", "training")
-    """What to time; training is a forward and a backward pass."""
+    models: tuple[str, ...]
+    """timm model names, hf-hub:NAME, folders (of weights, or of runs), or clip:NAME of open_clip."""
+    pretrained: bool = False
+    """Load the pretrained weights of timm's names; folders always bring theirs."""
     precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16")
-    """Autocast to these; fp32: no autocast."""
-    compile: bool = False
-    """Time torch.compile's version of each model."""
-    repeats: int = 15
+    """What weights and images are cast to. fp16 on a CPU is emulated: ask for it to see."""
+    batch_sizes: tuple[int, ...] = (1, 8)
+    """Images at a time."""
+    repeats: int = 10
     """Rounds; in each, every model takes one step."""
+    dataset: str | None = None
+    """Name on the Hub, or a folder, whose test images are classified; without one, noise is."""
+    label_column: str = "label"
+    """Column of the class labels."""
+    images: int = 64
+    """Images that the precisions are compared on."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, ..."""
-    output: Path | None = None
-    """JSON file to write, with every time."""
+    output: str = "runs/benchmark"
+    """Folder of the tables and the picture, new or empty."""
 
     def __post_init__(self) -> None:
-        if not self.model.startswith("diffvit_"):
-            raise InputError(
-                f"--model {self.model} is none of our variants: choose one of timm.list_models('diffvit_*')"
-            )
-        require_at_least(1, batch_size=self.batch_size, repeats=self.repeats)
-        if self.output is not None and self.output.exists():
-            raise InputError(f"--output {self.output} is there already: choose another file")
+        require_at_least(1, repeats=self.repeats, images=self.images, batch_sizes=min(self.batch_sizes, default=0))
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise InputError(f"--models {' '.join(self.models) or 'names none'}: name each once")
+        if "fp32" not in self.precisions:
+            raise InputError("--precisions needs fp32, which the others are compared with")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
 
 
-def check_sizes(config: BenchmarkConfig) -> None:
-    """Refuse a size that does not divide into patches before the first one is timed."""
-    with torch.device("meta"):
-        side = timm.create_model(config.model).patch_embed.patch_size[0]
-    for img_size in config.img_sizes:
-        if img_size < side or img_size % side:
-            raise InputError(f"--img-sizes {img_size} is no multiple of the patches' {side} pixels")
+@dataclasses.dataclass
+class Candidate:
+    """A network, how its images are made, and how long it took to load."""
+
+    name: str
+    model: nn.Module
+    data_config: dict
+    label_names: list[str]
+    seconds: float
 
 
-def make_models(config: BenchmarkConfig, img_size: int) -> dict[str, Any]:
-    """The models to compare, all of one shape."""
-    settings = dict(img_size=img_size, num_classes=1000)
-    plain = timm.create_model(config.model, attn="plain", **settings)
-    shape = {name: value for name, value in vit_args(plain).items() if name != "norm_eps"}  # ours alone
-    models = {
-        PLAIN: plain,
-        "Diff-ViT": timm.create_model(config.model, **settings),
-        "Diff-ViT, head norm": timm.create_model(config.model, head_norm=True, **settings),
-        "Diff-ViT, version 2": timm.create_model(config.model, attn="diff_v2", **settings),
-        TIMM: timm.models.VisionTransformer(**shape, attn_layer="diff"),
-    }
-    return {name: model.to(config.device) for name, model in models.items()}
+def check_models(config: BenchmarkConfig) -> None:
+    """Refuse names that are none before the first network is made."""
+    for name in config.models:
+        if not name.startswith(CLIP):
+            check_model(model_name(name), config.pretrained, option="--models", hint="pass --no-pretrained")
+        elif name.removeprefix(CLIP) not in open_clip_or_stop().list_models():
+            raise InputError(f"--models {name}: open_clip knows no CLIP of that name")
 
 
-def reference_error(model: Any, x: torch.Tensor) -> float:
-    """Relative difference of a Diff-ViT's fp32 logits to those of the explicit maps."""
-    fast = inference_step(model, x)()
-    with explicit_maps(model):
-        exact = inference_step(model, x)()
-    return ((fast - exact).norm() / exact.norm()).item()
+def load(name: str, config: BenchmarkConfig) -> Candidate:
+    """A network on the device, in evaluation mode."""
+    start = time.perf_counter()
+    if name.startswith(CLIP):
+        model: Any = open_clip_or_stop().create_model(name.removeprefix(CLIP)).visual
+        side = model.image_size if isinstance(model.image_size, tuple) else (model.image_size,) * 2
+        settings = {"input_size": (3, *side), "mean": model.image_mean, "std": model.image_std,
+                    "interpolation": "bicubic", "crop_pct": 1.0}  # fmt: skip
+        labels: list[str] = []
+    else:
+        found = model_name(name)
+        model = load_model(found, config.pretrained or found != name, option="--models")
+        settings, labels = model_data_config(model), model.pretrained_cfg.get("label_names") or []
+    model = model.eval().to(config.device)
+    seconds = time.perf_counter() - start
+    return Candidate(Path(name).name if Path(name).is_dir() else name, model, settings, labels, seconds)
 
 
-def compare(config: BenchmarkConfig, img_size: int) -> list[dict]:
-    """Time all models at one size; a row a model, precision and kind of step."""
-    torch.manual_seed(0)
-    models = make_models(config, img_size)
-    x = torch.randn(config.batch_size, 3, img_size, img_size, device=config.device)
-    kept = {name: kept_bytes(model, x[:1]) for name, model in models.items()}
-    say(f"\n{config.model}, {img_size} px, batch {config.batch_size}; kept for the backward pass, plain = 1:")
-    say("  " + ", ".join(f"{name} {size / kept[PLAIN]:.2f}" for name, size in kept.items()))
-    for name, model in models.items():
-        if name.startswith("Diff-ViT"):
-            say(f"  {name}: logits differ from those of the explicit maps by {reference_error(model, x[:2]):.1e}")
-    timed: dict[str, Any] = {n: torch.compile(m) for n, m in models.items()} if config.compile else models
+def cast(model: nn.Module, precision: str) -> nn.Module:
+    """The network with its weights in a precision; itself in fp32."""
+    return model if precision == "fp32" else copy.deepcopy(model).to(DTYPES[precision])
+
+
+@torch.inference_mode()
+def outputs(candidate: Candidate, model: nn.Module, precision: str, split: Any, config: BenchmarkConfig) -> Tensor:
+    """What a network says of the images of a split, or of noise: (images, classes), float32."""
+    if split is None:
+        noise = torch.randn(config.images, *candidate.data_config["input_size"], generator=torch.manual_seed(0))
+        batches: Any = noise.split(8)
+    else:
+        settings = candidate.data_config
+        images = ImageDataset(split, eval_transform(settings), settings["input_size"][0])
+        loader = DataLoader(images, batch_size=8)
+        batches = (batch for batch, _ in track(loader, f"{candidate.name} {precision}", len(loader)))
+    return torch.cat([model(batch.to(config.device, DTYPES[precision])).float().cpu() for batch in batches])
+
+
+def quality(candidates: list[Candidate], split: Any, names: list[str], config: BenchmarkConfig) -> dict:
+    """Of each network and precision: agreement with fp32, largest difference of an output, accuracy if it has one."""
+    rows = {}
+    for candidate in candidates:
+        exact = outputs(candidate, candidate.model, "fp32", split, config)
+        for precision in config.precisions:
+            said = exact
+            if precision != "fp32":
+                said = outputs(candidate, cast(candidate.model, precision), precision, split, config)
+            accuracy = None
+            if split is not None and set(names) <= set(candidate.label_names):
+                own = [candidate.label_names.index(name) for name in names]
+                accuracy = (said[:, own].argmax(1) == torch.tensor(split["label"])).float().mean().item()
+            rows[candidate.name, precision] = {
+                "agreement": (said.argmax(1) == exact.argmax(1)).float().mean().item(),
+                "largest_difference": (said - exact).abs().max().item(),
+                "accuracy": accuracy,
+            }
+    return rows
+
+
+def speed(candidates: list[Candidate], batch_size: int, config: BenchmarkConfig) -> list[dict]:
+    """A row a network and precision at one batch size."""
+    steps, inputs, models = {}, {}, {}
+    for candidate in candidates:
+        images = torch.randn(batch_size, *candidate.data_config["input_size"], device=config.device)
+        for precision in config.precisions:
+            key = candidate.name, precision
+            models[key] = cast(candidate.model, precision)
+            inputs[key] = images.to(DTYPES[precision])
+            steps[key] = inference_step(models[key], inputs[key])
+    seconds = interleaved(steps, config.repeats, device=config.device)
     rows = []
-    for precision, step in itertools.product(config.precisions, config.steps):
-        make_step = training_step if step == "training" else inference_step
-        steps = {name: make_step(model, x, DTYPES[precision]) for name, model in timed.items()}
-        seconds = interleaved(steps, config.repeats, warmup=3 if config.compile else 1, device=config.device)
-        say(f"{step}, {precision}:            seconds   of the plain ViT's speed (quartiles)   of timm's")
-        for name, times in seconds.items():
-            speed, low, high = paired_ratio(times, seconds[PLAIN])
-            of_timm = paired_ratio(times, seconds[TIMM])[0]
-            median = statistics.median(times)
-            say(f"  {name:28s} {median:9.4f}   {speed:5.2f}x ({low:.2f} to {high:.2f})   {of_timm:25.2f}x")
+    for candidate in candidates:
+        for precision in config.precisions:
+            key = candidate.name, precision
+            p50, p90 = np.quantile(seconds[key], [0.5, 0.9])
             rows.append(
-                dict(
-                    model=name, img_size=img_size, step=step, precision=precision, seconds=times,
-                    speed_of_plain=round(speed, 3), quartiles=[round(low, 3), round(high, 3)],
-                    speed_of_timm=round(of_timm, 3), kept_of_plain=round(kept[name] / kept[PLAIN], 3)
-                )
+                {
+                    "model": candidate.name, "precision": precision, "batch_size": batch_size, "p50_ms": 1e3 * p50,
+                    "p90_ms": 1e3 * p90, "images_per_second": batch_size / p50,
+                    "weights_mb": weight_bytes(models[key]) / 2**20,
+                    "peak_mb": peak_bytes(models[key], inputs[key]) / 2**20, "load_s": candidate.seconds,
+                }
             )  # fmt: skip
     return rows
 
 
+def plot(rows: list[dict], path: Path, title: str) -> None:
+    """A panel a batch size: the throughput of each network in each precision."""
+    sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    precisions = list(dict.fromkeys(row["precision"] for row in rows))
+    figure = Figure(figsize=(3 + 3.6 * len(sizes), 1.6 + 0.5 * len(models)), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    for axis, size in zip(axes, sizes, strict=True):
+        for place, (precision, colour) in enumerate(zip(precisions, LINES, strict=False)):
+            own = [row for row in rows if (row["batch_size"], row["precision"]) == (size, precision)]
+            heights = np.arange(len(models)) + (place - (len(precisions) - 1) / 2) * 0.8 / len(precisions)
+            values = [row["images_per_second"] for row in own]
+            axis.barh(heights, values, 0.75 / len(precisions), color=colour, label=precision)
+        axis.set_title(f"batch {size}")
+        axis.set_xlabel("images a second (median)")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(models)), models)
+    axes[0].invert_yaxis()
+    axes[-1].legend()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> dict:
     config = parse_config(BenchmarkConfig, description=__doc__)
-    check_model(config.model, pretrained=False)
-    check_sizes(config)
-    rows = [row for img_size in config.img_sizes for row in compare(config, img_size)]
-    hardware = torch.cuda.get_device_name() if config.device.startswith("cuda") else platform.processor()
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "output"}
-    result = {**settings, "hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    if config.output is not None:
-        config.output.write_text(json.dumps({**result, "rows": rows}, indent=1))
-    return {**result, "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows]}
+    folder = new_folder(config.output)
+    check_models(config)
+    split, names = None, []
+    if config.dataset:
+        splits = load_splits(config.dataset, label_column=config.label_column)
+        split, names = splits.test.shuffle(seed=0).take(min(config.images, len(splits.test))), splits.class_names
+    else:
+        say("no --dataset: the precisions are compared on noise, which no network was made for")
+    if config.device == "cpu" and "fp16" in config.precisions:
+        say("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
+    candidates = [load(name, config) for name in config.models]
+    same = quality(candidates, split, names, config)
+    rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
+    rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]
+    cuda = config.device.startswith("cuda")
+    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "benchmark.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(rows, folder / "benchmark.png", f"Inference on {hardware}")
+    say(f"\n{'model':28s} precision batch   p50 ms   p90 ms images/s weights MB  peak MB load s same top-1 accuracy")
+    for row in rows:
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        say(
+            f"{row['model']:28s} {row['precision']:9s} {row['batch_size']:5d} {row['p50_ms']:8.1f} "
+            f"{row['p90_ms']:8.1f} {row['images_per_second']:8.1f} {row['weights_mb']:10.1f} {row['peak_mb']:8.1f} "
+            f"{row['load_s']:6.2f} {row['agreement']:10.1%} {accuracy}"
+        )
+    result = {**dataclasses.asdict(config), "hardware": hardware, "torch": torch.__version__, "rows": rows}
+    (folder / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 if __name__ == "__main__":

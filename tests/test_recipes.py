@@ -202,8 +202,8 @@ def test_a_source_that_cannot_be_compared_is_one_error(parquet_folder, monkeypat
 def test_the_benchmark_times_every_model_and_keeps_every_time(tmp_path, monkeypatch, capsys):
     out = tmp_path / "times.json"
     options = "--img-sizes 32 --batch-size 1 --repeats 2 --precisions fp32 --output"
-    monkeypatch.setattr(sys, "argv", ["benchmark", *options.split(), str(out)])
-    rows = recipe("benchmark").main()["rows"]
+    monkeypatch.setattr(sys, "argv", ["benchmark_attention", *options.split(), str(out)])
+    rows = recipe("benchmark_attention").main()["rows"]
     written = json.loads(out.read_text())
     assert [(row["model"], row["step"]) for row in rows] == [(row["model"], row["step"]) for row in written["rows"]]
     assert len(rows) == 5 * 2
@@ -221,9 +221,9 @@ def test_the_benchmark_times_every_model_and_keeps_every_time(tmp_path, monkeypa
     ],
 )
 def test_a_benchmark_that_cannot_run_is_one_error(options, message, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["benchmark", *options.split()])
+    monkeypatch.setattr(sys, "argv", ["benchmark_attention", *options.split()])
     with pytest.raises(InputError, match=message):
-        recipe("benchmark").main()
+        recipe("benchmark_attention").main()
 
 
 @pytest.fixture
@@ -403,3 +403,57 @@ def test_pairs_of_one_class_are_all_right_in_the_contrastive_loss():
     images = eye[[0, 0, 1]]
     together = loss(images, images, torch.tensor([5, 5, 7]), torch.tensor(100.0))
     torch.testing.assert_close(together, torch.tensor(2 / 3 * 0.6931472), atol=1e-5, rtol=0)
+
+
+def benchmarked(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    return recipe("benchmark").main()
+
+
+def test_a_benchmark_has_a_row_a_model_precision_and_batch_size(weights, image_folder, tmp_path, monkeypatch):
+    models = weights("first"), weights("second", attn="plain")
+    rows = benchmarked(
+        monkeypatch, "--models", *models, "test_vit", "--dataset", image_folder, "--images", 6, "--repeats", 2,
+        "--batch-sizes", 1, 3, "--output", tmp_path / "out"
+    )["rows"]  # fmt: skip
+    assert [(row["batch_size"], row["model"], row["precision"]) for row in rows] == [
+        (size, model, precision)
+        for size in (1, 3)
+        for model in ("first", "second", "test_vit")
+        for precision in ("fp32", "bf16")
+    ]
+    fp32, bf16 = rows[:2]
+    assert (fp32["agreement"], fp32["largest_difference"]) == (1.0, 0.0)
+    assert bf16["largest_difference"] > 0
+    assert 0.45 < bf16["weights_mb"] / fp32["weights_mb"] < 0.55
+    assert [row["accuracy"] is None for row in rows[:6]] == [False] * 4 + [True] * 2  # test_vit has no names
+    assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in rows)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"benchmark.csv", "benchmark.json", "benchmark.png"}
+
+
+def test_clips_image_tower_is_timed_on_noise_and_fp16_on_a_cpu_is_said_to_be_emulated(tmp_path, monkeypatch, capsys):
+    rows = benchmarked(
+        monkeypatch, "--models", "clip:RN50", "--precisions", "fp32", "fp16", "--batch-sizes", 1, "--images", 1,
+        "--repeats", 1, "--output", tmp_path / "out"
+    )["rows"]  # fmt: skip
+    assert [row["model"] for row in rows] == ["clip:RN50"] * 2
+    said = capsys.readouterr().err
+    assert "compared on noise" in said
+    assert "fp16 on a CPU is emulated" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "clip:RN5"], "--models clip:RN5: open_clip knows no CLIP of that name"),
+        (["--models", "vit_tinyest"], "--models vit_tinyest is not known to timm"),
+        (["--models", "test_vit", "test_vit"], "name each once"),
+        (["--models", "test_vit", "--precisions", "bf16"], "--precisions needs fp32"),
+        (["--models", "test_vit", "--batch-sizes", "0"], "--batch-sizes 0 must be at least 1"),
+        (["--models", "test_vit", "--device", "cuda:9"], "--device cuda:9: "),
+    ],
+)
+def test_a_benchmark_of_nothing_is_one_line(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        benchmarked(monkeypatch, *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

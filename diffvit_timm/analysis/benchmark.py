@@ -3,18 +3,33 @@
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["explicit_maps", "inference_step", "interleaved", "kept_bytes", "paired_ratio", "training_step"]
+__all__ = [
+    "explicit_maps",
+    "inference_step",
+    "interleaved",
+    "kept_bytes",
+    "paired_ratio",
+    "peak_bytes",
+    "training_step",
+    "weight_bytes",
+]
+
+
+NameT = TypeVar("NameT")
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2, device: str | torch.device = "cpu"
-) -> dict[str, list[float]]:
+    steps: Mapping[NameT, Callable[[], object]], repeats: int, warmup: int = 2, device: str | torch.device = "cpu"
+) -> dict[NameT, list[float]]:
     """Seconds of each repeat of each step; one round runs every step once, so that a busy moment meets them all.
 
     Args:
@@ -23,7 +38,7 @@ def interleaved(
         warmup: rounds before them.
         device: waited for after each step, if it is not the CPU.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[NameT, list[float]] = {name: [] for name in steps}
     wait = torch.accelerator.synchronize if torch.device(device).type != "cpu" else lambda: None
     for done in range(-warmup, repeats):
         for name, step in steps.items():
@@ -85,6 +100,52 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model.train()(x)
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in parameters)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that operators have made and that are still held; not those that were there."""
+
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in there)
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                self._known.add(storage)
+                self.now += (size := storage.nbytes())
+                weakref.finalize(storage, self._forget, size)
+        self.peak = max(self.peak, self.now)
+        return out
+
+
+@torch.no_grad()
+def peak_bytes(model: nn.Module, x: Tensor) -> int:
+    """The most memory that a forward pass in evaluation mode needs beyond the weights and x, at one time.
+
+    On a GPU what its allocator says; elsewhere the tensors between operators, what a kernel needs within it apart.
+    """
+    model.eval()
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(x)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _Live([*model.parameters(), *model.buffers(), x]) as live:
+        model(x)
+    return live.peak
 
 
 @contextlib.contextmanager

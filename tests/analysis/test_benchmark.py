@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from diffvit_timm.analysis.benchmark import inference_step, interleaved, kept_bytes, paired_ratio, training_step
+from diffvit_timm.analysis.benchmark import (
+    inference_step,
+    interleaved,
+    kept_bytes,
+    paired_ratio,
+    peak_bytes,
+    training_step,
+    weight_bytes,
+)
 
 
 def test_every_round_takes_each_step_once_in_turn():
@@ -41,3 +49,18 @@ def test_steps_are_an_evaluation_without_gradients_and_a_training_with_them_drop
 def test_kept_bytes_counts_each_activation_once_and_no_parameter(model, tensors):
     x = torch.randn(32, 16)
     assert kept_bytes(model, x) == tensors * x.nbytes
+
+
+def test_the_peak_of_a_forward_pass_is_what_lives_at_one_time():
+    layers = nn.Sequential(nn.Linear(100, 1000), nn.ReLU(), nn.Linear(1000, 500), nn.Linear(500, 10))
+    x = torch.randn(50, 100)
+    assert peak_bytes(layers, x) == 4 * 50 * (1000 + 1000)  # before and after the ReLU
+    assert peak_bytes(nn.Identity(), x) == 0
+    views = nn.Sequential(nn.Unflatten(1, (10, 10)), nn.Flatten())
+    assert peak_bytes(views, x) == 0
+
+
+def test_weights_are_parameters_and_buffers_in_their_precision():
+    norm = nn.BatchNorm1d(10)
+    assert weight_bytes(norm) == 4 * 40 + 8
+    assert weight_bytes(norm.half()) == 2 * 40 + 8
