@@ -1,4 +1,4 @@
-"""python -m diffvit_timm convert SOURCE OUT: a plain ViT becomes a Diff-ViT, in a folder that timm loads."""
+"""python -m diffvit_timm: convert a plain ViT into a Diff-ViT; push and pull runs, to the Hub and back."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ from .data import load_images
 from .distill import distill_layers
 from .errors import InputError, require_at_least
 from .hub import check_model, load_model, save_pretrained
+from .publish import pull_run, push_run
 from .report import conversion_report
 from .training import image_batches, new_folder, one_line_errors, say
 
@@ -110,6 +111,42 @@ def convert(
         print(json.dumps({**result, "report": report.to_dict() if report else None}))
     elif report:
         print(report)
+
+
+@app.command
+def push(
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")],
+    *,
+    private: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Push the best weights of a run, its logs, its pictures and its card to the Hub.
+
+    Args:
+        run: folder of a run, or of weights.
+        repo: NAME, or USER/NAME; made if it is not there.
+        private: make it private, where it is made.
+    """
+    print(push_run(run, repo, private))
+
+
+@app.command
+def pull(
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")],
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")],
+    *,
+    revision: str | None = None,
+) -> None:
+    """Fetch a run that was pushed: its weights, logs and pictures.
+
+    Args:
+        repo: USER/NAME.
+        out: folder to write, new or empty.
+        revision: branch, tag or commit (default: the newest).
+    """
+    folder = new_folder(out, "OUT")
+    pull_run(repo, folder, revision)
+    print(folder)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -126,6 +126,10 @@ class TrainConfig:
     """Epochs between two pictures of what four validation images are attended to; 0: none."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers by accelerate's names (tensorboard, wandb, ...), beside metrics.jsonl."""
+    push_to_hub: str | None = None
+    """Repository on the Hub, NAME or USER/NAME, that the result goes to: checked before the training, made if new."""
+    hub_private: bool = False
+    """Make the repository private, where it is made."""
     eval_only: bool = False
     """Test --model as it is, without training."""
     dry_run: bool = False
@@ -177,6 +181,7 @@ class TrainConfig:
             ("distill_weight", "teacher"),
             ("distill_temperature", "teacher"),
             ("lambda_target", "lambda_warmup"),
+            ("hub_private", "push_to_hub"),
         ):
             without = getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed)
             self._require(name, not without, f"has no effect without --{needed.replace('_', '-')}")
@@ -185,6 +190,8 @@ class TrainConfig:
             self._refuse_with_stream()
         if self.eval_only and (self.dry_run or self.resume != "never"):
             raise InputError("--eval-only neither trains nor resumes: leave out --dry-run and --resume")
+        if self.push_to_hub and (self.eval_only or self.dry_run):
+            raise InputError(f"--push-to-hub {self.push_to_hub}: --eval-only and --dry-run leave nothing to push")
         if self.dry_run and self.resume != "never":
             raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:

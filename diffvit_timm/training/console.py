@@ -34,7 +34,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    bar = Progress(*columns, console=console, transient=True) if _is_main() and console.is_terminal else None
+    bar = Progress(*columns, console=console, transient=True) if is_main() and console.is_terminal else None
     task = bar.add_task(label, total=total, text="") if bar else None
     done, last, shown = 0, time.monotonic(), ""
 
@@ -61,11 +61,12 @@ def track(items: Iterable[ItemT], label: str, total: int) -> Iterator[ItemT]:
 
 def say(line: str) -> None:
     """A line for people, by the main process, on stderr: stdout's last line is the result."""
-    if _is_main():
+    if is_main():
         print(line, file=sys.stderr, flush=True)
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
+    """Whether this is the only process, or the first of those that a launcher has started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -75,7 +76,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if not _is_main():
+        if not is_main():
             time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
         cause = str(error).rpartition("InputError: ")[-1]  # a loader's worker wraps the error in its own traceback
         print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
@@ -86,5 +87,5 @@ def run(main: Callable[[], dict]) -> None:
     """Run a recipe: its result is stdout's last line, as JSON; bad input as in `one_line_errors`."""
     with one_line_errors():
         result = main()
-    if _is_main():
+    if is_main():
         print(json.dumps(result), flush=True)

@@ -8,9 +8,10 @@ from accelerate.utils import set_seed
 from ..data import Splits, load_splits, with_input_noise, with_label_noise
 from ..errors import InputError
 from ..hub import check_model
+from ..publish import check_repository, push_run
 from .accelerator import make_accelerator
 from .config import TrainConfig
-from .console import say
+from .console import is_main, say
 from .distillation import load_teacher
 from .dry_run import dry_run
 from .model import WITHOUT_WEIGHTS, conversion_method, create_model, owns_head
@@ -38,6 +39,8 @@ def train(config: TrainConfig, recipe: str) -> dict:
     if (output / "result.json").exists():
         say(f"{output} is finished already")
         return json.loads((output / "result.json").read_text())
+    if config.push_to_hub and is_main():
+        check_repository(config.push_to_hub, config.hub_private)
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     if config.eval_only and not owns_head(config):
@@ -60,6 +63,8 @@ def train(config: TrainConfig, recipe: str) -> dict:
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
     result = _test_only(trainer) if config.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
+    if config.push_to_hub and accelerator.is_main_process:
+        say(f"pushed to {push_run(trainer.output, config.push_to_hub, config.hub_private)}")
     return result
 
 

@@ -31,6 +31,8 @@ FREE_OPTIONS = (
     "trackers",
     "dry_run",
     "attention_every",
+    "push_to_hub",
+    "hub_private",
 )
 
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")

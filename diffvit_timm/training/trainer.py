@@ -24,7 +24,7 @@ from ..data import RepeatedSampler, Splits, StreamedImages, evaluation_images, t
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..statistics import LayerStatistics, layer_statistics
-from .attention_pictures import AttentionPictures
+from .attention_pictures import AttentionPictures, can_capture
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
@@ -124,7 +124,7 @@ class Trainer:
             say("--lambda-warmup: plain attention has no lambda to ramp")
         self.pictures = (
             AttentionPictures(model, splits.val, splits.class_names, self.output / "attention")
-            if config.attention_every
+            if config.attention_every or (config.push_to_hub and can_capture(model))
             else None
         )
         self.ema = self._average() if config.ema else None
@@ -227,7 +227,7 @@ class Trainer:
             if self.run:
                 self.run.save_best(self.judged, self.splits.class_names)
         self.epochs_done = epoch + 1
-        if self.pictures and self.run and self.epochs_done % config.attention_every == 0:
+        if self.pictures and self.run and config.attention_every and self.epochs_done % config.attention_every == 0:
             self.pictures.draw(self.judged, f"epoch-{self.epochs_done:03d}", self.accelerator, self.step)
         if self._checkpoint_is_due():
             self._save_checkpoint()
@@ -433,7 +433,8 @@ class Trainer:
             self.accelerator.log({**numbers, **layers}, step=self.step)
 
     def _finish(self) -> dict:
-        """Test the best weights, once; write the result and the picture."""
+        """Test the best weights, once; write the result and the pictures."""
+        config = self.config
         seconds = time.perf_counter() - self.started  # of the training alone
         self.judged.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
         images = len(self.splits.train) * self.step / self.updates_per_epoch
@@ -450,17 +451,21 @@ class Trainer:
             self.run.write_json("result.json", result)
             title = f"{self.config.model}, {result['attn']} attention, on {Path(self.config.dataset).name}"
             plot_training(self.run.rows, self.run.path / "training.png", title)
+            if self.pictures and config.push_to_hub:
+                self.pictures.draw(self.judged, "the-best-weights", self.accelerator, self.step)
         return result
 
     def test(self) -> dict:
         """What the network as it is makes of the test split."""
         test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
+        names = self.splits.class_names
         return {
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
             "test_mean_per_class": test.mean_per_class,
             "test_loss": test.loss,
             "test_images": test.images,
+            "test_confusions": [[names[label], names[said], count] for label, said, count in test.confusions],
             "model": self.config.model,
             "attn": getattr(self.net, "attn", "timm"),
             "seed": self.config.seed,

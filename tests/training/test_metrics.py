@@ -26,6 +26,13 @@ def test_the_figures_are_those_worked_out_by_hand():
     assert result.images == 6
     assert result.loss == pytest.approx(1.0)
     assert result.interval == pytest.approx(wilson(3, 6))
+    assert result.confusions == [(0, 1, 1), (1, 2, 1), (2, 0, 1)]
+
+
+def test_the_most_frequent_confusions_come_first_and_five_are_named():
+    labels = [0] * 9 + [1] * 3 + [2, 3, 4, 5]
+    predictions = [1] * 2 + [2] * 3 + [0] * 4 + [0] * 3 + [0, 0, 0, 0]
+    assert accuracy_of(predictions, labels).confusions == [(0, 2, 3), (1, 0, 3), (0, 1, 2), (2, 0, 1), (3, 0, 1)]
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (1, 10), (10, 10), (1400, 1561), (1, 1)])
