@@ -1,24 +1,29 @@
-"""python -m diffvit_timm: convert a plain ViT into a Diff-ViT; push and pull runs, to the Hub and back."""
+"""python -m diffvit_timm: convert a plain ViT, predict, export; push and pull runs, to the Hub and back."""
 
 import json
 import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from timm.data import create_transform
 from torch import Tensor
 
+from .analysis.benchmark import inference_step, interleaved, paired_ratio
 from .conversion import READS_IMAGES, from_vit, resolve_method
-from .data import load_images
+from .data import decode_image, load_images
+from .data.images import MODES
 from .distill import distill_layers
 from .errors import InputError, require_at_least
-from .hub import check_model, load_model, save_pretrained
+from .export import Format, export_model
+from .hub import check_model, class_names, load_model, model_name, save_pretrained
 from .publish import pull_run, push_run
 from .report import conversion_report
 from .training import image_batches, new_folder, one_line_errors, say
+from .training.model import model_data_config
 
 app = tyro.extras.SubcommandApp()
 
@@ -111,6 +116,88 @@ def convert(
         print(json.dumps({**result, "report": report.to_dict() if report else None}))
     elif report:
         print(report)
+
+
+@app.command
+def predict(
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE")],
+    *,
+    model: str,
+    top: int = 5,
+    device: str = "cpu",
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Name the likeliest classes of images.
+
+    Args:
+        images: image files.
+        model: timm model name with its pretrained tag, hf-hub:NAME, or a folder: of weights, or of a run.
+        top: how many classes.
+        device: where to compute: cpu, cuda, mps, ...
+        as_json: print JSON.
+    """
+    require_at_least(1, top=top)
+    network, transform, mode = _ready(model, device)
+    if not network.num_classes:
+        raise InputError(f"--model {model} has no head, and so no classes to name")
+    names = class_names(network) or [f"class {i}" for i in range(network.num_classes)]
+    said = {}
+    for path in images:
+        image = transform(decode_image({"bytes": None, "path": str(path)}, mode, str(path)))
+        with torch.inference_mode():
+            shares, classes = network(image[None].to(device)).float().softmax(-1)[0].topk(min(top, len(names)))
+        said[str(path)] = [(names[c], p) for c, p in zip(classes.tolist(), shares.tolist(), strict=True)]
+    if as_json:
+        print(json.dumps(said))
+        return
+    for path, rows in said.items():  # type: ignore[assignment]
+        print(path)
+        print("\n".join(f"  {share:6.1%}  {name}" for name, share in rows))
+
+
+@app.command
+def export(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    *,
+    form: Format = "onnx",
+    pretrained: bool = True,
+) -> None:
+    """Write a network in a form that runs without this package, and compare it with the network.
+
+    Args:
+        model: timm model name with its pretrained tag, hf-hub:NAME, or a folder: of weights, or of a run.
+        out: file to write, new: .onnx, or .pt2.
+        form: pt2: torch.export; onnx; onnx_int8: matrix products in 8 bits.
+        pretrained: load the pretrained weights.
+    """
+    if out.exists():
+        raise InputError(f"OUT {out} is there already: give a new file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"OUT {out}: there is no folder {out.parent}")
+    network, _, _ = _ready(model, "cpu", pretrained, "MODEL")
+    size = model_data_config(network)["input_size"]
+    images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
+    exported = export_model(network, out, form, images)
+    steps = {"eager": inference_step(network, images), "exported": lambda: exported.run(images)}
+    seconds = interleaved(steps, repeats=7)
+    speed, low, high = paired_ratio(seconds["exported"], seconds["eager"])
+    print(
+        f"{out}: {out.stat().st_size / 2**20:.1f} MB, outputs for noise differ by {exported.difference:.1e} "
+        f"of the largest, {speed:.2f}x the speed of PyTorch ({low:.2f} to {high:.2f})"
+    )
+
+
+def _ready(name: str, device: str, pretrained: bool = True, option: str = "--model") -> tuple[Any, Any, str]:
+    """A network in evaluation mode, its transform, and the mode of its images."""
+    check_model(model_name(name), pretrained, option, hint="pass --no-pretrained" if option == "MODEL" else "")
+    network = load_model(model_name(name), pretrained, option).eval()
+    try:
+        network = network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    settings = model_data_config(network)
+    return network, create_transform(**settings, is_training=False), MODES[settings["input_size"][0]]
 
 
 @app.command

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, save_for_hf, split_model_name_tag
 from torch import nn
 
@@ -46,6 +47,13 @@ def model_name(given: str) -> str:
     if not folder.is_dir():
         return given
     return f"local-dir:{folder / 'best' if (folder / 'best').is_dir() else folder}"
+
+
+def class_names(model: Any) -> list[str] | None:
+    """Names of the outputs of a timm model: saved with it, or ImageNet's where it has as many; None: it has none."""
+    names = model.pretrained_cfg.get("label_names")
+    subset = infer_imagenet_subset(model)
+    return names or (ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None)
 
 
 def load_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "", **kwargs) -> Any:

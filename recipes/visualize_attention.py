@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
+from timm.data import create_transform
 from torch import Tensor
 
 from diffvit_timm.analysis import figures
@@ -26,7 +26,7 @@ from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
 from diffvit_timm.data.images import MODES
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import check_model, load_model, model_name
+from diffvit_timm.hub import check_model, class_names, load_model, model_name
 from diffvit_timm.pos_embed import PosEmbed2d
 from diffvit_timm.training import new_folder, parse_config, run, say
 from diffvit_timm.training.model import model_data_config
@@ -122,10 +122,7 @@ class Look:
         """Of each image the likeliest class and its probability."""
         if self.heat is None:
             return [""] * len(self.pictures)
-        subset = infer_imagenet_subset(self.model)
-        names = self.model.pretrained_cfg.get("label_names")
-        if not names and subset:
-            names = ImageNetInfo(subset).label_descriptions(detailed=False)
+        names = class_names(self.model)
         probabilities, classes = self.heat.logits.softmax(dim=-1).max(dim=-1)
         return [
             f"{names[c] if names else f'class {c}'} {p:.0%}"

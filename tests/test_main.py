@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from diffvit_timm import DifferentialAttentionV2
 from diffvit_timm.__main__ import main
@@ -134,3 +135,58 @@ def test_a_source_that_cannot_be_converted_is_refused_with_the_reason(tmp_path, 
     save_pretrained(timm.create_model("vit_tiny_patch16_224", qk_norm=True, **shape), tmp_path / "normed")
     assert "qk_norm" in error(capsys, f"local-dir:{tmp_path}/normed", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for name, colour in (("red", (200, 10, 10)), ("blue", (10, 10, 200))):
+        Image.new("RGB", (50, 40), colour).save(folder / f"{name}.png")
+    return [str(folder / "red.png"), str(folder / "blue.png")]
+
+
+def test_predictions_are_the_networks_with_its_own_class_names(source, photographs, capsys):
+    name = source[1]
+    model = timm.create_model(name, pretrained=True).eval()
+    main(["predict", *photographs, "--model", name, "--top", "2", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    for path in photographs:
+        with torch.no_grad():
+            shares = model(transform(Image.open(path))[None]).softmax(-1)[0]
+        assert [row[0] for row in said[path]] == [["cat", "dog", "owl"][i] for i in shares.argsort(descending=True)[:2]]
+        assert [row[1] for row in said[path]] == pytest.approx(shares.sort(descending=True)[0][:2].tolist())
+    main(["predict", photographs[0], "--model", name])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 3
+
+
+def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
+    main(["export", source[1], str(tmp_path / "net.pt2"), "--form", "pt2"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path}/net.pt2: ")
+    assert "x the speed of PyTorch" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "nowhere.png", "--model", "{net}"], "nowhere.png does not decode"),
+        (["predict", "{red}", "--model", "vit_tinyest"], "--model vit_tinyest is not known"),
+        (["predict", "{red}", "--model", "{net}", "--top", "0"], "--top 0 must be at least 1"),
+        (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9: "),
+        (["export", "vit_tinyest", "net.onnx"], "MODEL vit_tinyest is not known"),
+        (["export", "{net}", "{red}"], "is there already"),
+        (["export", "{net}", "no/where/net.onnx"], "there is no folder no/where"),
+        (["export", "{net}", "net.pt2"], "--form onnx is a .onnx file"),
+    ],
+)
+def test_what_cannot_be_predicted_or_exported_is_one_line(
+    source, photographs, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main([argument.format(net=source[1], red=photographs[0]) for argument in arguments])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())
