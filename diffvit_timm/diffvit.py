@@ -335,25 +335,28 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+# Shapes that both versions have.
+TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+BASE = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+
+
 @register_model
 def diffvit_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-Ti/16, from ViT and DeiT checkpoints."""
-    model_args = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
-    return _create_diffvit("diffvit_tiny_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_diffvit("diffvit_tiny_patch16", pretrained=pretrained, **dict(TINY, **kwargs))
 
 
 @register_model
 def diffvit_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-S/16, from ViT, DeiT and DINO checkpoints."""
-    model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
-    return _create_diffvit("diffvit_small_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_diffvit("diffvit_small_patch16", pretrained=pretrained, **dict(SMALL, **kwargs))
 
 
 @register_model
 def diffvit_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-B/16, from ViT, DeiT, DINO and MAE checkpoints."""
-    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-    return _create_diffvit("diffvit_base_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+    return _create_diffvit("diffvit_base_patch16", pretrained=pretrained, **dict(BASE, **kwargs))
 
 
 @register_model
@@ -426,19 +429,22 @@ def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> D
 @register_model
 def diffvit2_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-Ti/16 with version 2 of differential attention, from the checkpoints of diffvit_tiny_patch16."""
-    return diffvit_tiny_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+    model_args = dict(TINY, attn="diff_v2")
+    return _create_diffvit("diffvit2_tiny_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit2_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-S/16 with version 2 of differential attention, from the checkpoints of diffvit_small_patch16."""
-    return diffvit_small_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+    model_args = dict(SMALL, attn="diff_v2")
+    return _create_diffvit("diffvit2_small_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
     """Diff-ViT-B/16 with version 2 of differential attention, from the checkpoints of diffvit_base_patch16."""
-    return diffvit_base_patch16(pretrained=pretrained, **dict(dict(attn="diff_v2"), **kwargs))
+    model_args = dict(BASE, attn="diff_v2")
+    return _create_diffvit("diffvit2_base_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVisionTransformer:

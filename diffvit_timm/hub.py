@@ -1,6 +1,7 @@
 """Models by name: check it, load it, save a folder that timm loads by `local-dir:`."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,10 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
         folder: made if it is not there.
         label_names: class names in the order of the head's outputs.
     """
-    config = {"label_names": label_names} if label_names else None
-    save_for_hf(model, str(folder), model_config=config, safe_serialization=True)
+    given = {"label_names": label_names} if label_names else None
+    save_for_hf(model, str(folder), model_config=given, safe_serialization=True)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    # once is enough, and twice is once too often for the TimmWrapper of transformers 5
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -155,6 +155,31 @@ torch.save({"state": model.state_dict(), "logits": model(x).detach()}, out)
     assert torch.equal(loaded["logits"], model(x))
 
 
+def test_every_variant_comes_back_bit_equal_by_its_name(hub, ask, tmp_path):
+    code = """
+model = timm.create_model(f"hf-hub:me/{name}", pretrained=True)
+torch.save(model.state_dict(), out)
+result = type(model).__name__, model.attn, model.num_classes, model.patch_embed.img_size
+"""
+    names = timm.list_models("diffvit*")
+    assert len(names) >= 25
+    for number, name in enumerate(names):
+        attn = {"attn": "plain"} if number % 3 == 0 else {}
+        pos_embed = ("learn", "sincos", "learn_2d", "none")[number % 4]
+        patch = timm.create_model(name, depth=1, embed_dim=64, num_heads=4, img_size=64).patch_embed.patch_size[0]
+        size = (2 * patch, 3 * patch)
+        model = timm.create_model(
+            name, depth=1, embed_dim=64, num_heads=4, img_size=size, num_classes=7, pos_embed=pos_embed, **attn
+        )
+        save_pretrained(model, tmp_path / name)
+        ask(PUSH, run=str(tmp_path / name), repo=f"me/{name}")
+        found = ask(code, name=name, out=str(tmp_path / "out.pt"))
+        assert found == ["DiffVisionTransformer", model.attn, 7, list(size)], name
+        loaded = torch.load(tmp_path / "out.pt")
+        assert loaded.keys() == model.state_dict().keys()
+        assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items()), name
+
+
 def test_the_card_tells_what_it_is_how_good_and_how_sure(hub, ask, run_folder):
     ask(PUSH, run=str(run_folder), repo="me/pets")
     text = hub.repos["me/pets"][-1][1]["README.md"].decode()
