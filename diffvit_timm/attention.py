@@ -371,6 +371,19 @@ class DifferentialAttention(DifferentialLayer):
         """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""
         return self.sub_norm.weight * (1 - self.lambda_init) if self.head_norm else None
 
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Fold the weight of the head norm and the factor 1 - lambda_init into `proj`, in place, for inference.
+
+        Where scale_norm follows, or there is no head norm, there is nothing to fold.
+        """
+        if not self.head_norm or not isinstance(self.norm, nn.Identity):
+            return
+        weight = self.sub_norm.weight * (1 - self.lambda_init)
+        self.proj.weight.mul_(weight.repeat(self.num_heads))
+        self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))
+
     def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, N, head width) merged to (B, N, dim)."""
         return self.norm(x.transpose(1, 2).flatten(2))

@@ -176,6 +176,14 @@ class DiffVisionTransformer(VisionTransformer):
         return [block.attn for block in self.blocks] if self.attn != "plain" else []
 
     @torch.jit.ignore
+    def fuse(self) -> "DiffVisionTransformer":
+        """Fold what is constant in inference into the output projections, in place; returns itself."""
+        for layer in self.differential_layers():
+            if isinstance(layer, DifferentialAttention):
+                layer.fuse()
+        return self
+
+    @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
         """Set the lambda_init of every layer, from now on part of the state dict (copy the model for EMA after)."""
         for layer in self.differential_layers():

@@ -340,3 +340,29 @@ def test_the_public_names_are_exported():
     assert all(hasattr(diffvit_timm, name) for name in diffvit_timm.__all__)
     assert isinstance(diffvit_timm.DiffVisionTransformer, type)
     assert issubclass(diffvit_timm.DiffVisionTransformer, nn.Module)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head_norm": True, "lambda_init": "schedule"},
+        {"head_norm": True, "lambda_init": 0.7, "scale_attn_norm": True},
+        {},
+        {"attn": "diff_v2"},
+        {"attn": "plain"},
+    ],
+    ids=["paper", "scale norm", "no head norm", "diff_v2", "plain"],
+)
+def test_a_fused_model_computes_the_same_and_its_head_norm_has_no_weight_left(tiny_model, settings):
+    model, images = tiny_model(**settings).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "sub_norm" in name:
+                parameter.uniform_(0.5, 1.5)
+        expected = model(images)
+        assert model.fuse() is model
+        torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.fuse()(images), expected, atol=1e-5, rtol=1e-4)  # twice is once
+    for layer in model.differential_layers() if "scale_attn_norm" not in settings else []:
+        if (weight := layer.head_norm_weight()) is not None:
+            torch.testing.assert_close(weight, torch.ones_like(weight))
