@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .disk import writing
 from .errors import InputError
-from .training.disk import writing
 
 __all__ = ["Exported", "Format", "export_model"]
 

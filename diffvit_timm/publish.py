@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .disk import whole_folder
 from .errors import InputError
 from .model_card import BY_HAND, model_card
 
@@ -159,13 +160,9 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     missing = [name for name in WEIGHTS if not (snapshot / name).is_file()]
     if missing:
         raise InputError(f"REPO {repo} holds no weights that were pushed from here: no {' and no '.join(missing)}")
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "best").mkdir(parents=True)
-    for name in WEIGHTS:
-        shutil.copyfile(snapshot / name, aside / "best" / name)
-    if (snapshot / "run").is_dir():
-        shutil.copytree(snapshot / "run", aside, dirs_exist_ok=True)
-    if folder.exists():
-        folder.rmdir()
-    aside.rename(folder)
+    with whole_folder(folder, "the run", "pull again") as aside:
+        (aside / "best").mkdir()
+        for name in WEIGHTS:
+            shutil.copyfile(snapshot / name, aside / "best" / name)
+        if (snapshot / "run").is_dir():
+            shutil.copytree(snapshot / "run", aside, dirs_exist_ok=True)

@@ -1,8 +1,8 @@
 """Networks in several precisions and batch sizes: latency, throughput, memory, and whether they still say the same.
 
-    python recipes/benchmark.py --models clip:RN50 clip:ViT-B-32 resnet50 vit_small_patch16_224 diffvit_small_patch16
-    python recipes/benchmark.py --models runs/finetuned runs/plain --dataset timm/oxford-iiit-pet --batch-sizes 1 32
-    python recipes/benchmark.py --models resnet50 --device cuda --precisions fp32 bf16 fp16 --batch-sizes 1 8 32 128
+    python recipes/benchmark.py --model clip:RN50 clip:ViT-B-32 resnet50 vit_small_patch16_224 diffvit_small_patch16
+    python recipes/benchmark.py --model runs/finetuned runs/plain --dataset timm/oxford-iiit-pet --batch-size 1,32
+    python recipes/benchmark.py --model resnet50 --device cuda --precision fp32,bf16,fp16 --batch-size 1,8,32,128
 
 All of one batch size are timed in turns, so that a busy moment meets them all. clip:NAME is the image tower of a CLIP
 of open_clip. Results: recipes/README.md.
@@ -15,7 +15,7 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,14 +43,14 @@ FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    models: tuple[str, ...]
+    model: tuple[str, ...]
     """timm model names, hf-hub:NAME, folders (of weights, or of runs), or clip:NAME of open_clip."""
     pretrained: bool = False
     """Load the pretrained weights of timm's names; folders always bring theirs."""
-    precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16")
-    """What weights and images are cast to. fp16 on a CPU is emulated: ask for it to see."""
-    batch_sizes: tuple[int, ...] = (1, 8)
-    """Images at a time."""
+    precision: str = "fp32,bf16"
+    """What weights and images are cast to: fp32 and, with commas, bf16, fp16 (emulated on a CPU: ask for it to see)."""
+    batch_size: str = "1,8"
+    """Images at a time, with commas."""
     repeats: int = 10
     """Rounds; in each, every model takes one step."""
     dataset: str | None = None
@@ -65,15 +65,27 @@ class BenchmarkConfig:
     """Folder of the tables and the picture, new or empty."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, repeats=self.repeats, images=self.images, batch_sizes=min(self.batch_sizes, default=0))
-        if not self.models or len(set(self.models)) < len(self.models):
-            raise InputError(f"--models {' '.join(self.models) or 'names none'}: name each once")
-        if "fp32" not in self.precisions:
-            raise InputError("--precisions needs fp32, which the others are compared with")
+        require_at_least(1, repeats=self.repeats, images=self.images)
+        if not self.model or len(set(self.model)) < len(self.model):
+            raise InputError(f"--model {' '.join(self.model) or 'names none'}: name each once")
+        if not {"fp32"} <= set(self.precisions) <= set(DTYPES):
+            raise InputError(
+                f"--precision {self.precision} must be fp32, which the others are compared with, and of bf16 and fp16"
+            )
+        if not all(size.isdigit() and int(size) > 0 for size in self.batch_size.split(",")):
+            raise InputError(f"--batch-size {self.batch_size} must be numbers from 1 on, with commas")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+
+    @property
+    def precisions(self) -> list[str]:
+        return self.precision.split(",")
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return [int(size) for size in self.batch_size.split(",")]
 
 
 @dataclasses.dataclass
@@ -89,11 +101,11 @@ class Candidate:
 
 def check_models(config: BenchmarkConfig) -> None:
     """Refuse names that are none before the first network is made."""
-    for name in config.models:
+    for name in config.model:
         if not name.startswith(CLIP):
-            check_model(model_name(name), config.pretrained, option="--models", hint="pass --no-pretrained")
+            check_model(model_name(name), config.pretrained, option="--model", hint="pass --no-pretrained")
         elif name.removeprefix(CLIP) not in open_clip_or_stop().list_models():
-            raise InputError(f"--models {name}: open_clip knows no CLIP of that name")
+            raise InputError(f"--model {name}: open_clip knows no CLIP of that name")
 
 
 def load(name: str, config: BenchmarkConfig) -> Candidate:
@@ -107,7 +119,7 @@ def load(name: str, config: BenchmarkConfig) -> Candidate:
         labels: list[str] = []
     else:
         found = model_name(name)
-        model = load_model(found, config.pretrained or found != name, option="--models")
+        model = load_model(found, config.pretrained or found != name, option="--model")
         settings, labels = model_data_config(model), model.pretrained_cfg.get("label_names") or []
     model = model.eval().to(config.device)
     seconds = time.perf_counter() - start
@@ -216,7 +228,7 @@ def main() -> dict:
         say("no --dataset: the precisions are compared on noise, which no network was made for")
     if config.device == "cpu" and "fp16" in config.precisions:
         say("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
-    candidates = [load(name, config) for name in config.models]
+    candidates = [load(name, config) for name in config.model]
     same = quality(candidates, split, names, config)
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
     rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]

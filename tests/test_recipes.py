@@ -413,8 +413,8 @@ def benchmarked(monkeypatch, *arguments):
 def test_a_benchmark_has_a_row_a_model_precision_and_batch_size(weights, image_folder, tmp_path, monkeypatch):
     models = weights("first"), weights("second", attn="plain")
     rows = benchmarked(
-        monkeypatch, "--models", *models, "test_vit", "--dataset", image_folder, "--images", 6, "--repeats", 2,
-        "--batch-sizes", 1, 3, "--output", tmp_path / "out"
+        monkeypatch, "--model", *models, "test_vit", "--dataset", image_folder, "--images", 6, "--repeats", 2,
+        "--batch-size", "1,3", "--output", tmp_path / "out"
     )["rows"]  # fmt: skip
     assert [(row["batch_size"], row["model"], row["precision"]) for row in rows] == [
         (size, model, precision)
@@ -433,7 +433,7 @@ def test_a_benchmark_has_a_row_a_model_precision_and_batch_size(weights, image_f
 
 def test_clips_image_tower_is_timed_on_noise_and_fp16_on_a_cpu_is_said_to_be_emulated(tmp_path, monkeypatch, capsys):
     rows = benchmarked(
-        monkeypatch, "--models", "clip:RN50", "--precisions", "fp32", "fp16", "--batch-sizes", 1, "--images", 1,
+        monkeypatch, "--model", "clip:RN50", "--precision", "fp32,fp16", "--batch-size", 1, "--images", 1,
         "--repeats", 1, "--output", tmp_path / "out"
     )["rows"]  # fmt: skip
     assert [row["model"] for row in rows] == ["clip:RN50"] * 2
@@ -445,12 +445,13 @@ def test_clips_image_tower_is_timed_on_noise_and_fp16_on_a_cpu_is_said_to_be_emu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "clip:RN5"], "--models clip:RN5: open_clip knows no CLIP of that name"),
-        (["--models", "vit_tinyest"], "--models vit_tinyest is not known to timm"),
-        (["--models", "test_vit", "test_vit"], "name each once"),
-        (["--models", "test_vit", "--precisions", "bf16"], "--precisions needs fp32"),
-        (["--models", "test_vit", "--batch-sizes", "0"], "--batch-sizes 0 must be at least 1"),
-        (["--models", "test_vit", "--device", "cuda:9"], "--device cuda:9: "),
+        (["--model", "clip:RN5"], "--model clip:RN5: open_clip knows no CLIP of that name"),
+        (["--model", "vit_tinyest"], "--model vit_tinyest is not known to timm"),
+        (["--model", "test_vit", "test_vit"], "name each once"),
+        (["--model", "test_vit", "--precision", "bf16"], "--precision bf16 must be fp32"),
+        (["--model", "test_vit", "--precision", "fp32,int4"], "--precision fp32,int4 must be"),
+        (["--model", "test_vit", "--batch-size", "1,0"], "--batch-size 1,0 must be numbers from 1 on"),
+        (["--model", "test_vit", "--device", "cuda:9"], "--device cuda:9: "),
     ],
 )
 def test_a_benchmark_of_nothing_is_one_line(monkeypatch, tmp_path, arguments, message):

@@ -15,11 +15,11 @@ import torch
 import yaml
 from torch import nn
 
+from ..disk import recover_folder, replace, whole_folder, writing
 from ..errors import InputError
 from ..hub import save_pretrained
 from .checkpoint import Checkpoints
 from .config import TrainConfig
-from .disk import recover_folder, replace, whole_folder, writing
 
 # Options that change no number of a run.
 FREE_OPTIONS = (

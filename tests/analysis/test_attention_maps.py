@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.layers import DiffAttention
 from timm.models import VisionTransformer
-from vits import KINDS, make_vit
+from vits import KINDS, explicit_maps, make_vit
 
 from diffvit_timm.analysis.attention_maps import AttentionMaps, capture_attention, stochastic
 
@@ -21,10 +21,7 @@ def hooks_of(model):
 
 def maps_of_timms_unfused_layers(model, images):
     """What timm's own explicit path gives to its dropout, (B, H or 2 H, N, N) a layer."""
-    seen = []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen = explicit_maps(model)
     with torch.no_grad():
         model(images)
     return seen
@@ -229,10 +226,7 @@ def test_the_gradient_of_the_maps_is_that_of_the_explicit_graph(images, gated):
     with capture_attention(model) as captured:
         score = model(images)[:, 2].sum()
     gradients = torch.autograd.grad(score, [layer.merged for layer in captured])
-    seen = []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen = explicit_maps(model)
     score = model(images)[:, 2].sum()
     expected = torch.autograd.grad(score, seen)
     for layer, gradient, truth in zip(captured, gradients, expected, strict=True):
@@ -244,10 +238,7 @@ def test_the_gradient_of_a_differential_map_is_that_of_branch_1_in_timms_explici
     with capture_attention(model) as captured:
         score = model(images)[:, 2].sum()
     gradients = torch.autograd.grad(score, [layer.merged for layer in captured])
-    seen = []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen = explicit_maps(model)
     pairs = torch.autograd.grad(model(images)[:, 2].sum(), seen)
     for layer, gradient, pair in zip(captured, gradients, pairs, strict=True):
         slope = layer.map_gradient(gradient)[1]

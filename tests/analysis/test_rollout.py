@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from vits import make_vit
+from vits import explicit_maps, make_vit
 
 from diffvit_timm.analysis.attention_maps import AttentionMaps, capture_attention
 from diffvit_timm.analysis.rollout import class_relevance, heat_maps, mixing, rollout
@@ -94,10 +94,7 @@ def test_class_relevance_is_the_papers_formula_through_timms_explicit_graph(imag
     model = make_vit("timm")
     targets = torch.tensor([4, 0, 2])
     relevance, logits, _ = class_relevance(model, images, targets)
-    seen = []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    seen = explicit_maps(model)
     expected_logits = model(images)
     slopes = torch.autograd.grad(expected_logits.gather(1, targets[:, None]).sum(), seen)
     expected = torch.eye(17, dtype=torch.float64).expand(3, -1, -1)

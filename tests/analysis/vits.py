@@ -23,3 +23,15 @@ def make_vit(kind: str, **kwargs):
         for block in model.blocks:
             block.attn.qkv.weight.mul_(8)
     return model.eval()
+
+
+def explicit_maps(model) -> list[torch.Tensor]:
+    """A list that the next forward pass fills with the maps of timm's own explicit path, nodes of its graph.
+
+    They are what its layers give to their dropout, (B, H, N, N) or (B, 2 H, N, N) a layer.
+    """
+    seen = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    return seen

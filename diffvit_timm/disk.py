@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..errors import InputError
+from .errors import InputError
 
 __all__ = ["recover_folder", "remove_folder", "replace", "whole_folder", "writing"]
 
