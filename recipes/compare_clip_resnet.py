@@ -163,8 +163,8 @@ def table(scores: dict[str, np.ndarray], labels: np.ndarray) -> list[dict]:
 
 
 def draw(scores: dict[str, np.ndarray], labels: np.ndarray, split: Any, config: CompareConfig, names: list[str],
-         folder: Path) -> np.ndarray:  # fmt: skip
-    """The agreement of all, and the images that the first or the last alone has right."""
+         folder: Path) -> dict:  # fmt: skip
+    """The agreement of all, and the images that the first or the last alone has right: pictures, and their numbers."""
     where = f"{len(labels)} images of {Path(config.dataset).name}"
     matrix = disagreement.agreement({name: values.argmax(axis=1) for name, values in scores.items()})
     disagreement.plot_agreement(matrix, list(scores), f"Agreement, {where}").savefig(folder / "agreement.png", dpi=120)
@@ -177,7 +177,7 @@ def draw(scores: dict[str, np.ndarray], labels: np.ndarray, split: Any, config: 
         title = f"{winner} right and {loser} wrong: {len(side)} of {where}"
         figure = disagreement.plot_wins(images, [int(labels[i]) for i in picked], shares, names, title)
         figure.savefig(folder / f"{name}-alone-right.png", dpi=120)
-    return matrix
+    return {"agreement": matrix.tolist(), "alone_right": {first: len(sides[0]), last: len(sides[1])}}
 
 
 def main() -> dict:
@@ -206,7 +206,7 @@ def main() -> dict:
     scores = {c.name: np.where(known, scores_of(c, split, config), -np.inf) for c in columns}
     folder.mkdir(parents=True, exist_ok=True)
     rows = table(scores, labels)
-    matrix = draw(scores, labels, split, config, names, folder)
+    numbers = draw(scores, labels, split, config, names, folder)
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -215,8 +215,7 @@ def main() -> dict:
     for row in rows:
         interval = f"{row['top1']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
         say(f"{row['model']:50s} {interval:30s} {row['top5']:.2%}   {row['mean_per_class']:.2%}")
-    result = {"output": str(folder), "classes": int(known.sum()), "templates": templates, "rows": rows,
-              "agreement": matrix.tolist()}  # fmt: skip
+    result = {"output": str(folder), "classes": int(known.sum()), "templates": templates, "rows": rows, **numbers}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 

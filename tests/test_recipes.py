@@ -340,6 +340,7 @@ def test_clip_its_mirrored_twin_and_a_trained_network_are_compared(
         (clip_folder.name, 18), (f"{clip_folder.name}, differential", 18), ("net", 18)
     ]  # fmt: skip
     assert result["agreement"][0][1] == 1.0  # version 2 starts as exactly the source
+    assert set(result["alone_right"]) == {clip_folder.name, "net"}
     assert all(row["top5"] == 1.0 for row in result["rows"])  # of three classes
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "agreement.png", "first-alone-right.png", "last-alone-right.png", "result.json", "table.csv"
