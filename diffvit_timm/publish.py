@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .disk import whole_folder
 from .errors import InputError
@@ -43,6 +44,7 @@ def check_repository(repo: str, private: bool = False, option: str = "--push-to-
     """
     api = HfApi(library_name="diffvit_timm")
     try:
+        validate_repo_id(repo)
         api.whoami()
         return api.create_repo(repo, private=private, exist_ok=True).repo_id
     except Exception as error:
