@@ -434,10 +434,10 @@ def test_a_benchmark_has_a_row_a_model_precision_and_batch_size(weights, image_f
 
 def test_clips_image_tower_is_timed_on_noise_and_fp16_on_a_cpu_is_said_to_be_emulated(tmp_path, monkeypatch, capsys):
     rows = benchmarked(
-        monkeypatch, "--model", "clip:RN50", "--precision", "fp32,fp16", "--batch-size", 1, "--images", 1,
+        monkeypatch, "--model", "clip:ViT-S-32-alt", "--precision", "fp32,fp16", "--batch-size", 1, "--images", 1,
         "--repeats", 1, "--output", tmp_path / "out"
     )["rows"]  # fmt: skip
-    assert [row["model"] for row in rows] == ["clip:RN50"] * 2
+    assert [row["model"] for row in rows] == ["clip:ViT-S-32-alt"] * 2
     said = capsys.readouterr().err
     assert "compared on noise" in said
     assert "fp16 on a CPU is emulated" in said
