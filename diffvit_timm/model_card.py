@@ -14,6 +14,13 @@ __all__ = ["BY_HAND", "model_card"]
 
 BY_HAND = "\n<!-- What stands below this line stays when the run is pushed again. -->\n"
 
+# Of datasets of the recipes, where their authors name one.
+DATA_LICENCES = {
+    "timm/oxford-iiit-pet": "CC BY-SA 4.0",
+    "zalando-datasets/fashion_mnist": "MIT",
+    "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use, and no images of them in pictures that are passed on)",
+}
+
 ATTENTION = {
     "diff": "differential attention ([Differential Transformer](https://arxiv.org/abs/2410.05258))",
     "diff_v2": "differential attention, version 2 ([its authors](https://huggingface.co/blog/microsoft/diff-attn-v2))",
@@ -188,8 +195,9 @@ def _pictures(files: Sequence[str]) -> str:
 
 def _limits(config: dict) -> str:
     dataset = Path(config["dataset"]).name if config else "its data"
+    licence = DATA_LICENCES.get(config.get("dataset", ""), "that of their authors")
     return (
         f"## Limits\n\nIt knows the classes of {dataset} and nothing else, and names one of them for any image. It was "
-        "measured on images like those that it was trained on, and not for fairness or safety. The data have the "
-        "licence of their authors, and so has the checkpoint that it starts from."
+        "measured on images like those that it was trained on, and not for fairness or safety. The licence of "
+        f"the data: {licence}; of the checkpoint that it starts from: that of its authors."
     )

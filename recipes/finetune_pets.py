@@ -55,6 +55,8 @@ def demo(config: PetsConfig) -> dict:
         raise InputError(f"--conversion {config.conversion}: the demo takes svd or slice")
     if config.resume != "never":
         raise InputError(f"--resume {config.resume}: the demo takes a minute, start it again")
+    if config.push_to_hub:
+        raise InputError(f"--push-to-hub {config.push_to_hub}: the demo's three models stay here; leave it out")
     accelerator = make_accelerator(config, output)
     source_data, target_data = digits_splits()
     source_config = dataclasses.replace(

@@ -68,6 +68,8 @@ class StudyConfig(CifarConfig):
         for name, value, default in (("seed", self.seed, 0), ("resume", self.resume, "never")):
             if value != default:
                 raise InputError(f"--{name} {value} is set for each run: leave it out")
+        if self.push_to_hub:
+            raise InputError(f"--push-to-hub {self.push_to_hub}: push the best run after: python -m diffvit_timm push")
 
     def folder(self, study: str) -> Path:
         """Where the runs, the table and the picture of a study lie."""

@@ -201,7 +201,7 @@ def test_the_card_tells_what_it_is_how_good_and_how_sure(hub, ask, run_folder):
         "lr: 0.1",
         "run/training.png",
         "run/attention/the-best-weights.png",
-        "licence of their authors",
+        "The licence of the data: CC BY-SA 4.0; of the checkpoint",
     )
     for part in parts:
         assert part in text, part

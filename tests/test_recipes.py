@@ -135,7 +135,9 @@ def test_sizes_that_are_none_are_refused(sizes, message, monkeypatch):
         parse_config(recipe("scaling_laws").ScalingConfig, ["--sizes", sizes])
 
 
-@pytest.mark.parametrize("option", [("--seed", "1"), ("--resume", "auto"), ("--seeds", "0")])
+@pytest.mark.parametrize(
+    "option", [("--seed", "1"), ("--resume", "auto"), ("--seeds", "0"), ("--push-to-hub", "me/net")]
+)
 def test_an_ablation_refuses_what_it_sets_itself(option, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     with pytest.raises(InputError, match=" ".join(option)):
