@@ -18,7 +18,7 @@ BY_HAND = "\n<!-- What stands below this line stays when the run is pushed again
 DATA_LICENCES = {
     "timm/oxford-iiit-pet": "CC BY-SA 4.0",
     "zalando-datasets/fashion_mnist": "MIT",
-    "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use, and no images of them in pictures that are passed on)",
+    "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use)",
 }
 
 ATTENTION = {

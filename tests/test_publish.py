@@ -122,6 +122,15 @@ def test_a_run_is_pushed_whole_and_pulled_the_same(hub, ask, run_folder, tmp_pat
     assert contents(tmp_path / "back") == contents(run_folder)
 
 
+def test_pictures_of_data_whose_licence_forbids_them_stay_here(hub, ask, run_folder):
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "1aurent/BACH"}))
+    ask(PUSH, run=str(run_folder), repo="me/cells")
+    files = hub.repos["me/cells"][-1][1]
+    assert not [path for path in files if "attention" in path]
+    assert b"attention/" not in files["README.md"]
+
+
 @pytest.mark.parametrize("private", [False, True])
 def test_a_repository_is_made_as_it_was_asked_for(hub, ask, run_folder, private):
     ask("publish.push_run(Path(run), 'me/secret', private)", run=str(run_folder), private=private)
