@@ -113,12 +113,12 @@ def push_run(run: Path, repo: str, private: bool = False) -> str:
     except InputError as error:
         raise InputError(f"{error}; nothing was pushed, the run is whole: {again}") from error
     api = HfApi(library_name="diffvit_timm")
+    card = model_card(run, name, sorted(files))
     for attempt in range(TRIES):
         try:
-            card = model_card(run, name, sorted(files)) + _written_by_hand(name)
             operations = [CommitOperationAdd(place, path) for place, path in files.items()]
-            operations.append(CommitOperationAdd("README.md", card.encode()))
-            api.create_commit(name, operations, commit_message=f"Push {run.name}")
+            operations.append(CommitOperationAdd("README.md", (card + _written_by_hand(name)).encode()))
+            api.create_commit(name, operations, commit_message=f"Push {run.resolve().name}")
         except Exception as error:
             if attempt + 1 == TRIES or not _is_transient(error):
                 raise InputError(f"REPO {repo}: {_reason(error)}; the run is whole in {run}: {again}") from error
