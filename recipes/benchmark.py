@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from diffvit_timm.analysis.benchmark import inference_step, interleaved, peak_bytes, weight_bytes
 from diffvit_timm.analysis.colours import LINES
+from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
 from diffvit_timm.analysis.zero_shot import open_clip_or_stop
 from diffvit_timm.data import ImageDataset, eval_transform, load_splits
 from diffvit_timm.errors import InputError, require_at_least
@@ -90,12 +91,12 @@ class BenchmarkConfig:
 
 @dataclasses.dataclass
 class Candidate:
-    """A network, how its images are made, and how long it took to load."""
+    """A network, how its images are made, its outputs of each class if it has them, and how long it took to load."""
 
     name: str
     model: nn.Module
     data_config: dict
-    label_names: list[str]
+    indices: list[list[int]]
     seconds: float
 
 
@@ -108,22 +109,25 @@ def check_models(config: BenchmarkConfig) -> None:
             raise InputError(f"--model {name}: open_clip knows no CLIP of that name")
 
 
-def load(name: str, config: BenchmarkConfig) -> Candidate:
-    """A network on the device, in evaluation mode."""
+def load(name: str, names: list[str], config: BenchmarkConfig) -> Candidate:
+    """A network on the device, in evaluation mode; `names` are the dataset's classes."""
     start = time.perf_counter()
     if name.startswith(CLIP):
         model: Any = open_clip_or_stop().create_model(name.removeprefix(CLIP)).visual
         side = model.image_size if isinstance(model.image_size, tuple) else (model.image_size,) * 2
         settings = {"input_size": (3, *side), "mean": model.image_mean, "std": model.image_std,
                     "interpolation": "bicubic", "crop_pct": 1.0}  # fmt: skip
-        labels: list[str] = []
     else:
         found = model_name(name)
         model = load_model(found, config.pretrained or found != name, option="--model")
-        settings, labels = model_data_config(model), model.pretrained_cfg.get("label_names") or []
+        settings = model_data_config(model)
     model = model.eval().to(config.device)
     seconds = time.perf_counter() - start
-    return Candidate(Path(name).name if Path(name).is_dir() else name, model, settings, labels, seconds)
+    try:
+        indices = [] if name.startswith(CLIP) or not names else class_outputs(model, names)
+    except InputError:  # a network of other classes: its accuracy is none
+        indices = []
+    return Candidate(Path(name).name if Path(name).is_dir() else name, model, settings, indices, seconds)
 
 
 def cast(model: nn.Module, precision: str) -> nn.Module:
@@ -145,7 +149,7 @@ def outputs(candidate: Candidate, model: nn.Module, precision: str, split: Any, 
     return torch.cat([model(batch.to(config.device, DTYPES[precision])).float().cpu() for batch in batches])
 
 
-def quality(candidates: list[Candidate], split: Any, names: list[str], config: BenchmarkConfig) -> dict:
+def quality(candidates: list[Candidate], split: Any, config: BenchmarkConfig) -> dict:
     """Of each network and precision: agreement with fp32, largest difference of an output, accuracy if it has one."""
     rows = {}
     for candidate in candidates:
@@ -155,9 +159,11 @@ def quality(candidates: list[Candidate], split: Any, names: list[str], config: B
             if precision != "fp32":
                 said = outputs(candidate, cast(candidate.model, precision), precision, split, config)
             accuracy = None
-            if split is not None and set(names) <= set(candidate.label_names):
-                own = [candidate.label_names.index(name) for name in names]
-                accuracy = (said[:, own].argmax(1) == torch.tensor(split["label"])).float().mean().item()
+            if split is not None and candidate.indices:
+                known = torch.tensor([bool(own) for own in candidate.indices])
+                labels = torch.tensor(split["label"])
+                right = class_scores(said, candidate.indices).argmax(1) == labels
+                accuracy = right[known[labels]].float().mean().item()
             rows[candidate.name, precision] = {
                 "agreement": (said.argmax(1) == exact.argmax(1)).float().mean().item(),
                 "largest_difference": (said - exact).abs().max().item(),
@@ -228,8 +234,8 @@ def main() -> dict:
         say("no --dataset: the precisions are compared on noise, which no network was made for")
     if config.device == "cpu" and "fp16" in config.precisions:
         say("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
-    candidates = [load(name, config) for name in config.model]
-    same = quality(candidates, split, names, config)
+    candidates = [load(name, names, config) for name in config.model]
+    same = quality(candidates, split, config)
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
     rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]
     cuda = config.device.startswith("cuda")

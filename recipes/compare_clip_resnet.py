@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from timm.data import create_transform, infer_imagenet_subset
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffvit_timm.analysis import disagreement
 from diffvit_timm.analysis.clip_tower import convert_tower
-from diffvit_timm.analysis.imagenet_classes import imagenet_classes, read_class_map
+from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores, read_class_map
 from diffvit_timm.analysis.zero_shot import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
 from diffvit_timm.data import ImageDataset, Splits, decode_image, load_splits, without_seed
 from diffvit_timm.errors import InputError, require_at_least
@@ -104,23 +104,15 @@ def supervised_column(config: CompareConfig, names: list[str]) -> Column:
     assert config.supervised is not None
     model = load_model(model_name(config.supervised), option="--supervised").eval().to(config.device)
     settings = model_data_config(model)
-    labels = model.pretrained_cfg.get("label_names")
-    if labels and set(names) <= set(labels):
-        indices = [[labels.index(name)] for name in names]
-    elif infer_imagenet_subset(model) == "imagenet-1k":
-        class_map = read_class_map(config.class_map, names) if config.class_map else None
-        indices = imagenet_classes(names, class_map)
-    else:
-        raise InputError(
-            f"--supervised {config.supervised} has {model.num_classes} classes, neither the dataset's "
-            f"{len(names)} by name nor ImageNet's 1,000: give another model, or --dataset"
-        )
+    class_map = read_class_map(config.class_map, names) if config.class_map else None
+    try:
+        indices = class_outputs(model, names, class_map)
+    except InputError as error:
+        raise InputError(f"--supervised {config.supervised}: {error}") from error
 
     @torch.inference_mode()
     def classify(images: Tensor) -> Tensor:
-        scores = model(images).float()
-        nothing = scores.new_full((len(images), 1), -torch.inf)
-        return torch.cat([scores[:, own].amax(1, keepdim=True) if own else nothing for own in indices], dim=1)
+        return class_scores(model(images).float(), indices)
 
     name = Path(config.supervised).name if Path(config.supervised).is_dir() else config.supervised
     transform: Any = create_transform(**settings, is_training=False)

@@ -370,7 +370,7 @@ def test_a_network_of_imagenet_is_asked_for_the_classes_that_it_knows(
         ([], "nothing to compare --clip with: pass --supervised or --convert"),
         (["--convert", "mirror", "--templates", "nowhere.txt"], "--templates nowhere.txt is neither"),
         (["--supervised", "vit_tinyest"], "--supervised vit_tinyest is not known to timm"),
-        (["--supervised", "{seven}"], "has 7 classes, neither the dataset's 3 by name nor ImageNet's 1,000"),
+        (["--supervised", "{seven}"], "a network of 7 classes, neither the dataset's 3 by name nor ImageNet's 1,000"),
         (["--convert", "mirror", "--output", "{used}"], "is used already"),
     ],
 )

@@ -1,15 +1,18 @@
-"""Which of ImageNet's thousand classes are a dataset's: by their names in WordNet."""
+"""Which outputs of a network are a dataset's classes: of ImageNet's thousand by their names in WordNet."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import Tensor
 
 from ..errors import InputError
 
-__all__ = ["imagenet_classes", "read_class_map"]
+__all__ = ["class_outputs", "class_scores", "imagenet_classes", "read_class_map"]
 
 # Breeds of Oxford-IIIT Pet that WordNet has under another name.
 OTHER_NAMES = {
@@ -56,6 +59,33 @@ def imagenet_classes(names: Sequence[str], class_map: dict[str, list[int]] | Non
             "--class-map FILE, or a model trained on the dataset"
         )
     return found
+
+
+def class_outputs(model: Any, names: Sequence[str], class_map: dict[str, list[int]] | None = None) -> list[list[int]]:
+    """Of each class the outputs of a timm model that stand for it: by its own label names, or by ImageNet's.
+
+    Args:
+        model: trained on the dataset, or on ImageNet-1k.
+        names, class_map: as in `imagenet_classes`.
+
+    Raises:
+        InputError: a model of other classes.
+    """
+    labels = model.pretrained_cfg.get("label_names")
+    if labels and set(names) <= set(labels):
+        return [[labels.index(name)] for name in names]
+    if infer_imagenet_subset(model) == "imagenet-1k":
+        return imagenet_classes(names, class_map)
+    raise InputError(
+        f"a network of {model.num_classes} classes, neither the dataset's {len(names)} by name nor ImageNet's 1,000: "
+        "give another model, or --dataset"
+    )
+
+
+def class_scores(outputs: Tensor, indices: Sequence[Sequence[int]]) -> Tensor:
+    """Of each class the largest of its outputs, (B, outputs) to (B, classes); -inf where it has none."""
+    nothing = outputs.new_full((len(outputs), 1), -torch.inf)
+    return torch.cat([outputs[:, list(own)].amax(1, keepdim=True) if own else nothing for own in indices], dim=1)
 
 
 def read_class_map(path: Path, names: Sequence[str]) -> dict[str, list[int]]:

@@ -1,9 +1,17 @@
 """A dataset's classes among ImageNet's, by name."""
 
 import pytest
+import timm
+import torch
 from timm.data import ImageNetInfo
 
-from diffvit_timm.analysis.imagenet_classes import OTHER_NAMES, imagenet_classes, read_class_map
+from diffvit_timm.analysis.imagenet_classes import (
+    OTHER_NAMES,
+    class_outputs,
+    class_scores,
+    imagenet_classes,
+    read_class_map,
+)
 from diffvit_timm.errors import InputError
 
 
@@ -56,3 +64,18 @@ def test_maps_that_are_none_are_refused(tmp_path, text, message):
         (tmp_path / "map.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         read_class_map(tmp_path / "map.yaml", ["cat"])
+
+
+def test_outputs_are_found_by_the_networks_own_names_first():
+    model = timm.create_model(
+        "test_vit", num_classes=4, pretrained_cfg_overlay={"label_names": ["a", "pug", "b", "cat"]}
+    )
+    assert class_outputs(model, ["cat", "pug"]) == [[3], [1]]
+    assert class_outputs(timm.create_model("test_vit"), ["pug", "bengal"]) == [[254], []]
+    with pytest.raises(InputError, match="a network of 7 classes, neither the dataset's 2 by name"):
+        class_outputs(timm.create_model("test_vit", num_classes=7), ["pug", "bengal"])
+
+
+def test_a_class_of_several_outputs_has_the_largest_and_one_of_none_the_least():
+    scores = class_scores(torch.tensor([[1.0, 5.0, 3.0], [2.0, 0.0, 9.0]]), [[0, 1], [], [2]])
+    assert scores.tolist() == [[5.0, -torch.inf, 3.0], [2.0, -torch.inf, 9.0]]
