@@ -50,6 +50,11 @@ def model_name(given: str) -> str:
     return f"local-dir:{folder / 'best' if (folder / 'best').is_dir() else folder}"
 
 
+def short_name(given: str) -> str:
+    """What tables and pictures call a model: a folder's own name, or the name as it is."""
+    return Path(given).name if Path(given).expanduser().is_dir() else given
+
+
 def class_names(model: Any) -> list[str] | None:
     """Names of the outputs of a timm model: saved with it, or ImageNet's where it has as many; None: it has none."""
     names = model.pretrained_cfg.get("label_names")

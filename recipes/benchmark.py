@@ -29,7 +29,7 @@ from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
 from diffvit_timm.analysis.zero_shot import open_clip_or_stop
 from diffvit_timm.data import ImageDataset, eval_transform, load_splits
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import check_model, load_model, model_name
+from diffvit_timm.hub import check_model, load_model, model_name, short_name
 from diffvit_timm.training import new_folder, parse_config, run, say
 from diffvit_timm.training.console import track
 from diffvit_timm.training.model import model_data_config
@@ -127,7 +127,7 @@ def load(name: str, names: list[str], config: BenchmarkConfig) -> Candidate:
         indices = [] if name.startswith(CLIP) or not names else class_outputs(model, names)
     except InputError:  # a network of other classes: its accuracy is none
         indices = []
-    return Candidate(Path(name).name if Path(name).is_dir() else name, model, settings, indices, seconds)
+    return Candidate(short_name(name), model, settings, indices, seconds)
 
 
 def cast(model: nn.Module, precision: str) -> nn.Module:

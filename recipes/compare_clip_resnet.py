@@ -11,7 +11,6 @@ Results: recipes/README.md.
 
 import csv
 import dataclasses
-import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +28,8 @@ from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores, 
 from diffvit_timm.analysis.zero_shot import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
 from diffvit_timm.data import ImageDataset, Splits, decode_image, load_splits, without_seed
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import check_model, load_model, model_name
-from diffvit_timm.training import new_folder, parse_config, run, say
+from diffvit_timm.hub import check_model, load_model, model_name, short_name
+from diffvit_timm.training import parse_config, resolve_output, run, say
 from diffvit_timm.training.console import track
 from diffvit_timm.training.metrics import Accuracy
 from diffvit_timm.training.model import model_data_config
@@ -114,9 +113,14 @@ def supervised_column(config: CompareConfig, names: list[str]) -> Column:
     def classify(images: Tensor) -> Tensor:
         return class_scores(model(images).float(), indices)
 
-    name = Path(config.supervised).name if Path(config.supervised).is_dir() else config.supervised
     transform: Any = create_transform(**settings, is_training=False)
-    return Column(name, transform, settings["input_size"][0], classify, np.array([bool(own) for own in indices]))
+    return Column(
+        short_name(config.supervised),
+        transform,
+        settings["input_size"][0],
+        classify,
+        np.array([bool(own) for own in indices]),
+    )
 
 
 def converted(clip: Clip, config: CompareConfig, splits: Splits) -> Clip:
@@ -174,8 +178,7 @@ def draw(scores: dict[str, np.ndarray], labels: np.ndarray, split: Any, config: 
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
-    automatic = f"runs/clip-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = new_folder(automatic if config.output == "auto" else config.output)
+    folder = resolve_output(config, "clip")
     templates = read_templates(config.templates, config.dataset)
     if config.supervised:
         check_model(model_name(config.supervised), option="--supervised")

@@ -7,7 +7,6 @@ The class is the one that the model predicts. Results: recipes/README.md.
 """
 
 import dataclasses
-import datetime
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +22,7 @@ from diffvit_timm.analysis.rollout import heat_maps
 from diffvit_timm.data import load_splits
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.hub import check_model, load_model, model_name
-from diffvit_timm.training import image_batches, new_folder, parse_config, run, say
+from diffvit_timm.training import image_batches, parse_config, resolve_output, run, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +88,7 @@ def summary(curve: np.ndarray) -> dict[str, float | int]:
 
 def main() -> dict:
     config = parse_config(FaithfulnessConfig, description=__doc__)
-    automatic = f"runs/faithfulness-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = new_folder(automatic if config.output == "auto" else config.output)
+    folder = resolve_output(config, "faithfulness")
     for name in config.models:
         check_model(model_name(name), option="--models")
     split = load_splits(config.dataset, label_column=config.label_column).test

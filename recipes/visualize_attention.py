@@ -7,7 +7,6 @@ A model is a timm name, a folder of its weights or that of a run. Beside each PN
 """
 
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +25,9 @@ from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
 from diffvit_timm.data.images import MODES
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import check_model, class_names, load_model, model_name
+from diffvit_timm.hub import check_model, class_names, load_model, model_name, short_name
 from diffvit_timm.pos_embed import PosEmbed2d
-from diffvit_timm.training import new_folder, parse_config, run, say
+from diffvit_timm.training import parse_config, resolve_output, run, say
 from diffvit_timm.training.model import model_data_config
 
 
@@ -85,7 +84,7 @@ class Look:
     """One model, the images as it sees them, and what it makes of them."""
 
     def __init__(self, given: str, paths: tuple[Path, ...], part: Part, option: str) -> None:
-        self.name = Path(given).name if Path(given).is_dir() else given
+        self.name = short_name(given)
         self.model: Any = load_model(model_name(given), option=option).eval()
         config = model_data_config(self.model)
         transform: Any = create_transform(**config, is_training=False)
@@ -198,8 +197,7 @@ def draw_models(looks: list[Look], folder: Path) -> None:
 
 def main() -> dict:
     config = parse_config(VisualizeConfig, description=__doc__)
-    automatic = f"runs/attention-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    folder = new_folder(automatic if config.output == "auto" else config.output)
+    folder = resolve_output(config, "attention")
     given = [(config.model, "--model"), *((name, "--compare") for name in config.compare)]
     for name, option in given:
         check_model(model_name(name), option=option)

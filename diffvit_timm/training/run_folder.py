@@ -10,6 +10,7 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import yaml
@@ -38,8 +39,15 @@ FREE_OPTIONS = (
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 
 
-def resolve_output(config: TrainConfig, recipe: str) -> Path:
-    """The folder that a run will use; nothing is made yet.
+class HasOutput(Protocol):
+    """The options of a recipe that writes a folder."""
+
+    @property
+    def output(self) -> str: ...
+
+
+def resolve_output(config: HasOutput, recipe: str) -> Path:
+    """The folder that a run will use, by --output, where 'auto' is runs/RECIPE-DATE-TIME; nothing is made yet.
 
     Raises:
         InputError: it holds something already, or cannot be written.
