@@ -1,26 +1,33 @@
-"""The optimizer and its schedules: AdamW with layer decay, warm-up and cosine, the ramp of lambda."""
+"""The optimizer and its schedules: timm's with layer decay, warm-up and cosine, the ramp of lambda."""
 
 import math
+from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
-from torch import nn
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 
 from .config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over timm's layer-decay groups; biases, norms, lambda vectors and tokens are not decayed."""
+def build_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimizer over its layer-decay groups; biases, norms, lambda vectors and tokens are not decayed.
+
+    Muon (https://kellerjordan.github.io/posts/muon) is for the matrices between two layers: the head, tokens, position
+    embeddings and vectors are AdamW's there too. Its steps are scaled to AdamW's size, so that they share a rate.
+    """
     excluded = getattr(model, "no_weight_decay", None)
+    head = [f"{name}.*" for name, module in model.named_modules() if module is model.get_classifier()]
     groups = param_groups_layer_decay(
         model,
         weight_decay=config.weight_decay,
         no_weight_decay_list=tuple(excluded() if callable(excluded) else ()),
+        fallback_list=head,
+        fallback_no_weight_decay=True,
         layer_decay=config.layer_decay,
     )
     for group in groups:  # timm writes lr_scale and leaves acting on it to its own schedulers
         group["lr"] = config.lr * group.pop("lr_scale")
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return create_optimizer_v2(groups, config.opt, lr=config.lr, momentum=0.95)  # of Muon; AdamW has none
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

@@ -127,3 +127,23 @@ def test_lambda_starts_where_it_is_and_stays_at_its_target():
     assert lambda_ramp(1000, 0.05, 0.2, 10) == pytest.approx(0.2)
     assert lambda_ramp(5, 0.8, 0.0, 10) == pytest.approx(0.4)
     assert lambda_ramp(1, 0.05, 0.2, 0.5) == pytest.approx(0.2)  # shorter than one update
+
+
+def test_muon_takes_the_matrices_between_two_layers_and_no_others(tiny_model):
+    model = tiny_model()
+    groups = settings(model, build_optimizer(model, config(opt="nmuon", lr=1e-2, layer_decay=1.0)))
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim > 1 and name.split(".")[0] in ("blocks", "patch_embed")
+        assert matrix == (parameter.ndim > 1 and not groups[name].get("use_fallback", False)), name
+
+
+def test_a_step_of_muon_turns_a_matrix_by_an_orthogonal_one(tiny_model):
+    model = tiny_model()
+    weight = model.blocks[0].attn.proj.weight
+    before = weight.detach().double()
+    optimizer = build_optimizer(model, config(opt="nmuon", lr=1e-2, layer_decay=1.0, weight_decay=0.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    step = (weight.detach().double() - before) / (0.2 * 1e-2 * max(weight.shape) ** 0.5)  # as large as AdamW's
+    assert torch.linalg.svdvals(step) == pytest.approx(1, abs=0.4)  # Newton and Schulz stop well before convergence
