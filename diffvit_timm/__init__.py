@@ -1,30 +1,19 @@
-"""Differential Vision Transformers for timm: importing this package registers the `diffvit_*` models."""
+"""Differential Vision Transformers for timm: importing this package registers the `diffvit_*` models.
 
-from .attention import (
-    DifferentialAttention,
-    DifferentialAttentionV2,
-    differential_attention,
-    differential_maps,
-    lambda_init_schedule,
-)
-from .conversion import convert_state_dict, from_vit, logit_rotation
-from .diffvit import DiffVisionTransformer
-from .distill import distill_layers
-from .report import ConversionReport, conversion_report
+Its names (__init__.pyi) are imported where they are first used, so that the help of a recipe need not wait for torch.
+"""
+
+import sys
+
+import lazy_loader
+
+from .registration import RegisterAfterTimm
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ConversionReport",
-    "DiffVisionTransformer",
-    "DifferentialAttention",
-    "DifferentialAttentionV2",
-    "conversion_report",
-    "convert_state_dict",
-    "differential_attention",
-    "differential_maps",
-    "distill_layers",
-    "from_vit",
-    "lambda_init_schedule",
-    "logit_rotation",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+if "timm" in sys.modules:
+    from . import diffvit  # noqa: F401
+else:
+    sys.meta_path.insert(0, RegisterAfterTimm())

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
-from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv
 from diffvit_timm.training import parse_config, run, say
 
 Study = Literal[
@@ -82,6 +81,8 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
 
 def main() -> dict:
     config = named_dataset(parse_config(AblateConfig, description=__doc__))
+    from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv  # --help is first
+
     runs = []
     for name, single, result, model in trained(planned(config)):
         parameters = sum(p.numel() for p in model.parameters())

@@ -18,9 +18,7 @@ from typing import Any
 
 from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
-from diffvit_timm.analysis.scaling import ENOUGH, Point, count_flops, fit_power_law, plot_scaling
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import check_model
 from diffvit_timm.training import parse_config, run, say
 
 HEAD = 32  # the width of a head, where sizes are widths and depths
@@ -35,6 +33,8 @@ class ScalingConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        from diffvit_timm.hub import check_model  # not above: --help need not wait for torch
+
         for size in self.sizes:
             if (given := shape(size)) is None:
                 check_model(size, pretrained=False, option="--sizes")
@@ -63,6 +63,8 @@ def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
 
 def main() -> dict:
     config = named_dataset(parse_config(ScalingConfig, description=__doc__))
+    from diffvit_timm.analysis.scaling import ENOUGH, Point, count_flops, fit_power_law, plot_scaling
+
     points = []
     for size, single, result, model in trained(planned(config)):
         parameters = sum(p.numel() for p in model.parameters())

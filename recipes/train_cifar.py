@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from diffvit_timm import training
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import load_model
-from diffvit_timm.training import TrainConfig, parse_config, run, say, train
+from diffvit_timm.training import TrainConfig, parse_config, run, say
 
 # Of each short name the options that it stands for.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -83,9 +83,11 @@ class StudyConfig(CifarConfig):
 
 def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarConfig, dict, Any]]:
     """Of each training of a plan its name, its options, its result and its best weights."""
+    from diffvit_timm.hub import load_model  # not above: --help need not wait for torch
+
     for number, (name, config) in enumerate(plan, start=1):
         say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
-        result = train(config, "study")
+        result = training.train(config, "study")
         yield name, config, result, load_model(f"local-dir:{config.output}/best", option="--output")
 
 
@@ -99,7 +101,8 @@ def named_dataset(config: ConfigT) -> ConfigT:
 
 
 def main() -> dict:
-    return train(named_dataset(parse_config(CifarConfig, description=__doc__)), "train_cifar")
+    config = named_dataset(parse_config(CifarConfig, description=__doc__))
+    return training.train(config, "train_cifar")
 
 
 if __name__ == "__main__":

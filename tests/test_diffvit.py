@@ -1,6 +1,8 @@
 """The registered models behave in timm as any timm ViT does."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -323,17 +325,34 @@ class TestLoading:
             checkpoint_filter_fn({3: torch.zeros(1)}, small("diffvit_tiny_patch16"), "svd")
 
 
-def test_importing_loads_neither_datasets_nor_accelerate_nor_matplotlib():
-    import subprocess
-    import sys
+def python(code):
+    """What a fresh interpreter prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
 
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import diffvit_timm, importlib.util; assert importlib.util.find_spec('timm'); import timm",
+        "from diffvit_timm import DiffVisionTransformer; import timm",
+    ],
+)
+def test_the_models_are_registered_where_timm_is_imported_after(imports):
+    assert python(imports + "; print(timm.is_model('diffvit_nano'))") == "True"
+
+
+def test_the_package_alone_loads_no_torch():
+    assert python("import sys, diffvit_timm, diffvit_timm.training.config; print('torch' in sys.modules)") == "False"
+
+
+def test_importing_loads_neither_datasets_nor_accelerate_nor_matplotlib():
     code = (
-        "import sys, diffvit_timm; "
+        "import sys, timm, diffvit_timm; "
         "print([m for m in ('datasets', 'albumentations', 'accelerate', 'matplotlib', 'sklearn', 'open_clip') "
         "if m in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+    assert python(code) == "[]"
 
 
 def test_the_public_names_are_exported():

@@ -51,6 +51,20 @@ def test_throughput_times_both_loops_on_the_same_images(image_folder, monkeypatc
     assert result["quartiles"][0] <= result["ratio"] <= result["quartiles"][1]
 
 
+@pytest.mark.parametrize("name", ["finetune_pets", "train_cifar", "ablate", "scaling_laws"])
+def test_the_help_of_a_training_waits_for_no_torch(name):
+    code = (
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(RECIPES)!r}); sys.argv[1:] = ['--help']\n"
+        f"try: runpy.run_path({str(RECIPES / name)!r} + '.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print([name for name in ('torch', 'numpy', 'datasets', 'matplotlib') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--batch-size INT" in out
+    assert out.splitlines()[-1] == "[]"
+
+
 @pytest.fixture
 def ablation(image_folder, tmp_path, monkeypatch):
     """Function: study, more arguments -> its result, from runs of two updates; and the folder."""

@@ -1,32 +1,5 @@
 """Datasets by name or folder, their images, and augmentation."""
 
-from .augment import STEPS, Transform, eval_transform, parse_policy, train_transform, without_seed
-from .datasets import Splits, digits_splits, load_images, load_splits
-from .images import ImageDataset, SmallImages, decode_image
-from .loading import evaluation_images, training_images
-from .noise import with_input_noise, with_label_noise
-from .sampler import RepeatedSampler
-from .stream import Stream, StreamedImages
+import lazy_loader
 
-__all__ = [
-    "STEPS",
-    "ImageDataset",
-    "RepeatedSampler",
-    "SmallImages",
-    "Splits",
-    "Stream",
-    "StreamedImages",
-    "Transform",
-    "decode_image",
-    "digits_splits",
-    "eval_transform",
-    "evaluation_images",
-    "load_images",
-    "load_splits",
-    "parse_policy",
-    "train_transform",
-    "training_images",
-    "with_input_noise",
-    "with_label_noise",
-    "without_seed",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from .augment import parse_policy, train_transform
+from .augment import train_transform
 from .images import BATCHED, SMALL, ImageDataset, SmallImages, decode_all, decode_image
+from .steps import parse_policy
 from .stream import Stream, StreamedImages
 
 __all__ = ["evaluation_images", "training_images"]

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import tyro
 import yaml
 
-from ..data import parse_policy
+from ..data.steps import parse_policy
 from ..errors import InputError, require_at_least
 
 

@@ -1,0 +1,35 @@
+"""Registers the models with timm, whichever is imported first, without importing timm."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["RegisterAfterTimm"]
+
+
+class RegisterAfterTimm(MetaPathFinder):
+    """A finder of sys.meta_path that finds timm where the others do, and imports our models right after it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "timm":
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)  # somebody may only have asked where timm is
+        if spec and spec.loader:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                sys.meta_path.remove(self)
+                importlib.import_module(".diffvit", __package__)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
