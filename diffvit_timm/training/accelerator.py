@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 __all__ = ["make_accelerator"]
 
-# Each shards weights or optimizer, and a checkpoint, an average and best/ here hold whole ones.
+# Of these the second version of FSDP alone leaves the loop and its checkpoints to us.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -21,7 +21,8 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
     """The accelerator of a configuration; trackers that write files write below `output`.
 
     Raises:
-        InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards the model.
+        InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards in another way than
+            FSDP2 does, or with an average of the weights.
     """
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -37,10 +38,15 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         project_dir=str(output),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
-    if accelerator.distributed_type in SHARDED:
+    if accelerator.distributed_type in SHARDED and not accelerator.is_fsdp2:
         raise InputError(
-            f"the launch file asks for {accelerator.distributed_type.value}, which shards the model; checkpoints here "
-            "hold a whole one: use recipes/configs/accelerate/ddp.yaml"
+            f"the launch file asks for {accelerator.distributed_type.value}, which shards the model in a way that is "
+            "not supported here: use recipes/configs/accelerate/fsdp2.yaml"
+        )
+    if accelerator.is_fsdp2 and config.ema:
+        raise InputError(
+            f"--ema {config.ema} averages whole weights, and the launch file shards them: leave it out, or use "
+            "recipes/configs/accelerate/ddp.yaml"
         )
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores

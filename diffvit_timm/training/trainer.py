@@ -1,6 +1,7 @@
 """The training loop on accelerate: train, choose the best epoch on validation, touch the test split once."""
 
 import contextlib
+import copy
 import itertools
 import math
 import signal
@@ -35,6 +36,7 @@ from .metrics import Accuracy
 from .model import image_batches, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder
+from .sharding import load_optimizer_state, load_weights, whole_optimizer_state, whole_weights
 from .signals import StopSignal
 
 EMA = "ema."  # before the names of averaged weights in a checkpoint
@@ -92,6 +94,7 @@ class Trainer:
         self.test_loader = self._loader(evaluation_images(splits.test, data_config))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
+        self.whole = copy.deepcopy(model) if accelerator.is_fsdp2 else None  # of `gather`, where the net is cut up
         if config.compile:
             model.compile()
         optimizer = build_optimizer(model, config)
@@ -148,8 +151,15 @@ class Trainer:
 
     @property
     def judged(self) -> Any:
-        """The network that is evaluated and kept: the average of the weights, or the trained one itself."""
-        return self.ema.module if self.ema else self.net
+        """The network that is looked at and kept: the average of the weights, or what was trained."""
+        return self.ema.module if self.ema else self.net if self.whole is None else self.whole
+
+    def gather(self) -> dict[str, Tensor]:
+        """The trained weights, on the first process's CPU; with a model that is cut up, into `judged` there."""
+        weights = whole_weights(self.net)
+        if self.whole is not None and weights:
+            self.whole.load_state_dict(weights)
+        return weights
 
     def _loader(self, images: Any, train: bool = False) -> Any:
         config, sampler = self.config, None
@@ -193,7 +203,9 @@ class Trainer:
         if config.trackers:
             settings = {key: str(value) for key, value in vars(config).items()}
             self.accelerator.init_trackers(self.output.name, config=settings)
-        if self.accelerator.device.type != "cpu":  # systems hand out more memory than they have, and end who uses it
+        # Not on a CPU: systems hand out more memory than they have, and end who uses it. Nor where the model is cut up:
+        # who is out of memory alone leaves the others waiting for its part.
+        if self.accelerator.device.type != "cpu" and self.whole is None:
             shape = (config.batch_size, *model_data_config(self.net)["input_size"])
             self.passes = passes_that_fit(self.net, shape, config.grad_accum, self.accelerator)
         say(self._plan())
@@ -213,6 +225,7 @@ class Trainer:
         config = self.config
         val = self.evaluate(self.val_loader, f"val {epoch + 1}")
         self._require_finite(val.loss)
+        self.gather()
         statistics = self._statistics()
         lambdas, negative = statistics.lambdas, statistics.negative_mass
         layers = {"lambda": lambdas, "negative_mass": negative}
@@ -256,6 +269,8 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self.last_checkpoint = self.step
+        weights = self.gather()
+        optimizer = whole_optimizer_state(self.net, self.optimizer.optimizer)
         if not self.run:
             return
         scaler = self.accelerator.scaler
@@ -270,12 +285,12 @@ class Trainer:
             "seconds": time.perf_counter() - self.started,
             "train_seconds": self.train_seconds,
             "conversion": self.conversion,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scheduler": self.scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
         average = self.ema.module.state_dict() if self.ema else {}
-        weights = self.net.state_dict() | {EMA + name: tensor for name, tensor in average.items()}
+        weights |= {EMA + name: tensor for name, tensor in average.items()}
         self.checkpoints.save(self.epochs_done, self.step, weights, state)
 
     def _restore(self, checkpoint: Path) -> int:
@@ -285,11 +300,11 @@ class Trainer:
         wrong = [f"{name} {state[name]} there, {value} here" for name, value in here.items() if state[name] != value]
         if wrong:
             raise InputError(f"--resume {checkpoint} is of another run: {'; '.join(wrong)}")
-        self.net.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
+        load_weights(self.net, {name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
         if self.ema:
             average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}
             self.ema.module.load_state_dict(average)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.net, self.optimizer.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -436,7 +451,10 @@ class Trainer:
         """Test the best weights, once; write the result and the pictures."""
         config = self.config
         seconds = time.perf_counter() - self.started  # of the training alone
-        self.judged.load_state_dict(load_file(self.output / "best" / "model.safetensors"))
+        best = load_file(self.output / "best" / "model.safetensors")
+        self.judged.load_state_dict(best)
+        if self.whole is not None:
+            load_weights(self.net, best)
         images = len(self.splits.train) * self.step / self.updates_per_epoch
         result = {
             **self.test(),

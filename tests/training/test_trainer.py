@@ -375,9 +375,9 @@ def test_what_this_machine_cannot_do_is_refused_by_option(config):
             make_accelerator(config(precision="fp16"), Path("run"))
 
 
-def test_an_engine_that_shards_the_model_is_refused_before_anything_loads(config, monkeypatch):
+def test_an_engine_that_shards_the_model_in_its_own_way_is_refused_before_anything_loads(config, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(InputError, match=r"^the launch file asks for FSDP.*ddp\.yaml"):
+    with pytest.raises(InputError, match=r"^the launch file asks for FSDP.*fsdp2\.yaml"):
         make_accelerator(config(), Path("run"))
 
 
