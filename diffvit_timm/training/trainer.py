@@ -202,7 +202,8 @@ class Trainer:
             self.run = RunFolder(self.output, config, rows)
         if config.trackers:
             settings = {key: str(value) for key, value in vars(config).items()}
-            self.accelerator.init_trackers(self.output.name, config=settings)
+            beside = {"wandb": {"dir": str(self.output)}}  # the others take accelerate's project_dir, it does not
+            self.accelerator.init_trackers(self.output.name, config=settings, init_kwargs=beside)
         # Not on a CPU: systems hand out more memory than they have, and end who uses it. Nor where the model is cut up:
         # who is out of memory alone leaves the others waiting for its part.
         if self.accelerator.device.type != "cpu" and self.whole is None:
