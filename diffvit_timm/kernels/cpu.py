@@ -55,8 +55,8 @@ def _put(part: Tensor, to: Tensor, first: bool = True) -> None:
 
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """scale a b, (..., R, S) of (..., R, d) and (..., d, S), in one pass: a tile multiplied alone costs as much again."""
-    out = a.new_empty(*a.shape[:-1], b.shape[-1]) if out is None else out
+    """scale a b, (B, R, S) of (B, R, d) and (B, d, S), in one pass: to scale a first would copy it."""
+    out = a.new_empty(*a.shape[:2], b.shape[2]) if out is None else out
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
