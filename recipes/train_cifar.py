@@ -12,7 +12,7 @@ Expected results, with hardware and seeds: recipes/README.md.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from diffvit_timm import training
 from diffvit_timm.errors import InputError, require_at_least
@@ -43,7 +43,9 @@ class CifarConfig(TrainConfig):
     """Passes over the training images."""
     batch_size: int = 128
     """Images an update and process, all accumulation steps together."""
-    lr: float = 2e-3
+    opt: Literal["adamw", "nmuon"] = "nmuon"
+    """timm's optimizer; adamw wants a smaller --lr, 2e-3 or so."""
+    lr: float = 4e-3
     """Peak learning rate."""
     warmup_epochs: float = 3.0
     """Linear warm-up of the learning rate, before its cosine decay to zero."""
