@@ -17,7 +17,7 @@ from .conversion import READS_IMAGES, from_vit, resolve_method
 from .data import decode_image, load_images
 from .data.images import MODES
 from .distill import distill_layers
-from .errors import InputError, require_at_least
+from .errors import InputError, require_at_least, require_device
 from .export import Format, export_model
 from .hub import check_model, class_names, load_model, model_name, save_pretrained
 from .publish import pull_run, push_run
@@ -71,11 +71,11 @@ def convert(
     if distill and images is None:
         raise InputError(f"--distill {distill} needs images to learn on: pass --images")
     calibrates = images is not None and attn == "diff" and method in ("auto", *READS_IMAGES)
+    require_device(device)
     try:
         chosen = resolve_method(method, attn, calibrates)
-        torch.empty(0, device=device)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(f"--method {method} --attn {attn} --device {device}: {error}".splitlines()[0]) from error
+    except ValueError as error:
+        raise InputError(f"--method {method} --attn {attn}: {error}") from error
     pool, used = None, calibration_images if calibrates or distill else 0
     if images is not None:
         pool = load_images(images, image_column).shuffle(seed=seed)
@@ -190,12 +190,9 @@ def export(
 
 def _ready(name: str, device: str, pretrained: bool = True, option: str = "--model") -> tuple[Any, Any, str]:
     """A network in evaluation mode, its transform, and the mode of its images."""
+    require_device(device)
     check_model(model_name(name), pretrained, option, hint="pass --no-pretrained" if option == "MODEL" else "")
-    network = load_model(model_name(name), pretrained, option).eval()
-    try:
-        network = network.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    network = load_model(model_name(name), pretrained, option).eval().to(device)
     settings = model_data_config(network)
     return network, create_transform(**settings, is_training=False), MODES[settings["input_size"][0]]
 

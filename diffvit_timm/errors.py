@@ -14,3 +14,17 @@ def require_at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+
+
+def require_device(device: str) -> None:
+    """Refuse a --device that torch has not here.
+
+    Raises:
+        InputError: with torch's own reason.
+    """
+    import torch  # not above: errors are for those too who wait for no torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error

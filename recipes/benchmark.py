@@ -28,7 +28,7 @@ from diffvit_timm.analysis.colours import LINES
 from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
 from diffvit_timm.analysis.zero_shot import open_clip_or_stop
 from diffvit_timm.data import ImageDataset, eval_transform, load_splits
-from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.errors import InputError, require_at_least, require_device
 from diffvit_timm.hub import check_model, load_model, model_name, short_name
 from diffvit_timm.training import new_folder, parse_config, run, say
 from diffvit_timm.training.console import track
@@ -75,10 +75,7 @@ class BenchmarkConfig:
             )
         if not all(size.isdigit() and int(size) > 0 for size in self.batch_size.split(",")):
             raise InputError(f"--batch-size {self.batch_size} must be numbers from 1 on, with commas")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+        require_device(self.device)
 
     @property
     def precisions(self) -> list[str]:

@@ -29,7 +29,7 @@ from diffvit_timm.analysis.benchmark import (
     paired_ratio,
     training_step,
 )
-from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.errors import InputError, require_at_least, require_device
 from diffvit_timm.hub import check_model
 from diffvit_timm.sources import vit_args
 from diffvit_timm.training import parse_config, run, say
@@ -67,10 +67,7 @@ class BenchmarkConfig:
         require_at_least(1, batch_size=self.batch_size, repeats=self.repeats)
         if self.output is not None and self.output.exists():
             raise InputError(f"--output {self.output} is there already: choose another file")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+        require_device(self.device)
 
 
 def check_sizes(config: BenchmarkConfig) -> None:

@@ -27,7 +27,7 @@ from diffvit_timm.analysis.clip_tower import convert_tower
 from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores, read_class_map
 from diffvit_timm.analysis.zero_shot import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
 from diffvit_timm.data import ImageDataset, Splits, decode_image, load_splits, without_seed
-from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.errors import InputError, require_at_least, require_device
 from diffvit_timm.hub import check_model, load_model, model_name, short_name
 from diffvit_timm.training import parse_config, resolve_output, run, say
 from diffvit_timm.training.console import track
@@ -67,6 +67,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         require_at_least(1, calibration_images=self.calibration_images, shown=self.shown, batch_size=self.batch_size)
         require_at_least(0, images=self.images)
+        require_device(self.device)
         if self.supervised is None and self.convert == "none":
             raise InputError("nothing to compare --clip with: pass --supervised or --convert")
 

@@ -20,7 +20,7 @@ from diffvit_timm.analysis import figures
 from diffvit_timm.analysis.faithfulness import Curve, area_under, perturbation_curve
 from diffvit_timm.analysis.rollout import heat_maps
 from diffvit_timm.data import load_splits
-from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.errors import InputError, require_at_least, require_device
 from diffvit_timm.hub import check_model, load_model, model_name
 from diffvit_timm.training import image_batches, parse_config, resolve_output, run, say
 
@@ -44,6 +44,7 @@ class FaithfulnessConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, images=self.images, steps=self.steps)
+        require_device(self.device)
         if not self.models:
             raise InputError("--models names none")
         if len(set(self.models)) < len(self.models):

@@ -340,6 +340,17 @@ def test_more_images_than_there_are_cannot_be_faithful(weights, image_folder, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("faithfulness", ["--models", "net"]), ("compare_clip_resnet", ["--convert", "svd"])]
+)
+def test_a_device_that_is_not_there_is_one_line(name, arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        sys, "argv", [f"{name}.py", *arguments, "--device", "cuda:9", "--output", str(tmp_path / "out")]
+    )
+    with pytest.raises(InputError, match=r"^--device cuda:9: "):
+        recipe(name).main()
+
+
 def compared(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["compare_clip_resnet.py", *map(str, arguments)])
     return recipe("compare_clip_resnet").main()
