@@ -167,7 +167,7 @@ class ShortTrainer(Trainer):
 
 def test_the_demo_converts_and_fine_tunes_and_compares(tmp_path, monkeypatch, capsys):
     pets = recipe("finetune_pets")
-    monkeypatch.setattr(pets, "Trainer", ShortTrainer)
+    monkeypatch.setattr(pets.training, "Trainer", ShortTrainer)
     result = pets.demo(parse_config(pets.PetsConfig, ["--demo", "--output", str(tmp_path / "demo")]))
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"source", "diff", "plain"}
     assert result["conversion"]["method"] == "svd"

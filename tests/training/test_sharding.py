@@ -98,7 +98,8 @@ def test_every_parameter_is_cut_up(reports):
 
 def test_a_model_that_is_cut_up_trains_to_the_weights_of_a_whole_one(reports):
     for name, tensor in reports["whole"]["weights"].items():
-        np.testing.assert_allclose(reports["cut"]["weights"][name], tensor, atol=2e-5, err_msg=name)
+        # a hundredth of an update: AdamW makes full steps of gradients that are rounding alone, as those of key biases
+        np.testing.assert_allclose(reports["cut"]["weights"][name], tensor, atol=1e-4, err_msg=name)
     for name in ("test_accuracy", "lambda", "updates"):
         assert reports["cut"]["result"][name] == pytest.approx(reports["whole"]["result"][name], rel=1e-4), name
 
