@@ -1,7 +1,7 @@
 """Train a Diff-ViT from scratch on small images: CIFAR-10 and -100, MNIST, Fashion-MNIST, BACH, or your own.
 
     python recipes/train_cifar.py --config recipes/configs/mnist_nano.yaml             # 37 k parameters on MNIST
-    python recipes/train_cifar.py --config recipes/configs/fashion_mnist_nano.yaml
+    python recipes/train_cifar.py --config recipes/configs/fashion_mnist.yaml          # 0.2 M parameters
     python recipes/train_cifar.py --config recipes/configs/cifar10_micro.yaml          # 0.8 M parameters on CIFAR-10
     python recipes/train_cifar.py --config recipes/configs/cifar10_micro.yaml --attn plain             # its plain twin
     python recipes/train_cifar.py --dataset FOLDER --epochs 1 --max-train-samples 2000                 # a minute
