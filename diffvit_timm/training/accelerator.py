@@ -22,7 +22,7 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
 
     Raises:
         InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards in another way than
-            FSDP2 does, or with an average of the weights.
+            FSDP2 does, with an average of the weights, or where accelerate would not.
     """
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
@@ -42,6 +42,11 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         raise InputError(
             f"the launch file asks for {accelerator.distributed_type.value}, which shards the model in a way that is "
             "not supported here: use recipes/configs/accelerate/fsdp2.yaml"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
+        raise InputError(
+            "the launch file asks for FSDP, which accelerate does with several GPUs alone, and would leave out here: "
+            "use recipes/configs/accelerate/ddp.yaml"
         )
     if accelerator.is_fsdp2 and config.ema:
         raise InputError(

@@ -115,6 +115,12 @@ def test_what_a_training_of_a_cut_up_model_leaves_is_a_whole_model(reports):
     assert {name: tensor.tolist() for name, tensor in model.state_dict().items()}.keys() == weights.keys()
 
 
+def test_a_launch_file_that_shards_where_nothing_can_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match=r"^the launch file asks for FSDP.*several GPUs.*ddp\.yaml"):
+        make_accelerator(TrainConfig("data", "tiny"), Path("run"))
+
+
 def test_an_average_of_weights_that_are_cut_up_is_refused(monkeypatch):
     monkeypatch.setattr(Accelerator, "is_fsdp2", True)
     with pytest.raises(InputError, match=r"^--ema 0\.9 averages whole weights.*ddp\.yaml"):
