@@ -12,11 +12,12 @@ Expected results, with hardware and seeds: recipes/README.md.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from diffvit_timm import training
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.training import TrainConfig, parse_config, run, say
+from diffvit_timm.training.config import Optimizer
 
 # Of each short name the options that it stands for.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ class CifarConfig(TrainConfig):
     """Passes over the training images."""
     batch_size: int = 128
     """Images an update and process, all accumulation steps together."""
-    opt: Literal["adamw", "nmuon"] = "nmuon"
+    opt: Optimizer = "nmuon"
     """timm's optimizer; adamw wants a smaller --lr, 2e-3 or so."""
     lr: float = 4e-3
     """Peak learning rate."""

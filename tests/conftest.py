@@ -3,6 +3,8 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -149,3 +151,19 @@ def clip_folder(tmp_path_factory) -> Path:
     config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory):
+    """Function: number of processes, source of a program, its arguments -> run it on the CPU in so many processes."""
+
+    def run(processes, source, *arguments):
+        script = tmp_path_factory.mktemp("program") / "program.py"
+        script.write_text(source)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        program = [*command, str(script), *map(str, arguments)]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run

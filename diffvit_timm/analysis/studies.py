@@ -110,22 +110,22 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
     kinds = [kind for kind in ATTENTION if any(run.attn == kind for run in runs)]
     figure = Figure(figsize=(8, 1.6 + 0.5 * len(settings)), layout="constrained")
     axis = figure.subplots()
-    lines = list(dict.fromkeys((run.setting, run.attn) for run in runs))
+    rows = summarise(runs)
 
-    def height(row: Run | Summary) -> float:
+    def height(of: Run | Summary) -> float:
         """That of its setting, where it is of one attention; else one beside the other."""
-        own = [kind for kind in kinds if (row.setting, kind) in lines]
-        return settings.index(row.setting) + (own.index(row.attn) - (len(own) - 1) / 2) * 0.22
+        own = sorted((row.attn for row in rows if row.setting == of.setting), key=kinds.index)
+        return settings.index(of.setting) + (own.index(of.attn) - (len(own) - 1) / 2) * 0.22
 
     for kind in kinds:
         heights = [height(run) for run in runs if run.attn == kind]
         axis.scatter(
             [run.accuracy for run in runs if run.attn == kind], heights, s=22, color=ATTENTION[kind], alpha=0.6, lw=0
         )
-        rows = [row for row in summarise(runs) if row.attn == kind]
+        means = [row for row in rows if row.attn == kind]
         axis.plot(
-            [row.mean for row in rows],
-            [height(row) for row in rows],
+            [row.mean for row in means],
+            [height(row) for row in means],
             "|", color=ATTENTION[kind], markersize=14, markeredgewidth=2.5, label=f"{kind} (bar: mean)",
         )  # fmt: skip
     axis.set_yticks(range(len(settings)), settings)

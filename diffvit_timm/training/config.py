@@ -12,6 +12,8 @@ import yaml
 from ..data.steps import parse_policy
 from ..errors import InputError, require_at_least
 
+Optimizer = Literal["adamw", "nmuon"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -65,7 +67,7 @@ class TrainConfig:
     """Images an update and process, all accumulation steps together."""
     grad_accum: int = 1
     """Forward passes that an update's batch is cut into; more where a GPU has not the memory."""
-    opt: Literal["adamw", "nmuon"] = "adamw"
+    opt: Optimizer = "adamw"
     """timm's optimizer; nmuon, with a larger --lr, learns several times faster from scratch."""
     lr: float = 5e-4
     """Peak learning rate of the head; layer_decay lowers it towards the stem."""

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay
+from timm.optim import create_optimizer_v2
 
 from .config import TrainConfig
 
@@ -15,19 +15,20 @@ def build_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
     Muon (https://kellerjordan.github.io/posts/muon) is for the matrices between two layers: the head, tokens, position
     embeddings and vectors are AdamW's there too. Its steps are scaled to AdamW's size, so that they share a rate.
     """
-    excluded = getattr(model, "no_weight_decay", None)
     head = [f"{name}.*" for name, module in model.named_modules() if module is model.get_classifier()]
-    groups = param_groups_layer_decay(
+    optimizer = create_optimizer_v2(
         model,
+        config.opt,
+        lr=config.lr,
         weight_decay=config.weight_decay,
-        no_weight_decay_list=tuple(excluded() if callable(excluded) else ()),
+        momentum=0.95,  # of Muon; AdamW has none
         fallback_list=head,
         fallback_no_weight_decay=True,
         layer_decay=config.layer_decay,
     )
-    for group in groups:  # timm writes lr_scale and leaves acting on it to its own schedulers
+    for group in optimizer.param_groups:  # timm writes lr_scale and leaves acting on it to its own schedulers
         group["lr"] = config.lr * group.pop("lr_scale")
-    return create_optimizer_v2(groups, config.opt, lr=config.lr, momentum=0.95)  # of Muon; AdamW has none
+    return optimizer
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:

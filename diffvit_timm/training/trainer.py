@@ -94,7 +94,7 @@ class Trainer:
         self.test_loader = self._loader(evaluation_images(splits.test, data_config))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
-        self.whole = copy.deepcopy(model) if accelerator.is_fsdp2 else None  # of `gather`, where the net is cut up
+        self.whole = copy.deepcopy(model) if accelerator.is_fsdp2 else None  # of the weights, where the net is cut up
         if config.compile:
             model.compile()
         optimizer = build_optimizer(model, config)
@@ -153,13 +153,6 @@ class Trainer:
     def judged(self) -> Any:
         """The network that is looked at and kept: the average of the weights, or what was trained."""
         return self.ema.module if self.ema else self.net if self.whole is None else self.whole
-
-    def gather(self) -> dict[str, Tensor]:
-        """The trained weights, on the first process's CPU; with a model that is cut up, into `judged` there."""
-        weights = whole_weights(self.net)
-        if self.whole is not None and weights:
-            self.whole.load_state_dict(weights)
-        return weights
 
     def _loader(self, images: Any, train: bool = False) -> Any:
         config, sampler = self.config, None
@@ -226,7 +219,8 @@ class Trainer:
         config = self.config
         val = self.evaluate(self.val_loader, f"val {epoch + 1}")
         self._require_finite(val.loss)
-        self.gather()
+        if self.whole is not None and (weights := whole_weights(self.net)):
+            self.whole.load_state_dict(weights)
         statistics = self._statistics()
         lambdas, negative = statistics.lambdas, statistics.negative_mass
         layers = {"lambda": lambdas, "negative_mass": negative}
@@ -270,7 +264,7 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self.last_checkpoint = self.step
-        weights = self.gather()
+        weights = whole_weights(self.net)
         optimizer = whole_optimizer_state(self.net, self.optimizer.optimizer)
         if not self.run:
             return

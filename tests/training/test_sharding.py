@@ -1,9 +1,6 @@
 """A model that is cut over two processes (FSDP2, gloo) trains, stops and goes on as a whole one does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +25,7 @@ import diffvit_timm
 from diffvit_timm.data import load_splits
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 from diffvit_timm.training.run_folder import resolve_run
+from diffvit_timm.training.sharding import whole_weights
 
 dataset, folder = sys.argv[1:]
 config = TrainConfig(
@@ -62,7 +60,7 @@ def train(name, engine, stop_at=None, resume="never"):
             return update(*batch)
         trainer._update = stopped
     result = trainer.fit(checkpoint)
-    weights = {name: tensor.tolist() for name, tensor in trainer.gather().items()}
+    weights = {name: tensor.tolist() for name, tensor in whole_weights(trainer.net).items()}
     return {"result": result, "weights": weights, "cut": cut.count("DTensor"), "parameters": len(cut)}
 
 
@@ -79,15 +77,10 @@ accelerator.end_training()
 
 
 @pytest.fixture(scope="module")
-def reports(image_folder, tmp_path_factory):
+def reports(image_folder, tmp_path_factory, on_ranks):
     """What trainings of two processes end with: a whole model, one that is cut up, and the same stopped and resumed."""
     folder = tmp_path_factory.mktemp("sharded")
-    (folder / "train.py").write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    arguments = [str(folder / "train.py"), str(image_folder), str(folder)]
-    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_ranks(2, PROCESSES, image_folder, folder)
     return {**json.loads((folder / "reports.json").read_text()), "folder": folder}
 
 

@@ -3,10 +3,7 @@
 import functools
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -511,19 +508,13 @@ accelerator.end_training()
 
 
 @pytest.fixture(scope="module")
-def ranks(image_folder, tmp_path_factory):
+def ranks(image_folder, tmp_path_factory, on_ranks):
     """Function: number of processes -> what each reports of the same training, 8 images an update."""
 
     @functools.cache
     def run(processes):
         folder = tmp_path_factory.mktemp("ranks")
-        script = folder / "train.py"
-        script.write_text(PROCESSES)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        arguments = [str(script), str(image_folder), str(folder / "run"), str(8 // processes)]
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+        on_ranks(processes, PROCESSES, image_folder, folder / "run", 8 // processes)
         reports = [json.loads((folder / "run" / f"rank{rank}.json").read_text()) for rank in range(processes)]
         return reports, rows_of(folder / "run")
 
