@@ -61,9 +61,29 @@ def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
     return plan
 
 
+def fitted(points: list) -> dict[str, dict]:
+    """What is said of the points and kept: a power law an attention, and each attention beside plain at equal size."""
+    from diffvit_timm.analysis.scaling import ENOUGH, fit_power_law, loss_ratio  # not above: --help is first
+
+    laws: dict[str, dict] = {}
+    ratios: dict[str, dict] = {}
+    for axis, attn in itertools.product(("parameters", "flops"), dict.fromkeys(p.attn for p in points)):
+        if law := fit_power_law([p for p in points if p.attn == attn], axis):
+            laws.setdefault(attn, {})[axis] = dataclasses.asdict(law)
+            low, high = law.interval
+            say(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f} (95 % {low:.4f} to {high:.4f})")
+        if attn != "plain" and (found := loss_ratio(points, axis, attn)):
+            ratios.setdefault(attn, {})[axis] = dataclasses.asdict(found)
+            low, high = found.interval
+            say(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f} (95 % {low:.4f} to {high:.4f})")
+    if not laws:
+        say(f"a power law takes {ENOUGH} sizes: the picture joins the means of these")
+    return {"laws": laws, "over_plain": ratios}
+
+
 def main() -> dict:
     config = named_dataset(parse_config(ScalingConfig, description=__doc__))
-    from diffvit_timm.analysis.scaling import ENOUGH, Point, count_flops, fit_power_law, plot_scaling
+    from diffvit_timm.analysis.scaling import Point, count_flops, plot_scaling
 
     points = []
     for size, single, result, model in trained(planned(config)):
@@ -74,18 +94,10 @@ def main() -> dict:
     for p in points:
         sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
         say(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
-    laws = {}
-    for attn in dict.fromkeys(p.attn for p in points):
-        law = fit_power_law([p for p in points if p.attn == attn], "parameters")
-        laws[attn] = dataclasses.asdict(law) if law else None
-        if law:
-            low, high = law.interval
-            say(f"{attn}: loss = {law.scale:.2f} N^-{law.exponent:.4f} (95 % {low:.4f} to {high:.4f})")
-    if None in laws.values():
-        say(f"{len(config.sizes)} sizes, and a power law takes {ENOUGH}: the picture joins their means")
     folder = config.folder("scaling")
-    plot_scaling(points, folder / "scaling.png", f"{Path(config.dataset).name}, {config.epochs} epochs")
-    summary = {"points": [dataclasses.asdict(point) for point in points], "laws": laws}
+    part = f" of {config.max_train_samples:,} images" if config.max_train_samples else ""
+    plot_scaling(points, folder / "scaling.png", f"{Path(config.dataset).name}, {config.epochs} epochs{part}")
+    summary = {"points": [dataclasses.asdict(point) for point in points], **fitted(points)}
     (folder / "scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -135,7 +135,12 @@ def test_scaling_has_a_point_a_size_seed_and_kind_of_attention(image_folder, tmp
     ]
     flops = {(p["size"], p["attn"]): p["flops"] for p in result["points"]}
     assert all(flops[size, "diff"] == flops[size, "plain"] for size, _ in flops)  # matched
-    assert set(result["laws"]) == {"diff", "plain"}
+    assert {attn: list(laws) for attn, laws in result["laws"].items()} == {
+        "diff": ["parameters", "flops"],
+        "plain": ["parameters", "flops"],
+    }
+    low, high = result["over_plain"]["diff"]["flops"]["interval"]
+    assert low == result["over_plain"]["diff"]["flops"]["ratio"] == high  # of one seed: nothing to draw anew
     assert (tmp_path / "runs" / "scaling.png").exists()
 
 

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .benchmark import explicit_maps
 from .colours import ATTENTION
 
-__all__ = ["ENOUGH", "Point", "PowerLaw", "count_flops", "fit_power_law", "plot_scaling"]
+__all__ = ["ENOUGH", "LossRatio", "Point", "PowerLaw", "count_flops", "fit_power_law", "loss_ratio", "plot_scaling"]
 
 ENOUGH = 4  # sizes, below which two parameters explain any points
 DRAWS = 2000
@@ -43,6 +43,19 @@ class Point:
     flops: int
     loss: float
     accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LossRatio:
+    """How much larger the loss is than plain attention's, at equal parameters or FLOPs.
+
+    Attributes:
+        ratio: below 1, the loss is smaller.
+        interval: 95 % of it, from bootstrap draws of the runs of each size.
+    """
+
+    ratio: float
+    interval: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,28 +99,60 @@ def fit_power_law(points: Sequence[Point], axis: str, seed: int = 0) -> PowerLaw
     Args:
         points: of one kind of attention.
         axis: which attribute is x.
-        seed: of the bootstrap, which draws the runs of each size anew with replacement.
+        seed: of the bootstrap.
     """
-    groups: dict[str, list[tuple[float, float]]] = {}
-    for point in points:
-        groups.setdefault(point.size, []).append((np.log(getattr(point, axis)), np.log(point.loss)))
-    if len(groups) < ENOUGH:
+    if len({point.size for point in points}) < ENOUGH:
         return None
+
+    def law(runs: Sequence[Point]) -> tuple[float, float]:
+        slope, intercept = np.polyfit(*_logarithms(runs, axis), 1)
+        return -float(slope), float(np.exp(intercept))
+
+    exponent, scale = law(points)
+    return PowerLaw(scale, exponent, _interval(points, lambda runs: law(runs)[0], seed))
+
+
+def loss_ratio(points: Sequence[Point], axis: str, attn: str = "diff", seed: int = 0) -> LossRatio | None:
+    """Loss over that of plain attention at equal 'parameters' or 'flops'; None where either has too few sizes.
+
+    Two power laws of one exponent: log L = a + b log x, and c more where the attention is `attn`; the ratio is exp(c).
+    Each takes ENOUGH sizes.
+
+    Args:
+        points: of `attn` and of 'plain', others are left out; their sizes need not be the same.
+        axis: which attribute is x.
+        attn: what is compared.
+        seed: of the bootstrap.
+    """
+    both = [point for point in points if point.attn in (attn, "plain")]
+    if any(len({point.size for point in both if point.attn == kind}) < ENOUGH for kind in (attn, "plain")):
+        return None
+
+    def ratio(runs: Sequence[Point]) -> float:
+        x, loss = _logarithms(runs, axis)
+        design = np.stack([np.ones_like(x), x, [float(run.attn == attn) for run in runs]], axis=1)
+        return float(np.exp(np.linalg.lstsq(design, loss)[0][2]))
+
+    return LossRatio(ratio(both), _interval(both, ratio, seed))
+
+
+def _logarithms(points: Sequence[Point], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of x and of the loss."""
+    return np.log([float(getattr(point, axis)) for point in points]), np.log([point.loss for point in points])
+
+
+def _interval(points: Sequence[Point], statistic: Callable[[Sequence[Point]], float], seed: int) -> tuple[float, float]:
+    """95 % of a statistic, where the runs of each size and attention are drawn anew with replacement."""
+    groups: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.size, point.attn), []).append(point)
     rng = np.random.default_rng(seed)
-
-    def line(samples: list[tuple[float, float]]) -> tuple[float, float]:
-        x, y = np.array(samples).T
-        slope, intercept = np.polyfit(x, y, 1)
-        return float(slope), float(intercept)
-
-    runs = list(groups.values())
-    slope, intercept = line([run for group in runs for run in group])
-    drawn = []
-    for _ in range(DRAWS):
-        sample = [group[i] for group in runs for i in rng.integers(len(group), size=len(group))]
-        drawn.append(line(sample)[0])
+    drawn = [
+        statistic([group[i] for group in groups.values() for i in rng.integers(len(group), size=len(group))])
+        for _ in range(DRAWS)
+    ]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return PowerLaw(float(np.exp(intercept)), -slope, (-float(high), -float(low)))
+    return float(low), float(high)
 
 
 def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:

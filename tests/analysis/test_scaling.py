@@ -1,12 +1,14 @@
 """Counted FLOPs, power laws with their interval, and their picture."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import timm
 from PIL import Image
 
 import diffvit_timm  # noqa: F401 (registers the models)
-from diffvit_timm.analysis.scaling import Point, count_flops, fit_power_law, plot_scaling
+from diffvit_timm.analysis.scaling import Point, count_flops, fit_power_law, loss_ratio, plot_scaling
 
 
 def points(attn="diff", sizes=(1e5, 2e5, 4e5, 8e5), seeds=3, noise=0.0):
@@ -59,6 +61,30 @@ def test_the_interval_widens_with_the_spread_of_the_seeds_and_repeats():
 
 def test_three_sizes_are_too_few():
     assert fit_power_law(points(sizes=(1e5, 2e5, 4e5), seeds=9), "parameters") is None
+
+
+@pytest.mark.parametrize("axis", ["parameters", "flops"])
+def test_the_loss_at_equal_size_is_compared_also_where_no_two_sizes_are_equal(axis):
+    larger = [
+        dataclasses.replace(p, parameters=3 * p.parameters, flops=3 * p.flops, loss=0.9 * p.loss) for p in points()
+    ]
+    found = loss_ratio([*larger, *points("plain")], axis)
+    assert found.ratio == pytest.approx(0.9 * 3**0.2)
+    assert found.interval == (pytest.approx(found.ratio), pytest.approx(found.ratio))
+
+
+def test_equal_attention_has_a_ratio_whose_interval_holds_one():
+    own, plain = points(noise=0.05, seeds=6), points("plain", noise=0.05, seeds=12)
+    found = loss_ratio([*own, *plain, *points("diff_v2", noise=9.0)], "parameters")
+    low, high = found.interval
+    assert low < found.ratio < high
+    assert low < 1 < high < 1.1
+
+
+@pytest.mark.parametrize("few", ["diff", "plain"])
+def test_a_comparison_takes_four_sizes_of_both(few):
+    four = points("plain" if few == "diff" else "diff")
+    assert loss_ratio([*four, *points(few, sizes=(1e5, 2e5, 4e5))], "flops") is None
 
 
 @pytest.mark.parametrize(
