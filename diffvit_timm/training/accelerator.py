@@ -24,13 +24,7 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards in another way than
             FSDP2 does, with an average of the weights, or where accelerate would not.
     """
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in config.trackers:
-        if tracker not in available:
-            choices = ", ".join(available) or "none"
-            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
+    _check_options(config)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
         mixed_precision=config.precision,
@@ -38,6 +32,27 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         project_dir=str(output),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
+    _check_launch_file(accelerator, config)
+    if accelerator.device.type == "cpu":
+        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+    return accelerator
+
+
+def _check_options(config: TrainConfig) -> None:
+    """Refuse what is not on this machine."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.trackers:
+        if tracker not in available:
+            choices = ", ".join(available) or "none"
+            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
+
+
+def _check_launch_file(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Refuse to shard in a way that is not supported, or that accelerate would leave out."""
     if accelerator.distributed_type in SHARDED and not accelerator.is_fsdp2:
         raise InputError(
             f"the launch file asks for {accelerator.distributed_type.value}, which shards the model in a way that is "
@@ -53,8 +68,3 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
             f"--ema {config.ema} averages whole weights, and the launch file shards them: leave it out, or use "
             "recipes/configs/accelerate/ddp.yaml"
         )
-    if accelerator.device.type == "cpu":
-        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
-    return accelerator
