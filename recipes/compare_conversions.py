@@ -1,7 +1,7 @@
 """What each way of making a Diff-ViT from a plain ViT keeps, before any training, on a dataset's test images.
 
     python recipes/compare_conversions.py --dataset timm/oxford-iiit-pet
-    python recipes/compare_conversions.py --dataset FOLDER --images 64          # a minute on 2 CPU cores
+    python recipes/compare_conversions.py --dataset FOLDER --images 64 --calibration-images 32          # a minute
     python recipes/compare_conversions.py --dataset FOLDER --images 8 --calibration-images 16 \\
         --source vit_base_patch16_siglip_224 --no-pretrained                    # an architecture, without its weights
 

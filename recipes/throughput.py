@@ -1,7 +1,8 @@
 """Images a second: of the loader alone, of this trainer, and of timm's training loop with the same model and settings.
 
     python recipes/throughput.py --dataset FOLDER                                    # DeiT-Ti on Oxford-IIIT Pet
-    python recipes/throughput.py --dataset CIFAR --model-kwargs img_size=32 patch_size=4 depth=6 --batch-size 128
+    python recipes/throughput.py --dataset uoft-cs/cifar10 --batch-size 128 \\
+        --model-kwargs img_size=32 patch_size=4 depth=6
 
 The loops take turns, so that a busy moment of the machine meets both. timm's is that of its train.py: its dataset
 reader's PIL images, its transforms and loader, its optimizer, schedule and gradient clipping, its meters. Results:

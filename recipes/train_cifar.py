@@ -4,7 +4,7 @@
     python recipes/train_cifar.py --config recipes/configs/fashion_mnist.yaml          # 0.2 M parameters
     python recipes/train_cifar.py --config recipes/configs/cifar10_micro.yaml          # 0.8 M parameters on CIFAR-10
     python recipes/train_cifar.py --config recipes/configs/cifar10_micro.yaml --attn plain             # its plain twin
-    python recipes/train_cifar.py --dataset FOLDER --epochs 1 --max-train-samples 2000                 # a minute
+    python recipes/train_cifar.py --dataset FOLDER --epochs 1 --warmup-epochs 0.1 --max-train-samples 2000   # a minute
 
 Expected results, with hardware and seeds: recipes/README.md.
 """

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_python_snippets_run_as_they_stand(hub_cache):
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(snippets) >= 2
-    names = {"images": torch.randn(2, 3, 224, 224)}
+    names = {name: torch.randn(2, 3, 224, 224) for name in ("images", "others")}
     for snippet in snippets:
         exec(snippet, names)  # one after the other, as they are read
 
