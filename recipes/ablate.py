@@ -10,11 +10,11 @@ is an option of train_cifar.py. Results: recipes/README.md.
 import dataclasses
 import itertools
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
+from diffvit_timm.errors import InputError
 from diffvit_timm.training import parse_config, run, say
 
 Study = Literal[
@@ -53,8 +53,8 @@ STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         **{f"pixel noise {deviation}": ({"input_noise": deviation}, {}) for deviation in (0.2, 0.4)},
     },
 }
-# Where a setting is a kind of attention, it has no plain twin of its own.
-WITHOUT_TWIN = ("attention", "lambda")
+# Where a setting is a kind of attention it has no plain twin, and is compared with the runs of this one.
+BASELINE = {"attention": "plain", "lambda": "schedule"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +64,48 @@ class AblateConfig(StudyConfig):
     output: str = "auto"
     """Folder of the runs, the table and the picture, new or of the same study; auto: runs/ablate-STUDY."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings = STUDIES[self.study].values()
+        for name in {name for options, _ in settings for name in options}:
+            self.leave_out(name, f"is what --study {self.study} varies")
+        for name in self.model_arguments.keys() & {name for _, arguments in settings for name in arguments}:
+            raise InputError(f"--model-kwargs {name}=... is what --study {self.study} varies: leave it out")
+        if self.study in BASELINE:
+            self.leave_out("attn", f"is what --study {self.study} varies")
+            _require_papers_layer(self)
+        if self.study == "patch_size":
+            _require_whole_patches(self)
+        summary = self.folder(f"ablate-{self.study}") / "study.json"
+        if summary.exists() and (other := json.loads(summary.read_text())["study"]) != self.study:
+            raise InputError(f"--output {self.output} holds the study {other}: give another folder")
+
+
+def _require_papers_layer(config: AblateConfig) -> None:
+    from diffvit_timm.diffvit import FROM_SCRATCH  # not above: --help need not wait for torch
+
+    if config.model not in FROM_SCRATCH:
+        raise InputError(
+            f"--model {config.model} is one for pretrained weights, whose layer is not the paper's: --study "
+            f"{config.study} takes {', '.join(FROM_SCRATCH)}"
+        )
+
+
+def _require_whole_patches(config: AblateConfig) -> None:
+    import timm  # not above: --help need not wait for torch
+
+    side = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[-1]
+    for name, (_, arguments) in STUDIES["patch_size"].items():
+        if side % arguments["patch_size"]:
+            raise InputError(
+                f"--study patch_size: {name} pixels do not divide the {side} of --model {config.model}: pass "
+                "--model-kwargs img_size=32, or another multiple of 8"
+            )
+
 
 def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
     """The name of the setting and the options of every run, all settings of a seed before the next seed."""
-    kinds = ["model"] if config.study in WITHOUT_TWIN else ["model", "plain"]
+    kinds = [config.attn] if config.study in BASELINE else [config.attn, "plain"]
     plan = []
     for seed, (name, (options, arguments)), attn in itertools.product(
         range(config.seeds), STUDIES[config.study].items(), kinds
@@ -79,9 +117,25 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
     return plan
 
 
+def differences(config: AblateConfig, runs: list) -> dict[str, tuple[float, float | None, int]]:
+    """Of each setting how much more accurate it is than its plain twin, or than the study's baseline."""
+    from diffvit_timm.analysis.studies import difference  # not above: --help is first
+
+    baseline, gains = BASELINE.get(config.study), {}
+    say(f"\nless {baseline or 'its plain twin'}, in pairs of seeds (95 % interval):")
+    for name in STUDIES[config.study]:
+        if name == baseline:
+            continue
+        own = [run for run in runs if run.setting == name and (baseline or run.attn != "plain")]
+        others = [run for run in runs if run.setting == (baseline or name) and (baseline or run.attn == "plain")]
+        gain, half, n = gains[name] = difference(own, others)
+        say(f"{name:30s} {gain:+.2%}" + ("" if half is None else f" ± {half:.2%}") + f"   n = {n}")
+    return gains
+
+
 def main() -> dict:
     config = named_dataset(parse_config(AblateConfig, description=__doc__))
-    from diffvit_timm.analysis.studies import Run, difference, plot_study, summarise, write_csv  # --help is first
+    from diffvit_timm.analysis.studies import Run, plot_study, summarise, write_csv  # --help is first
 
     runs = []
     for name, single, result, model in trained(planned(config)):
@@ -94,16 +148,9 @@ def main() -> dict:
         spread = "" if row.deviation is None else f" ± {row.deviation:.2%}"
         accuracy = f"{row.mean:.2%}{spread}"
         say(f"{row.setting:30s} {row.attn:9s} {row.seeds:7d}   {accuracy:18s} {row.parameters:12,d} {row.seconds:9.0f}")
-    gains = {}
-    if config.study not in WITHOUT_TWIN:
-        say("\ndifferential less plain, in pairs of seeds (95 % interval):")
-        for name in STUDIES[config.study]:
-            gain, half, n = gains[name] = difference(runs, name, "diff")
-            say(f"{name:30s} {gain:+.2%}" + ("" if half is None else f" ± {half:.2%}") + f"   n = {n}")
-    where = f"{Path(config.dataset).name}, {config.model}, {config.epochs} epochs"
-    part = f" of {config.max_train_samples:,} images" if config.max_train_samples else ""
-    plot_study(runs, folder / "study.png", f"{config.study} on {where}{part}")
-    summary = {"study": config.study, "rows": [dataclasses.asdict(row) for row in rows], "diff_less_plain": gains}
+    gains = differences(config, runs)
+    plot_study(runs, folder / "study.png", f"{config.study}: {config.model}, {config.title}")
+    summary = {"study": config.study, "rows": [dataclasses.asdict(row) for row in rows], "differences": gains}
     (folder / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -13,10 +13,9 @@ import dataclasses
 import itertools
 import json
 import re
-from pathlib import Path
 from typing import Any
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
+from train_cifar import CifarConfig, StudyConfig, named_dataset, require_twin, trained
 
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import parse_config, run, say
@@ -35,23 +34,26 @@ class ScalingConfig(StudyConfig):
         super().__post_init__()
         from diffvit_timm.hub import check_model  # not above: --help need not wait for torch
 
+        if not self.sizes or len(set(self.sizes)) < len(self.sizes):
+            raise InputError(f"--sizes {' '.join(self.sizes)}: give one or more, each once")
         for size in self.sizes:
             if (given := shape(size)) is None:
                 check_model(size, pretrained=False, option="--sizes")
+                require_twin(size, "--sizes")
             elif given[0] % HEAD:
                 raise InputError(f"--sizes {size}: the width must be a multiple of {HEAD}, a head's")
 
 
 def shape(size: str) -> tuple[int, int] | None:
     """Width and depth of WIDTHxDEPTH."""
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
     """The size and the options of every run, all sizes of a seed before the next seed."""
     plan = []
-    for seed, size, attn in itertools.product(range(config.seeds), config.sizes, ("model", "plain")):
+    for seed, size, attn in itertools.product(range(config.seeds), config.sizes, (config.attn, "plain")):
         if (given := shape(size)) is None:
             own: dict[str, Any] = {"model": size}
         else:
@@ -59,6 +61,10 @@ def planned(config: ScalingConfig) -> list[tuple[str, CifarConfig]]:
             own = {"model_kwargs": config.model_kwargs + sides}
         plan.append((size, config.single("scaling", f"{size}-{attn}-{seed}", seed=seed, attn=attn, **own)))
     return plan
+
+
+def spread(interval: tuple[float, float] | None) -> str:
+    return " (95 % {:.4f} to {:.4f})".format(*interval) if interval else ""
 
 
 def fitted(points: list) -> dict[str, dict]:
@@ -70,12 +76,10 @@ def fitted(points: list) -> dict[str, dict]:
     for axis, attn in itertools.product(("parameters", "flops"), dict.fromkeys(p.attn for p in points)):
         if law := fit_power_law([p for p in points if p.attn == attn], axis):
             laws.setdefault(attn, {})[axis] = dataclasses.asdict(law)
-            low, high = law.interval
-            say(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f} (95 % {low:.4f} to {high:.4f})")
+            say(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f}{spread(law.interval)}")
         if attn != "plain" and (found := loss_ratio(points, axis, attn)):
             ratios.setdefault(attn, {})[axis] = dataclasses.asdict(found)
-            low, high = found.interval
-            say(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f} (95 % {low:.4f} to {high:.4f})")
+            say(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f}{spread(found.interval)}")
     if not laws:
         say(f"a power law takes {ENOUGH} sizes: the picture joins the means of these")
     return {"laws": laws, "over_plain": ratios}
@@ -95,8 +99,7 @@ def main() -> dict:
         sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
         say(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
     folder = config.folder("scaling")
-    part = f" of {config.max_train_samples:,} images" if config.max_train_samples else ""
-    plot_scaling(points, folder / "scaling.png", f"{Path(config.dataset).name}, {config.epochs} epochs{part}")
+    plot_scaling(points, folder / "scaling.png", config.title)
     summary = {"points": [dataclasses.asdict(point) for point in points], **fitted(points)}
     (folder / "scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary

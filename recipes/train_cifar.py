@@ -68,20 +68,43 @@ class StudyConfig(CifarConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, seeds=self.seeds)
-        for name, value, default in (("seed", self.seed, 0), ("resume", self.resume, "never")):
-            if value != default:
-                raise InputError(f"--{name} {value} is set for each run: leave it out")
         if self.push_to_hub:
             raise InputError(f"--push-to-hub {self.push_to_hub}: push the best run after: python -m diffvit_timm push")
+        for name in ("seed", "resume", "dry_run", "eval_only"):
+            self.leave_out(name, "is set for each run")
+        if self.attn == "plain":
+            raise InputError("--attn plain is a run of every setting, beside the differential one: leave it out")
+        require_twin(self.model, "--model")
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Refuse an option that is given."""
+        if not self.is_default(name):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {reason}: leave it out")
+
+    @property
+    def title(self) -> str:
+        """What all runs have in common, in words."""
+        length = f"{self.max_steps:,} updates" if self.max_steps else f"{self.epochs} epochs"
+        part = f" of {self.max_train_samples:,} images" if self.max_train_samples else ""
+        return f"{Path(self.dataset).name}, {length}{part}"
 
     def folder(self, study: str) -> Path:
         """Where the runs, the table and the picture of a study lie."""
-        return Path(f"runs/{study}" if self.output == "auto" else self.output)
+        return Path(f"runs/{study}" if self.output == "auto" else self.output).expanduser()
 
     def single(self, study: str, name: str, **options: Any) -> CifarConfig:
         """One training, which goes on where it was killed, and is not made again where it is finished."""
         base = {field.name: getattr(self, field.name) for field in dataclasses.fields(CifarConfig)}
         return CifarConfig(**{**base, "resume": "auto", **options, "output": str(self.folder(study) / name)})
+
+
+def require_twin(model: str, option: str) -> None:
+    """
+    Raises:
+        InputError: a model that has no plain twin.
+    """
+    if not model.startswith("diffvit"):
+        raise InputError(f"{option} {model} has no plain twin to stand beside: choose one of the diffvit models")
 
 
 def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarConfig, dict, Any]]:

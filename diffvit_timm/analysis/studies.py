@@ -72,8 +72,8 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
     ]  # fmt: skip
 
 
-def difference(runs: Sequence[Run], setting: str, attn: str = "diff") -> tuple[float, float | None, int]:
-    """How much more accurate than plain attention a setting is: mean over the seeds that both have, in pairs.
+def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float | None, int]:
+    """How much more accurate runs are than others: mean over the seeds that both have, in pairs.
 
     Returns:
         The mean, half the width of its 95 % interval (Student's t; None for a single pair), and the number of pairs.
@@ -81,10 +81,10 @@ def difference(runs: Sequence[Run], setting: str, attn: str = "diff") -> tuple[f
     Raises:
         ValueError: no seed has both.
     """
-    by = {(run.attn, run.seed): run.accuracy for run in runs if run.setting == setting}
-    gains = [by[attn, seed] - by["plain", seed] for kind, seed in by if kind == attn and ("plain", seed) in by]
+    theirs = {run.seed: run.accuracy for run in others}
+    gains = [run.accuracy - theirs[run.seed] for run in runs if run.seed in theirs]
     if not gains:
-        raise ValueError(f"no seed of {setting!r} has runs of both {attn!r} and 'plain'")
+        raise ValueError("no seed has a run of both")
     mean, n = statistics.mean(gains), len(gains)
     half = t.ppf(0.975, n - 1) * statistics.stdev(gains) / n**0.5 if n > 1 else None
     return mean, half, n

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from ..errors import InputError
 from .stream import Stream
 
+MOST_FOLDS = 20  # that groups are dealt into, to hold out some of them
 SPLIT_SEED = 0  # the validation split is the same for every seed of a training
 
 VAL_NAMES = ("validation", "valid", "val")
@@ -187,9 +189,14 @@ def _held_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]
         if "group" in data.column_names:
             from sklearn.model_selection import StratifiedGroupKFold
 
-            folds = StratifiedGroupKFold(round(1 / share), shuffle=True, random_state=SPLIT_SEED)
-            kept, held = next(folds.split(np.zeros(len(data)), data["label"], data["group"]))
-            return data.select(kept), data.select(held)
+            groups = len(set(data["group"]))
+            folds = Fraction(share).limit_denominator(min(groups, MOST_FOLDS))
+            if not 0 < folds < 1:
+                raise ValueError(f"of {groups} groups in at most {MOST_FOLDS} parts")
+            dealer = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=SPLIT_SEED)
+            parts = [part for _, part in dealer.split(np.zeros(len(data)), data["label"], data["group"])]
+            held = np.concatenate(parts[: folds.numerator])
+            return data.select(np.setdiff1d(np.arange(len(data)), held)), data.select(np.sort(held))
         parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
     except ValueError as error:
         raise InputError(f"--dataset {name} is too small to hold out {share:.0%}, class by class: {error}") from error

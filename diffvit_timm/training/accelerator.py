@@ -30,7 +30,7 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         project_dir=str(output),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.data_seed),
     )
     _check_launch_file(accelerator, config)
     if accelerator.device.type == "cpu":

@@ -1,10 +1,11 @@
 """The configuration of a training: a frozen dataclass, its command line (tyro) and its YAML presets."""
 
+import ast
 import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -180,15 +181,15 @@ class TrainConfig:
         self._require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds --batch-size {self.batch_size}")
         known = self.freeze in ("none", "backbone") or self.freeze.isdigit()
         self._require("freeze", known, "must be none, backbone or a number of blocks")
-        parse_policy(self.augment)
-        for name, needed in (
-            ("distill_weight", "teacher"),
-            ("distill_temperature", "teacher"),
-            ("lambda_target", "lambda_warmup"),
-            ("hub_private", "push_to_hub"),
+        for name, needed, there in (
+            ("distill_weight", "teacher", self.teacher),
+            ("distill_temperature", "teacher", self.teacher),
+            ("lambda_target", "lambda-warmup", self.lambda_warmup),
+            ("hub_private", "push-to-hub", self.push_to_hub),
+            ("crop_scale", "augment crop", "crop" in parse_policy(self.augment)),
+            ("calibration_images", "conversion calibrated", self._looks_at_images()),
         ):
-            without = getattr(self, name) != type(self).__dataclass_fields__[name].default and not getattr(self, needed)
-            self._require(name, not without, f"has no effect without --{needed.replace('_', '-')}")
+            self._require(name, bool(there) or self.is_default(name), f"has no effect without --{needed}")
         if self.stream:
             self._require("stream", self.stream >= self.batch_size, f"is less than --batch-size {self.batch_size}")
             self._refuse_with_stream()
@@ -201,6 +202,30 @@ class TrainConfig:
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
 
+    @property
+    def data_seed(self) -> int:
+        """Of the order of the images, to which the epoch is added: no two seeds share the order of any epoch."""
+        return 10_000 * self.seed
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """--model-kwargs by name, as numbers, tuples, ... or words."""
+        arguments: dict[str, Any] = {}
+        for pair in self.model_kwargs:
+            name, _, value = pair.partition("=")
+            try:
+                arguments[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                arguments[name] = value
+        return arguments
+
+    def is_default(self, name: str) -> bool:
+        """Whether an option has the value that it has where it is not given."""
+        return getattr(self, name) == type(self).__dataclass_fields__[name].default
+
+    def _looks_at_images(self) -> bool:
+        return self.conversion in ("calibrated", "pairs")
+
     def length(self, updates_per_epoch: int) -> tuple[int, int]:
         """Updates of the whole training, and epochs, of which the last may be a part."""
         updates = self.max_steps or self.epochs * updates_per_epoch
@@ -209,7 +234,7 @@ class TrainConfig:
     def _refuse_with_stream(self) -> None:
         """What looks at stored training images, or at some of them more than once."""
         for name, used in (
-            ("conversion", self.conversion in ("calibrated", "pairs")),
+            ("conversion", self._looks_at_images()),
             ("head_init", self.head_init == "probe"),
             ("max_train_samples", self.max_train_samples > 0),
             ("repeated_augmentation", self.repeated_augmentation > 1),
@@ -228,8 +253,8 @@ class TrainConfig:
 ConfigT = TypeVar("ConfigT")
 
 
-def _preset_arguments(path: str) -> list[str]:
-    """A YAML preset as command-line arguments, so that one parser checks both."""
+def _preset_arguments(path: str, flags: set[str]) -> list[str]:
+    """A YAML preset as command-line arguments, so that one parser checks both; `flags` take no value."""
     try:
         preset = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -241,11 +266,13 @@ def _preset_arguments(path: str) -> list[str]:
         flag = name.replace("_", "-")
         if value is None:
             continue
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name in flags:
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            arguments += [f"--{flag}", *map(str, values)]
+            continue
+        if isinstance(value, bool):  # YAML reads the words yes and no so
+            value = "yes" if value else "no"
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{flag}", *map(str, values)]
     return arguments
 
 
@@ -262,5 +289,6 @@ def parse_config(config_type: type[ConfigT], argv: list[str] | None = None, desc
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise InputError("--config needs the path of a YAML file")
-        argv = _preset_arguments(argv[at + 1]) + argv[:at] + argv[at + 2 :]
+        flags = {field.name for field in dataclasses.fields(config_type) if field.type is bool}  # type: ignore[arg-type]
+        argv = _preset_arguments(argv[at + 1], flags) + argv[:at] + argv[at + 2 :]
     return tyro.cli(config_type, args=argv, description=description)

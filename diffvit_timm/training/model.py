@@ -1,6 +1,5 @@
 """The model that a configuration asks for, and what its conversion kept."""
 
-import ast
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -39,20 +38,9 @@ def _is_variant(config: TrainConfig) -> bool:
     return config.model.startswith("diffvit")
 
 
-def _model_kwargs(config: TrainConfig) -> dict:
-    kwargs: dict = {}
-    for pair in config.model_kwargs:
-        name, _, value = pair.partition("=")
-        try:
-            kwargs[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            kwargs[name] = value  # a plain word
-    return kwargs
-
-
 def _load(config: TrainConfig, **kwargs) -> Any:
     """timm's model of that name, with the arguments of --model-kwargs."""
-    return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **{**_model_kwargs(config), **kwargs})
+    return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **{**config.model_arguments, **kwargs})
 
 
 def _is_differential(model: nn.Module) -> bool:
@@ -76,7 +64,7 @@ def owns_head(config: TrainConfig) -> bool:
 def _load_source(config: TrainConfig, attn: str | None, classes: int) -> Any:
     """The network to convert to `attn`, with the head that it has, or the one to train as it is."""
     kwargs: dict = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    settings = [name for name in DIFF_SETTINGS if name in _model_kwargs(config)]
+    settings = [name for name in DIFF_SETTINGS if name in config.model_arguments]
     if attn:
         kwargs |= dict.fromkeys(settings)  # for the conversion; timm drops what is None
         if _is_variant(config):
@@ -101,7 +89,7 @@ def conversion_method(config: TrainConfig, attn: str) -> str:
 
 
 def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any:
-    settings = {k: v for k, v in _model_kwargs(config).items() if k in DIFF_SETTINGS}
+    settings = {k: v for k, v in config.model_arguments.items() if k in DIFF_SETTINGS}
     try:
         method, images = conversion_method(config, attn), None
         if method in READS_IMAGES:
@@ -154,7 +142,7 @@ def _refuse_unused(config: TrainConfig, model: Any) -> None:
         raise InputError(f"--attn {config.attn}: the weights of --model {config.model} are a Diff-ViT's, {model.attn}")
     if config.conversion != "auto":
         raise InputError(f"--conversion {config.conversion}: --model {config.model} is {what}; leave it out")
-    if config.attn != "model" and not _is_variant(config) and set(_model_kwargs(config)) & set(DIFF_SETTINGS):
+    if config.attn != "model" and not _is_variant(config) and set(config.model_arguments) & set(DIFF_SETTINGS):
         raise InputError(f"--model-kwargs: --model {config.model} is {what}, and its attention is set; leave it out")
 
 
@@ -175,7 +163,7 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
     """
     check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     for name in ("attn", "conversion"):
-        if name in _model_kwargs(config):
+        if name in config.model_arguments:
             raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
     attn = _target_attention(config)
     model = source = _load_source(config, attn, len(splits.class_names))

@@ -108,6 +108,11 @@ class Trainer:
             if self.streams
             else len(self.train_loader)
         )
+        if not self.updates_per_epoch:
+            raise InputError(
+                f"--stream {config.stream} is less than --batch-size {config.batch_size} of each of "
+                f"{accelerator.num_processes} processes"
+            )
         self.updates, self.epochs = config.length(self.updates_per_epoch)
         self.passes = config.grad_accum
         # not prepared: accelerate would step it num_processes times an update
@@ -158,7 +163,7 @@ class Trainer:
         config, sampler = self.config, None
         streams = isinstance(images, StreamedImages)
         if train and config.repeated_augmentation > 1:
-            sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.seed)
+            sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.data_seed)
         return DataLoader(
             images.rows if streams else images,
             batch_size=config.batch_size,

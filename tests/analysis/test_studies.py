@@ -31,18 +31,22 @@ def test_a_row_has_the_mean_and_the_sample_deviation_of_its_seeds():
     assert rows[2].deviation is None
 
 
+def of(setting, attn):
+    return [run for run in RUNS if (run.setting, run.attn) == (setting, attn)]
+
+
 def test_the_difference_is_that_of_pairs_of_seeds_with_students_interval():
-    mean, half, n = difference(RUNS, "4 x 4")
+    mean, half, n = difference(of("4 x 4", "diff"), of("4 x 4", "plain"))
     low, high = ttest_1samp([0.01, 0.02, 0.01], 0.0).confidence_interval(0.95)
     assert (mean, n) == (pytest.approx(0.04 / 3), 3)
     assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-    assert difference(RUNS, "8 x 8") == (pytest.approx(-0.01), None, 1)
+    assert difference(of("8 x 8", "diff"), of("8 x 8", "plain")) == (pytest.approx(-0.01), None, 1)
 
 
 def test_a_seed_without_its_pair_does_not_count():
-    assert difference([*RUNS, Run("8 x 8", "diff", 7, 0.9, 100, 1.0)], "8 x 8")[2] == 1
-    with pytest.raises(ValueError, match="no seed of '2 x 2' has runs of both 'diff' and 'plain'"):
-        difference(RUNS, "2 x 2")
+    assert difference(of("4 x 4", "diff"), of("8 x 8", "diff"))[1:] == (None, 1)
+    with pytest.raises(ValueError, match="no seed has a run of both"):
+        difference(of("2 x 2", "diff"), RUNS)
 
 
 def test_the_csv_has_a_line_a_run(tmp_path):

@@ -230,6 +230,20 @@ def test_no_patient_is_on_both_sides_of_a_split(tmp_path):
     assert set(splits.train.column_names) == {"image", "label"}
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.4, 0.6])
+def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
+    splits = load_splits(str(bach(tmp_path / "bach")), test_share=share, group_column="patient")
+    assert len(splits.test) == pytest.approx(80 * share, abs=4)
+    rest = 80 - len(splits.test)
+    assert len(splits.val) == pytest.approx(0.1 * rest, abs=4)
+    assert len(splits.train) + len(splits.val) == rest
+
+
+def test_a_share_of_less_than_a_group_is_refused(tmp_path):
+    said = refusal(bach(tmp_path / "bach"), test_share=0.01, group_column="patient")
+    assert said.endswith("is too small to hold out 1%, class by class: of 20 groups in at most 20 parts")
+
+
 def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tmp_path, make_image_folder):
     assert "is no column of" in refusal(bach(tmp_path / "bach"), test_share=0.25, group_column="doctor")
     divided = make_image_folder(train=3, val=2, test=2)

@@ -106,6 +106,15 @@ def test_a_streamed_run_goes_on_where_the_stream_was(stream_folder, tiny_model, 
     assert_same(outcome(again.output), outcome(run.output))
 
 
+def test_a_stream_that_gives_not_each_process_a_batch_is_refused(stream_folder, tiny_model, tmp_path, monkeypatch):
+    config = TrainConfig(str(stream_folder), "tiny", stream=20, **OPTIONS)
+    accelerator = make_accelerator(config, tmp_path)
+    monkeypatch.setattr(type(accelerator), "num_processes", 3)
+    message = f"--stream 20 is less than --batch-size {config.batch_size} of each of 3 processes"
+    with pytest.raises(InputError, match=message):
+        Trainer(config, accelerator, tiny_model(), load_splits(str(stream_folder), stream=20), tmp_path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("updates", [2, 4])  # in an epoch, and between its last update and its evaluation
 def test_a_signal_takes_a_checkpoint_and_leaves(number, updates, start, whole):

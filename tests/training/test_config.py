@@ -87,6 +87,8 @@ def test_a_number_out_of_range_is_refused_with_the_option_and_the_value(option, 
         (dict(distill_weight=0.3), "--distill-weight 0.3 has no effect without --teacher"),
         (dict(distill_temperature=4.0), "--distill-temperature 4.0 has no effect without --teacher"),
         (dict(lambda_target=0.5), "--lambda-target 0.5 has no effect without --lambda-warmup"),
+        (dict(crop_scale=0.2, augment="shift+flip"), "--crop-scale 0.2 has no effect without --augment crop"),
+        (dict(calibration_images=64), "--calibration-images 64 has no effect without --conversion calibrated"),
         (dict(eval_only=True, dry_run=True), "--eval-only neither trains nor resumes"),
         (dict(dry_run=True, resume="auto"), "--dry-run starts anew: leave out --resume auto"),
     ],
@@ -139,6 +141,16 @@ def test_options_override_a_preset_wherever_they_stand(tmp_path, first):
     options = ["--lr", "0.2", "--pretrained", "--model-kwargs", "img_size=64"]
     config = parse_config(RecipeConfig, [*from_file, *options] if first == "preset" else [*options, *from_file])
     assert config == RecipeConfig(lr=0.2, seed=4, pretrained=True, model_kwargs=("img_size=64",))
+
+
+def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(tmp_path):
+    config = parse_config(TrainConfig, [*preset(tmp_path, "precision: no\ncompile: yes\n"), *REQUIRED])
+    assert (config.precision, config.compile) == ("no", True)
+
+
+def test_no_epoch_of_a_seed_has_the_order_of_another_seeds():
+    orders = [TrainConfig("pets", "vit", seed=seed).data_seed + epoch for seed in range(3) for epoch in range(1000)]
+    assert len(set(orders)) == len(orders)
 
 
 def test_an_unknown_key_of_a_preset_is_refused_by_name(tmp_path, capsys):
