@@ -236,7 +236,11 @@ def main() -> dict:
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
     rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]
     cuda = config.device.startswith("cuda")
-    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name(config.device)
+        if cuda
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "benchmark.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)

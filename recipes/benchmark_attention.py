@@ -102,6 +102,12 @@ def reference_error(model: Any, x: torch.Tensor) -> float:
     return ((fast - exact).norm() / exact.norm()).item()
 
 
+def compiled(models: dict[str, Any]) -> dict[str, Any]:
+    """Each model compiled anew: all are of one class, of whose code torch compiles eight versions at most."""
+    torch.compiler.reset()
+    return {name: torch.compile(model, fullgraph=True) for name, model in models.items()}
+
+
 def compare(config: BenchmarkConfig, img_size: int) -> list[dict]:
     """Time all models at one size; a row a model, precision and kind of step."""
     torch.manual_seed(0)
@@ -113,9 +119,9 @@ def compare(config: BenchmarkConfig, img_size: int) -> list[dict]:
     for name, model in models.items():
         if name.startswith("Diff-ViT"):
             say(f"  {name}: logits differ from those of the explicit maps by {reference_error(model, x[:2]):.1e}")
-    timed: dict[str, Any] = {n: torch.compile(m) for n, m in models.items()} if config.compile else models
     rows = []
     for precision, step in itertools.product(config.precisions, config.steps):
+        timed = compiled(models) if config.compile else models
         make_step = training_step if step == "training" else inference_step
         steps = {name: make_step(model, x, DTYPES[precision]) for name, model in timed.items()}
         seconds = interleaved(steps, config.repeats, warmup=3 if config.compile else 1, device=config.device)
@@ -140,7 +146,7 @@ def main() -> dict:
     check_model(config.model, pretrained=False)
     check_sizes(config)
     rows = [row for img_size in config.img_sizes for row in compare(config, img_size)]
-    hardware = torch.cuda.get_device_name() if config.device.startswith("cuda") else platform.processor()
+    hardware = torch.cuda.get_device_name(config.device) if config.device.startswith("cuda") else platform.processor()
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "output"}
     result = {**settings, "hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if config.output is not None:

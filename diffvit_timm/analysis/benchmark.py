@@ -5,6 +5,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -39,7 +40,8 @@ def interleaved(
         device: waited for after each step, if it is not the CPU; CUDA keeps the time itself.
     """
     seconds: dict[NameT, list[float]] = {name: [] for name in steps}
-    elapsed = {"cpu": _elapsed, "cuda": _elapsed_on_cuda}.get(torch.device(device).type, _elapsed_elsewhere)
+    device = torch.device(device)
+    elapsed = {"cpu": _elapsed, "cuda": partial(_elapsed_on_cuda, device)}.get(device.type, _elapsed_elsewhere)
     for done in range(-warmup, repeats):
         for name, step in steps.items():
             took = elapsed(step)
@@ -54,14 +56,15 @@ def _elapsed(step: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _elapsed_on_cuda(step: Callable[[], object]) -> float:
-    """By the GPU's own clock: what the CPU needs to launch the first kernels is not in it."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
+def _elapsed_on_cuda(device: torch.device, step: Callable[[], object]) -> float:
+    """By the GPU's own clock, from where it has the first kernel to its end: where the CPU is slower, its time."""
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
     return start.elapsed_time(end) / 1e3
 
 
@@ -159,12 +162,12 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
     """
     model.eval()
     if x.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.synchronize(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
         model(x)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(x.device)
+        return torch.cuda.max_memory_allocated(x.device) - before
     with _Live([*model.parameters(), *model.buffers(), x]) as live:
         model(x)
     return live.peak

@@ -256,12 +256,18 @@ def _widths(q: Tensor, v: Tensor, branch_dims: BranchDims) -> dict[str, int]:
     return widths | dict(P1=_power_of_2(d1), P2=_power_of_2(d2), PV=_power_of_2(v.shape[-1]))
 
 
+def blocks(padded_width: int) -> dict[str, int]:
+    """BLOCKS, and for wide heads fewer loads ahead: Triton's three take more shared memory than Ampere's GPUs for
+    graphics have (99 KiB)."""
+    return BLOCKS if padded_width <= ROW_WIDTH else BLOCKS | dict(num_stages=2)
+
+
 def forward_tile(N: int, padded_width: int) -> dict[str, int]:
     """All of N keys a program where their maps fit its registers, or else block by block."""
     keys = _power_of_2(N)
     if keys <= ROW_KEYS and padded_width <= ROW_WIDTH:
         return dict(QUERIES=min(32, keys), KEYS=keys, WHOLE_ROWS=True, num_warps=8)
-    return dict(WHOLE_ROWS=False, **BLOCKS)
+    return dict(WHOLE_ROWS=False, **blocks(padded_width))
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -287,10 +293,11 @@ def forward(
     q, k, v = _rows_together(q, k, v)
     out, widths = empty_tokens_first(v), _widths(q, v, branch_dims)
     tile = forward_tile(N, widths["PV"])
-    _forward_kernel[(B * H * triton.cdiv(N, tile["QUERIES"]),)](
-        q, k, v, lam, out, norm_weight, *_strides(q, k, v, lam, out),
-        H, N, scale * LOG2_E, HEAD_NORM_EPS, **widths, **tile
-    )  # fmt: skip
+    with torch.cuda.device_of(q):  # Triton launches on the current one
+        _forward_kernel[(B * H * triton.cdiv(N, tile["QUERIES"]),)](
+            q, k, v, lam, out, norm_weight, *_strides(q, k, v, lam, out),
+            H, N, scale * LOG2_E, HEAD_NORM_EPS, **widths, **tile
+        )  # fmt: skip
     return out
 
 
@@ -303,12 +310,13 @@ def backward(
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
     rows = q.new_empty(B * H, 4, N, dtype=torch.float32)
     widths, strides = _widths(q, v, branch_dims), _strides(q, k, v, lam, grad)
-    _query_gradient_kernel[(B * H * triton.cdiv(N, BLOCKS["QUERIES"]),)](
-        q, k, v, lam, grad, grad_q, grad_lam, rows,
-        *strides, *_strides(grad_q, grad_lam), H, N, scale * LOG2_E, scale, **widths, **BLOCKS
-    )  # fmt: skip
-    _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]),)](
-        q, k, v, lam, grad, grad_k, grad_v, rows,
-        *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths, **KEY_GRADIENT_BLOCKS
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _query_gradient_kernel[(B * H * triton.cdiv(N, BLOCKS["QUERIES"]),)](
+            q, k, v, lam, grad, grad_q, grad_lam, rows,
+            *strides, *_strides(grad_q, grad_lam), H, N, scale * LOG2_E, scale, **widths, **blocks(widths["PV"])
+        )  # fmt: skip
+        _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]),)](
+            q, k, v, lam, grad, grad_k, grad_v, rows,
+            *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths, **KEY_GRADIENT_BLOCKS
+        )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_lam

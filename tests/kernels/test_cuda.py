@@ -26,9 +26,9 @@ def test_its_numbers_in_the_interpreter():
     assert "30 passed" in done.stdout
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [86, 90])
 @pytest.mark.parametrize("norm", [None, "*bf16"])
-@pytest.mark.parametrize(("dims", "tokens"), [((48, 16), 197), ((64, None), 577), ((96, 32), 577)])
+@pytest.mark.parametrize(("dims", "tokens"), [((48, 16), 197), ((64, None), 577), ((96, 32), 577), ((128, None), 577)])
 def test_it_compiles_for_gpus_that_are_not_here(capability, dims, tokens, norm):
     from diffvit_timm.kernels import cuda as kernel
 
@@ -36,21 +36,25 @@ def test_it_compiles_for_gpus_that_are_not_here(capability, dims, tokens, norm):
     widths = kernel._widths(q, v, branch_dims(dims))
     forward = (kernel._forward_kernel, kernel.forward_tile(tokens, widths["PV"]))
     gradients = [
-        (kernel._query_gradient_kernel, kernel.BLOCKS),
+        (kernel._query_gradient_kernel, kernel.blocks(widths["PV"])),
         (kernel._key_gradient_kernel, kernel.KEY_GRADIENT_BLOCKS),
     ]
     for function, tile in [forward] if norm else [forward, *gradients]:
         constants = {**widths, **tile}
         if norm is None and "norm_weight" in function.arg_names:
             constants["norm_weight"] = None
-        warps = constants.pop("num_warps")
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
         types = dict.fromkeys(function.arg_names, "i32")
         types |= dict.fromkeys(WITHOUT_A_STRIDE_OF & types.keys(), "*bf16")
         types |= {name: "fp32" for name in ("scale", "chain", "eps") if name in types}
         types |= {"rows": "*fp32"} if "rows" in types else {}
         types |= {"norm_weight": norm} if "norm_weight" in types else {}
         types |= dict.fromkeys(constants, "constexpr")
-        source = triton.compiler.ASTSource(function, types, constants)
+        # what a launch finds out by itself, and loads ahead by; the strides are those of a projection
+        whole = [n for n, kind in types.items() if kind.startswith("*") or n.endswith(("_batch", "_head", "_row"))]
+        divisible = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in whole}
+        source = triton.compiler.ASTSource(function, types, constants, divisible)
         target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-        compiled = triton.compile(source, target=target, options={"num_warps": warps})
-        assert compiled.metadata.shared <= SHARED_MEMORY
+        compiled = triton.compile(source, target=target, options=options)
+        if capability < 90:
+            assert compiled.metadata.shared <= SHARED_MEMORY
