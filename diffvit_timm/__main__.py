@@ -22,6 +22,7 @@ from .export import Format, export_model
 from .hub import check_model, class_names, load_model, model_name, save_pretrained
 from .publish import pull_run, push_run
 from .report import conversion_report
+from .sources import check_source, vit_args
 from .training import image_batches, new_folder, one_line_errors, say
 from .training.model import model_data_config
 
@@ -93,6 +94,9 @@ def convert(
         seen = image_batches(plain, pool.take(used), label="reading images")
     kept = list(seen) if distill else []  # read once a pass
     try:
+        check_source(plain)
+        if unsaved := [name for name, value in vit_args(plain).items() if callable(value)]:
+            raise ValueError(f"timm saves no {' and '.join(unsaved)}; diffvit_timm.from_vit converts it in memory")
         model = from_vit(plain, chosen, (kept or seen) if calibrates else None, attn=attn, **settings)
     except ValueError as error:
         given = "".join(f" --{name.replace('_', '-')} {value}" for name, value in settings.items())
@@ -179,7 +183,8 @@ def export(
     size = model_data_config(network)["input_size"]
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
     exported = export_model(network, out, form, images)
-    steps = {"eager": inference_step(network, images), "exported": lambda: exported.run(images)}
+    run = torch.inference_mode()(exported.run)  # as the network itself is timed
+    steps = {"eager": inference_step(network, images), "exported": lambda: run(images)}
     seconds = interleaved(steps, repeats=7)
     speed, low, high = paired_ratio(seconds["exported"], seconds["eager"])
     print(

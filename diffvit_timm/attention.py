@@ -426,8 +426,7 @@ class DifferentialAttentionV2(DifferentialLayer):
         dd = {"device": device, "dtype": dtype}
         if dim % num_heads:
             raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
-        if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
-            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: V2's lambda is a sigmoid")
+        self._require_sigmoid(lambda_init)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.branch_dims = None  # both branches read all of k
@@ -446,6 +445,21 @@ class DifferentialAttentionV2(DifferentialLayer):
     def reset_parameters(self) -> None:
         """Fill lambda_init (the projections initialise themselves, or the model does)."""
         self.lambda_init.fill_(self._lambda_start)
+
+    @staticmethod
+    def _require_sigmoid(lambda_init: float | str) -> None:
+        if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
+            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: V2's lambda is a sigmoid")
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """As in `DifferentialLayer`.
+
+        Raises:
+            ValueError: a value that no sigmoid gives.
+        """
+        self._require_sigmoid(value)
+        super().set_lambda_init(value)
 
     def compute_lambda(self, x: Tensor) -> Tensor:
         """lambda of tokens x (B, N, dim): (B, H, N, 1), float32."""

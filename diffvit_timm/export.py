@@ -50,7 +50,7 @@ def export_model(model: nn.Module, path: Path, form: Format, images: Tensor) -> 
         images: (B, C, H, W), B >= 2, to compare on.
 
     Raises:
-        InputError: another suffix, packages that are missing, a full disk.
+        InputError: another suffix, packages that are missing, a network that torch cannot export, a full disk.
         RuntimeError: what was written computes something else.
     """
     if path.suffix != SUFFIXES[form]:
@@ -59,8 +59,9 @@ def export_model(model: nn.Module, path: Path, form: Format, images: Tensor) -> 
         expected = model(images)
         aside = path.with_name(f"{path.stem}.part{path.suffix}")
         try:
+            save = _program(model, form, images)
             with writing(path.name, path.parent, "export again"):
-                (_write_pt2 if form == "pt2" else _write_onnx)(model, aside, images)
+                save(aside)
             if form == "onnx_int8":
                 _quantize(aside)
             run = (_load_pt2 if form == "pt2" else _load_onnx)(aside)
@@ -93,8 +94,19 @@ def _any_batch() -> dict:
     return {0: torch.export.Dim("batch", min=1, max=65536)}
 
 
-def _write_pt2(model: nn.Module, path: Path, images: Tensor) -> None:
-    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=(_any_batch(),)), path)
+def _program(model: nn.Module, form: Format, images: Tensor) -> Callable[[Path], None]:
+    """What saves the program of a network."""
+    try:
+        return (_pt2 if form == "pt2" else _onnx_program)(model, images)
+    except RuntimeError as error:
+        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        raise InputError(f"--form {form}: torch cannot export this network ({said})") from error
+
+
+def _pt2(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
+    """What saves torch.export's program of a network."""
+    program = torch.export.export(model, (images,), dynamic_shapes=(_any_batch(),))
+    return lambda path: torch.export.save(program, path)
 
 
 def _load_pt2(path: Path) -> Callable[[Tensor], Tensor]:
@@ -108,14 +120,15 @@ def _onnx(name: str) -> Any:
         raise InputError(f"--form onnx needs {name.split('.')[0]}: pip install 'diffvit_timm[onnx]'") from error
 
 
-def _write_onnx(model: nn.Module, path: Path, images: Tensor) -> None:
+def _onnx_program(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
+    """What saves the ONNX program of a network."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _onnx(name)
     program: Any = torch.onnx.export(
         model, (images,), dynamo=True, dynamic_shapes=(_any_batch(),), input_names=["images"],
         output_names=["outputs"], verbose=False
     )  # fmt: skip
-    program.save(path)
+    return program.save
 
 
 def _quantize(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,16 @@ def model_name(given: str) -> str:
     return f"local-dir:{folder / 'best' if (folder / 'best').is_dir() else folder}"
 
 
-def short_name(given: str) -> str:
-    """What tables and pictures call a model: a folder's own name, or the name as it is."""
-    return Path(given).name if Path(given).expanduser().is_dir() else given
+def short_names(given: Sequence[str], option: str = "--model") -> list[str]:
+    """What tables and pictures call models: a folder's own name where no other has it, or the name as it is.
+
+    Raises:
+        InputError: a model twice.
+    """
+    if len(set(given)) < len(given):
+        raise InputError(f"{option} {' '.join(given)}: one is named twice")
+    short = [Path(name).name if Path(name).expanduser().is_dir() else name for name in given]
+    return [one if short.count(one) == 1 else name for one, name in zip(short, given, strict=True)]
 
 
 def class_names(model: Any) -> list[str] | None:

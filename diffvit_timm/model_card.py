@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from timm.models import get_pretrained_cfg
 
 from .diffvit import SOURCES
 
@@ -66,13 +67,15 @@ def _base(config: dict) -> str | None:
     if name.startswith("local-dir:"):
         return None
     first = next((tag for tag in SOURCES if tag.split(".")[0] == name), name)  # a variant's default is its first tag
-    return f"timm/{SOURCES.get(first, first)}"
+    cfg = get_pretrained_cfg(SOURCES.get(first, first))
+    return cfg.hf_hub_id if cfg else None
 
 
 def _dataset(config: dict) -> str | None:
     """The dataset's name on the Hub; a folder has none."""
     name = config.get("dataset", "")
-    return name if name.count("/") == 1 and not name.startswith((".", "~", "/")) else None
+    folder = name.startswith((".", "~", "/")) or Path(name).is_dir()
+    return name if name.count("/") == 1 and not folder else None
 
 
 def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -93,7 +93,7 @@ def files_of_run(run: Path) -> dict[str, Path]:
 def push_run(run: Path, repo: str, private: bool = False) -> str:
     """Push the best weights of a run, its logs and pictures, and its card, in one commit; again where the Hub stumbles.
 
-    What a reader has written below the card's mark stays.
+    What a reader has written below the card's mark stays; what an earlier run has left in run/ goes.
 
     Args:
         run: folder of a run, or of weights.
@@ -116,7 +116,10 @@ def push_run(run: Path, repo: str, private: bool = False) -> str:
     card = model_card(run, name, sorted(files))
     for attempt in range(TRIES):
         try:
-            operations = [CommitOperationAdd(place, path) for place, path in files.items()]
+            there = api.list_repo_files(name)
+            stale = [place for place in there if place.startswith("run/") and place not in files]  # of another run
+            operations: list = [CommitOperationDelete(place) for place in stale]
+            operations += [CommitOperationAdd(place, path) for place, path in files.items()]
             operations.append(CommitOperationAdd("README.md", (card + _written_by_hand(name)).encode()))
             api.create_commit(name, operations, commit_message=f"Push {run.resolve().name}")
         except Exception as error:

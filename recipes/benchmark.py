@@ -29,7 +29,7 @@ from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
 from diffvit_timm.analysis.zero_shot import open_clip_or_stop
 from diffvit_timm.data import ImageDataset, eval_transform, load_splits
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name, short_name
+from diffvit_timm.hub import check_model, load_model, model_name, short_names
 from diffvit_timm.training import new_folder, parse_config, run, say
 from diffvit_timm.training.console import track
 from diffvit_timm.training.model import model_data_config
@@ -95,6 +95,7 @@ class Candidate:
     data_config: dict
     indices: list[list[int]]
     seconds: float
+    is_tower: bool
 
 
 def check_models(config: BenchmarkConfig) -> None:
@@ -106,8 +107,8 @@ def check_models(config: BenchmarkConfig) -> None:
             raise InputError(f"--model {name}: open_clip knows no CLIP of that name")
 
 
-def load(name: str, names: list[str], config: BenchmarkConfig) -> Candidate:
-    """A network on the device, in evaluation mode; `names` are the dataset's classes."""
+def load(name: str, called: str, names: list[str], config: BenchmarkConfig) -> Candidate:
+    """A network on the device, in evaluation mode; `called` by the tables, `names` are the dataset's classes."""
     start = time.perf_counter()
     if name.startswith(CLIP):
         model: Any = open_clip_or_stop().create_model(name.removeprefix(CLIP)).visual
@@ -124,7 +125,7 @@ def load(name: str, names: list[str], config: BenchmarkConfig) -> Candidate:
         indices = [] if name.startswith(CLIP) or not names else class_outputs(model, names)
     except InputError:  # a network of other classes: its accuracy is none
         indices = []
-    return Candidate(short_name(name), model, settings, indices, seconds)
+    return Candidate(called, model, settings, indices, seconds, name.startswith(CLIP))
 
 
 def cast(model: nn.Module, precision: str) -> nn.Module:
@@ -162,7 +163,8 @@ def quality(candidates: list[Candidate], split: Any, config: BenchmarkConfig) ->
                 right = class_scores(said, candidate.indices).argmax(1) == labels
                 accuracy = right[known[labels]].float().mean().item()
             rows[candidate.name, precision] = {
-                "agreement": (said.argmax(1) == exact.argmax(1)).float().mean().item(),
+                # a CLIP tower has no classes: its outputs are the channels of an embedding
+                "agreement": None if candidate.is_tower else (said.argmax(1) == exact.argmax(1)).float().mean().item(),
                 "largest_difference": (said - exact).abs().max().item(),
                 "accuracy": accuracy,
             }
@@ -231,7 +233,7 @@ def main() -> dict:
         say("no --dataset: the precisions are compared on noise, which no network was made for")
     if config.device == "cpu" and "fp16" in config.precisions:
         say("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
-    candidates = [load(name, names, config) for name in config.model]
+    candidates = [load(*both, names, config) for both in zip(config.model, short_names(config.model), strict=True)]
     same = quality(candidates, split, config)
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
     rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]
@@ -249,11 +251,13 @@ def main() -> dict:
     plot(rows, folder / "benchmark.png", f"Inference on {hardware}")
     say(f"\n{'model':28s} precision batch   p50 ms   p90 ms images/s weights MB  peak MB load s same top-1 accuracy")
     for row in rows:
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        accuracy, agreement = (
+            "-" if row[key] is None else f"{row[key]:.{digits}%}" for key, digits in (("accuracy", 2), ("agreement", 1))
+        )
         say(
             f"{row['model']:28s} {row['precision']:9s} {row['batch_size']:5d} {row['p50_ms']:8.1f} "
             f"{row['p90_ms']:8.1f} {row['images_per_second']:8.1f} {row['weights_mb']:10.1f} {row['peak_mb']:8.1f} "
-            f"{row['load_s']:6.2f} {row['agreement']:10.1%} {accuracy}"
+            f"{row['load_s']:6.2f} {agreement:>10s} {accuracy}"
         )
     result = {**dataclasses.asdict(config), "hardware": hardware, "torch": torch.__version__, "rows": rows}
     (folder / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -28,7 +28,7 @@ from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores, 
 from diffvit_timm.analysis.zero_shot import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
 from diffvit_timm.data import ImageDataset, Splits, decode_image, load_splits, without_seed
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name, short_name
+from diffvit_timm.hub import check_model, load_model, model_name, short_names
 from diffvit_timm.training import parse_config, resolve_output, run, say
 from diffvit_timm.training.console import track
 from diffvit_timm.training.metrics import Accuracy
@@ -68,6 +68,8 @@ class CompareConfig:
         require_at_least(1, calibration_images=self.calibration_images, shown=self.shown, batch_size=self.batch_size)
         require_at_least(0, images=self.images)
         require_device(self.device)
+        if self.supervised is None and self.class_map is not None:
+            raise InputError(f"--class-map {self.class_map} has no effect without --supervised")
         if self.supervised is None and self.convert == "none":
             raise InputError("nothing to compare --clip with: pass --supervised or --convert")
 
@@ -115,8 +117,9 @@ def supervised_column(config: CompareConfig, names: list[str]) -> Column:
         return class_scores(model(images).float(), indices)
 
     transform: Any = create_transform(**settings, is_training=False)
+    _, name = short_names([config.clip, config.supervised], "--clip and --supervised")
     return Column(
-        short_name(config.supervised),
+        name,
         transform,
         settings["input_size"][0],
         classify,

@@ -76,11 +76,12 @@ def main() -> dict:
         "calibrated, and 4 passes of distillation": lambda: _distilled(source, calibration),
         "mirror, version 2": lambda: from_vit(source, attn="diff_v2"),
     }
-    if heads % 2 == 0:
+    if heads % 2 == 0 and source.attn_pool is None:
         ways["pairs, neighbours"] = lambda: from_vit(source, "pairs")
         ways["pairs, by their maps"] = lambda: from_vit(source, "pairs", images=calibration)
     else:
-        say(f"no pairs: they make one head of two, and {heads} heads do not pair")
+        why = f"{heads} heads do not pair" if heads % 2 else "its attention pool would have to change, too"
+        say(f"no pairs: they make one head of two, and {why}")
     result = {}
     say(f"{'conversion':41s}  agreement    KL (nats)  output error  seconds to convert")
     for name, convert in ways.items():

@@ -17,6 +17,7 @@ from scipy.stats import t
 from torch import Tensor
 
 from diffvit_timm.analysis import figures
+from diffvit_timm.analysis.attention_maps import can_capture
 from diffvit_timm.analysis.faithfulness import Curve, area_under, perturbation_curve
 from diffvit_timm.analysis.rollout import heat_maps
 from diffvit_timm.data import load_splits
@@ -79,12 +80,12 @@ def measure(name: str, model: Any, split: Any, config: FaithfulnessConfig) -> di
     return {kind: {way: torch.cat(p).numpy() for way, p in ways.items()} for kind, ways in parts.items()}
 
 
-def summary(curve: np.ndarray) -> dict[str, float | int]:
-    """The mean area under the curves of images, half the width of its 95 % interval, and how many they are."""
+def summary(curve: np.ndarray) -> dict[str, float | int | None]:
+    """The mean area under the curves of images, half the width of its 95 % interval (None of a single one), and n."""
     areas = area_under(torch.from_numpy(curve)).numpy()
     n = len(areas)
-    half = t.ppf(0.975, n - 1) * areas.std(ddof=1) / n**0.5 if n > 1 else float("nan")
-    return {"area": float(areas.mean()), "half_interval": float(half), "images": n}
+    half = t.ppf(0.975, n - 1) * areas.std(ddof=1) / n**0.5 if n > 1 else None
+    return {"area": float(areas.mean()), "half_interval": half and float(half), "images": n}
 
 
 def main() -> dict:
@@ -96,6 +97,9 @@ def main() -> dict:
     if config.images > len(split):
         raise InputError(f"--images {config.images}: --dataset {config.dataset} has {len(split)} to test on")
     models = {name: load_model(model_name(name), option="--models") for name in config.models}
+    for name, model in models.items():
+        if not can_capture(model) or not model.num_classes:
+            raise InputError(f"--models {name} is no ViT with a head, which heat maps are drawn of")
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     for number, (name, model) in enumerate(models.items()):
@@ -108,7 +112,8 @@ def main() -> dict:
         say(f"\n{name}: area under the curve (95 % interval), {config.images} images")
         for kind, ways in results[name].items():
             for way, row in ways.items():
-                say(f"  {kind:10s} {way:34s} {row['area']:.3f} ± {row['half_interval']:.3f}")
+                half = "" if row["half_interval"] is None else f" ± {row['half_interval']:.3f}"
+                say(f"  {kind:10s} {way:34s} {row['area']:.3f}{half}")
     (folder / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
     return {"output": str(folder), "areas": results}
 

@@ -46,7 +46,7 @@ class SmallClipConfig:
     batch_size: int = 128
     """Pairs of image and caption an update."""
     lr: float = 1e-3
-    """Peak learning rate; linear warm-up over a tenth of the updates, then cosine decay."""
+    """Peak learning rate; warm-up over a tenth of the updates, then decay, both cosines."""
     seed: int = 0
     """Of the weights, the order and the captions."""
     output: str = "runs/small-clip"
@@ -54,6 +54,7 @@ class SmallClipConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        require_at_least(0, max_train_samples=self.max_train_samples)
         if not self.lr > 0:
             raise InputError(f"--lr {self.lr} must be above 0")
 
@@ -95,8 +96,11 @@ def main() -> dict:
 
     loader = DataLoader(ImageDataset(train, without_seed(transform)), config.batch_size, shuffle=True)
     updates = config.epochs * len(loader)
+    if updates < 2:
+        raise InputError(f"--epochs {config.epochs} of {len(train)} images are one update: give more of either")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.05)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, updates, pct_start=0.1)
+    warmup = max(0.1, 1.5 / updates)  # of all updates; one alone is none, which torch divides by
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, updates, pct_start=warmup)
     for epoch in range(config.epochs):
         total = 0.0
         for images, labels in track(loader, f"epoch {epoch + 1}", len(loader)):

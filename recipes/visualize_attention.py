@@ -25,7 +25,7 @@ from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
 from diffvit_timm.data.images import MODES
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import check_model, class_names, load_model, model_name, short_name
+from diffvit_timm.hub import check_model, class_names, load_model, model_name, short_names
 from diffvit_timm.pos_embed import PosEmbed2d
 from diffvit_timm.training import parse_config, resolve_output, run, say
 from diffvit_timm.training.model import model_data_config
@@ -83,8 +83,8 @@ def output_maps(captured: CapturedAttention) -> Maps:
 class Look:
     """One model, the images as it sees them, and what it makes of them."""
 
-    def __init__(self, given: str, paths: tuple[Path, ...], part: Part, option: str) -> None:
-        self.name = short_name(given)
+    def __init__(self, given: str, name: str, paths: tuple[Path, ...], part: Part, option: str) -> None:
+        self.name = name
         self.model: Any = load_model(model_name(given), option=option).eval()
         config = model_data_config(self.model)
         transform: Any = create_transform(**config, is_training=False)
@@ -201,7 +201,11 @@ def main() -> dict:
     given = [(config.model, "--model"), *((name, "--compare") for name in config.compare)]
     for name, option in given:
         check_model(model_name(name), option=option)
-    looks = [Look(name, config.images, config.part, option) for name, option in given]
+    names = short_names([name for name, _ in given], "--model and --compare")
+    looks = [
+        Look(name, short, config.images, config.part, option)
+        for (name, option), short in zip(given, names, strict=True)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(config.images)):
         draw_picture(looks[0], index, folder)

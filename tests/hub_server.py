@@ -137,6 +137,8 @@ class Handler(BaseHTTPRequestHandler):
             files[value["path"]] = base64.b64decode(value["content"])
         for value in (line["value"] for line in lines if line["key"] == "lfsFile"):
             files[value["path"]] = self.server.objects[value["oid"]]
+        for value in (line["value"] for line in lines if line["key"] == "deletedFile"):
+            del files[value["path"]]
         oid = _sha1(repr(sorted(files.items())).encode())
         self.server.repos[repo].append((oid, files))
         url = f"{self.server.url}/{repo}/commit/{oid}"

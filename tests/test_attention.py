@@ -345,3 +345,11 @@ def test_version_2_keeps_the_dtype_of_its_tokens(dtype):
 def test_impossible_settings_of_version_2_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DifferentialAttentionV2(**kwargs)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1.5])
+def test_version_2_refuses_a_lambda_that_no_sigmoid_gives_also_later(value):
+    layer = DifferentialAttentionV2(16, num_heads=2)
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        layer.set_lambda_init(value)
+    assert layer.lambda_init.item() == 0.5

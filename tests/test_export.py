@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from diffvit_timm import export
 from diffvit_timm.errors import InputError
@@ -54,4 +55,17 @@ def test_another_suffix_and_missing_packages_are_one_line(tiny_model, tmp_path, 
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(InputError, match=r"needs onnxscript: pip install 'diffvit_timm\[onnx\]'"):
         export_model(tiny_model(), tmp_path / "net.onnx", "onnx", IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+class Branching(nn.Module):
+    """Reads a number of its images, which no program can."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.sum().item() > 0 else -x.flatten(1)
+
+
+def test_a_network_that_cannot_be_exported_is_not_blamed_on_the_disk(tmp_path):
+    with pytest.raises(InputError, match="--form pt2: torch cannot export this network"):
+        export_model(Branching().eval(), tmp_path / "net.pt2", "pt2", torch.rand(2, 3, 4, 4))
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,12 @@
 """A saved model comes back by timm's own loading, with its class names."""
 
+import pytest
 import timm
 import torch
 
 from diffvit_timm import from_vit
-from diffvit_timm.hub import save_pretrained
+from diffvit_timm.errors import InputError
+from diffvit_timm.hub import save_pretrained, short_names
 
 
 def test_a_saved_model_comes_back_bit_equal_with_its_class_names(tmp_path):
@@ -26,3 +28,12 @@ def test_another_number_of_classes_starts_a_new_head_and_keeps_the_rest(tmp_path
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
     assert loaded.head.weight.shape == (3, 48)
     assert torch.equal(loaded.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
+
+
+def test_two_folders_of_one_name_are_told_apart(tmp_path):
+    for name in ("a/best", "b/best", "b/net"):
+        (tmp_path / name).mkdir(parents=True)
+    first, second, third = (str(tmp_path / name) for name in ("a/best", "b/best", "b/net"))
+    assert short_names([first, second, third, "resnet50"]) == [first, second, "net", "resnet50"]
+    with pytest.raises(InputError, match="--compare net net: one is named twice"):
+        short_names(["net", "net"], "--compare")

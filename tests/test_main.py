@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.layers import GluMlp
 
 from diffvit_timm import DifferentialAttentionV2
 from diffvit_timm.__main__ import main
@@ -190,3 +191,14 @@ def test_what_cannot_be_predicted_or_exported_is_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_timm_cannot_save_is_refused_before_it_is_converted(tmp_path, monkeypatch):
+    gated = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, mlp_layer=GluMlp
+    )
+    monkeypatch.setattr("diffvit_timm.__main__.load_model", lambda *_, **__: gated)
+    monkeypatch.setattr("diffvit_timm.__main__.from_vit", None)
+    with pytest.raises(SystemExit):
+        main(["convert", "vit_tiny_patch16_224.augreg_in21k", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

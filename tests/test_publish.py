@@ -217,6 +217,16 @@ def test_the_card_tells_what_it_is_how_good_and_how_sure(hub, ask, run_folder):
     assert "/somewhere/private" not in text
 
 
+def test_what_an_earlier_run_left_goes_with_the_next_push(hub, ask, run_folder):
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert "run/metrics.jsonl" in hub.repos["me/pets"][-1][1]
+    (run_folder / "metrics.jsonl").unlink()
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    _, files = hub.repos["me/pets"][-1]
+    assert "run/metrics.jsonl" not in files
+    assert {"run/result.json", "config.json", "model.safetensors", "README.md"} <= set(files)
+
+
 def test_a_second_push_brings_new_numbers_and_keeps_what_was_written_by_hand(hub, ask, run_folder):
     ask(PUSH, run=str(run_folder), repo="me/pets")
     _, files = hub.repos["me/pets"][-1]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..attention import DifferentialLayer, differential_maps, head_norm
 
-__all__ = ["AttentionMaps", "CapturedAttention", "CapturedLayer", "capture_attention", "stochastic"]
+__all__ = ["AttentionMaps", "CapturedAttention", "CapturedLayer", "can_capture", "capture_attention", "stochastic"]
 
 
 def stochastic(matrix: Tensor) -> Tensor:
@@ -229,6 +229,15 @@ class CapturedAttention:
                 f"{patches.shape[-1]} patches are no grid of {height} x {width}: some were dropped; call model.eval()"
             )
         return patches.unflatten(-1, (height, width))
+
+
+def can_capture(model: nn.Module) -> bool:
+    """Whether the attention of a model can be seen."""
+    try:
+        CapturedAttention(model)
+    except TypeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

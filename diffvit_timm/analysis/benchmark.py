@@ -41,7 +41,11 @@ def interleaved(
     """
     seconds: dict[NameT, list[float]] = {name: [] for name in steps}
     device = torch.device(device)
-    elapsed = {"cpu": _elapsed, "cuda": partial(_elapsed_on_cuda, device)}.get(device.type, _elapsed_elsewhere)
+    clocks: dict[str, Callable[[Callable[[], object]], float]] = {
+        "cpu": _elapsed,
+        "cuda": partial(_elapsed_on_cuda, device),
+    }
+    elapsed = clocks.get(device.type, _elapsed_elsewhere)
     for done in range(-warmup, repeats):
         for name, step in steps.items():
             took = elapsed(step)

@@ -20,18 +20,9 @@ from ..data.images import MODES
 from ..errors import InputError
 from .model import model_data_config
 
-__all__ = ["AttentionPictures", "can_capture"]
+__all__ = ["AttentionPictures"]
 
 IMAGES = 4
-
-
-def can_capture(model: nn.Module) -> bool:
-    """Whether the attention of a model can be seen."""
-    try:
-        CapturedAttention(model)
-    except TypeError:
-        return False
-    return True
 
 
 class AttentionPictures:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
+from ..analysis.attention_maps import can_capture
 from ..data import RepeatedSampler, Splits, StreamedImages, evaluation_images, training_images
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..statistics import LayerStatistics, layer_statistics
-from .attention_pictures import AttentionPictures, can_capture
+from .attention_pictures import AttentionPictures
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
