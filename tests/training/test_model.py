@@ -186,16 +186,16 @@ def test_the_users_own_plain_checkpoint_is_converted_with_its_head_and_reported(
 
 
 @pytest.mark.parametrize(
-    ("attn", "conversion", "layer"),
+    ("attn", "conversion", "options", "layer"),
     [
-        ("diff", "calibrated", DifferentialAttention),
-        ("diff", "pairs", DifferentialAttention),
-        ("diff_v2", "auto", DifferentialAttentionV2),
+        ("diff", "calibrated", {"calibration_images": 5}, DifferentialAttention),
+        ("diff", "pairs", {"calibration_images": 5}, DifferentialAttention),
+        ("diff_v2", "auto", {}, DifferentialAttentionV2),
     ],
 )
-def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, attn, conversion, layer):
+def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, attn, conversion, options, layer):
     name = plain_checkpoint[1]
-    converted, report = create_model(own(name, attn=attn, conversion=conversion, calibration_images=5), splits)
+    converted, report = create_model(own(name, attn=attn, conversion=conversion, **options), splits)
     assert {type(block.attn) for block in converted.blocks} == {layer}
     assert report.output_error < (1e-5 if attn == "diff_v2" else 1)
     assert all(block.attn.num_heads == (1 if conversion == "pairs" else 2) for block in converted.blocks)
