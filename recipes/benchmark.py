@@ -95,7 +95,6 @@ class Candidate:
     data_config: dict
     indices: list[list[int]]
     seconds: float
-    is_tower: bool
 
 
 def check_models(config: BenchmarkConfig) -> None:
@@ -125,7 +124,7 @@ def load(name: str, called: str, names: list[str], config: BenchmarkConfig) -> C
         indices = [] if name.startswith(CLIP) or not names else class_outputs(model, names)
     except InputError:  # a network of other classes: its accuracy is none
         indices = []
-    return Candidate(called, model, settings, indices, seconds, name.startswith(CLIP))
+    return Candidate(called, model, settings, indices, seconds)
 
 
 def cast(model: nn.Module, precision: str) -> nn.Module:
@@ -152,6 +151,7 @@ def quality(candidates: list[Candidate], split: Any, config: BenchmarkConfig) ->
     rows = {}
     for candidate in candidates:
         exact = outputs(candidate, candidate.model, "fp32", split, config)
+        is_tower = candidate.name.startswith(CLIP)  # without classes: its outputs are the channels of an embedding
         for precision in config.precisions:
             said = exact
             if precision != "fp32":
@@ -163,8 +163,7 @@ def quality(candidates: list[Candidate], split: Any, config: BenchmarkConfig) ->
                 right = class_scores(said, candidate.indices).argmax(1) == labels
                 accuracy = right[known[labels]].float().mean().item()
             rows[candidate.name, precision] = {
-                # a CLIP tower has no classes: its outputs are the channels of an embedding
-                "agreement": None if candidate.is_tower else (said.argmax(1) == exact.argmax(1)).float().mean().item(),
+                "agreement": None if is_tower else (said.argmax(1) == exact.argmax(1)).float().mean().item(),
                 "largest_difference": (said - exact).abs().max().item(),
                 "accuracy": accuracy,
             }
@@ -251,9 +250,8 @@ def main() -> dict:
     plot(rows, folder / "benchmark.png", f"Inference on {hardware}")
     say(f"\n{'model':28s} precision batch   p50 ms   p90 ms images/s weights MB  peak MB load s same top-1 accuracy")
     for row in rows:
-        accuracy, agreement = (
-            "-" if row[key] is None else f"{row[key]:.{digits}%}" for key, digits in (("accuracy", 2), ("agreement", 1))
-        )
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+        agreement = "-" if row["agreement"] is None else f"{row['agreement']:.1%}"
         say(
             f"{row['model']:28s} {row['precision']:9s} {row['batch_size']:5d} {row['p50_ms']:8.1f} "
             f"{row['p90_ms']:8.1f} {row['images_per_second']:8.1f} {row['weights_mb']:10.1f} {row['peak_mb']:8.1f} "

@@ -101,8 +101,8 @@ def clip_column(clip: Clip, names: list[str], templates: tuple[str, ...], device
     return Column(clip.name, clip.transform, 3, lambda images: logits(clip, classifier, images), known)
 
 
-def supervised_column(config: CompareConfig, names: list[str]) -> Column:
-    """A timm network: of the dataset's classes by its label names, or of ImageNet."""
+def supervised_column(config: CompareConfig, called: str, names: list[str]) -> Column:
+    """A timm network, `called` so by the tables: of the dataset's classes by its label names, or of ImageNet."""
     assert config.supervised is not None
     model = load_model(model_name(config.supervised), option="--supervised").eval().to(config.device)
     settings = model_data_config(model)
@@ -117,9 +117,8 @@ def supervised_column(config: CompareConfig, names: list[str]) -> Column:
         return class_scores(model(images).float(), indices)
 
     transform: Any = create_transform(**settings, is_training=False)
-    _, name = short_names([config.clip, config.supervised], "--clip and --supervised")
     return Column(
-        name,
+        called,
         transform,
         settings["input_size"][0],
         classify,
@@ -186,13 +185,14 @@ def main() -> dict:
     templates = read_templates(config.templates, config.dataset)
     if config.supervised:
         check_model(model_name(config.supervised), option="--supervised")
+        _, called = short_names([config.clip, config.supervised], "--clip and --supervised")
     splits = load_splits(config.dataset, label_column=config.label_column)
     clip = load_clip(config.clip)
     columns = [clip_column(clip, splits.class_names, templates, config.device)]
     if config.convert != "none":
         columns.append(clip_column(converted(clip, config, splits), splits.class_names, templates, config.device))
     if config.supervised:
-        columns.append(supervised_column(config, splits.class_names))
+        columns.append(supervised_column(config, called, splits.class_names))
     known = np.all([column.known for column in columns], axis=0)
     split = splits.test.shuffle(seed=0).take(config.images) if config.images else splits.test
     split = split.select(np.flatnonzero(known[np.array(split["label"])]))

@@ -13,16 +13,16 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from scipy.stats import t
 from torch import Tensor
 
 from diffvit_timm.analysis import figures
 from diffvit_timm.analysis.attention_maps import can_capture
 from diffvit_timm.analysis.faithfulness import Curve, area_under, perturbation_curve
 from diffvit_timm.analysis.rollout import heat_maps
+from diffvit_timm.analysis.studies import mean_interval
 from diffvit_timm.data import load_splits
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name
+from diffvit_timm.hub import check_model, load_model, model_name, short_names
 from diffvit_timm.training import image_batches, parse_config, resolve_output, run, say
 
 
@@ -48,8 +48,6 @@ class FaithfulnessConfig:
         require_device(self.device)
         if not self.models:
             raise InputError("--models names none")
-        if len(set(self.models)) < len(self.models):
-            raise InputError(f"--models {' '.join(self.models)}: one is named twice")
 
 
 def curves_of(model: Any, images: Tensor, steps: int, draws: torch.Generator) -> dict[Curve, dict[str, Tensor]]:
@@ -82,15 +80,15 @@ def measure(name: str, model: Any, split: Any, config: FaithfulnessConfig) -> di
 
 def summary(curve: np.ndarray) -> dict[str, float | int | None]:
     """The mean area under the curves of images, half the width of its 95 % interval (None of a single one), and n."""
-    areas = area_under(torch.from_numpy(curve)).numpy()
-    n = len(areas)
-    half = t.ppf(0.975, n - 1) * areas.std(ddof=1) / n**0.5 if n > 1 else None
-    return {"area": float(areas.mean()), "half_interval": half and float(half), "images": n}
+    areas = area_under(torch.from_numpy(curve)).tolist()
+    area, half = mean_interval(areas)
+    return {"area": area, "half_interval": half, "images": len(areas)}
 
 
 def main() -> dict:
     config = parse_config(FaithfulnessConfig, description=__doc__)
     folder = resolve_output(config, "faithfulness")
+    short = short_names(config.models, "--models")
     for name in config.models:
         check_model(model_name(name), option="--models")
     split = load_splits(config.dataset, label_column=config.label_column).test
@@ -104,8 +102,9 @@ def main() -> dict:
     results: dict[str, Any] = {}
     for number, (name, model) in enumerate(models.items()):
         curves = measure(name, model, split, config)
-        short = Path(name).name
-        figure = figures.plot_faithfulness(curves, f"{short}, {config.images} images of {Path(config.dataset).name}")
+        figure = figures.plot_faithfulness(
+            curves, f"{short[number]}, {config.images} images of {Path(config.dataset).name}"
+        )
         numbers = {f"{kind}, {way}": curve for kind, ways in curves.items() for way, curve in ways.items()}
         figures.save(figure, folder / f"faithfulness{f'-{number}' if number else ''}.png", **numbers)
         results[name] = {k: {way: summary(curve) for way, curve in ways.items()} for k, ways in curves.items()}

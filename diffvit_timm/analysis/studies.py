@@ -12,7 +12,7 @@ from scipy.stats import t
 
 from .colours import ATTENTION
 
-__all__ = ["Run", "Summary", "difference", "plot_study", "summarise", "write_csv"]
+__all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,13 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
     ]  # fmt: skip
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95 % interval (Student's t); None of a single value."""
+    n = len(values)
+    half = t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5 if n > 1 else None
+    return statistics.mean(values), half
+
+
 def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float | None, int]:
     """How much more accurate runs are than others: mean over the seeds that both have, in pairs.
 
@@ -85,9 +92,7 @@ def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float
     gains = [run.accuracy - theirs[run.seed] for run in runs if run.seed in theirs]
     if not gains:
         raise ValueError("no seed has a run of both")
-    mean, n = statistics.mean(gains), len(gains)
-    half = t.ppf(0.975, n - 1) * statistics.stdev(gains) / n**0.5 if n > 1 else None
-    return mean, half, n
+    return *mean_interval(gains), len(gains)
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
