@@ -104,7 +104,7 @@ def timm_loop(config: ThroughputConfig, accelerator: Accelerator, model: Any, sp
 def loader_alone(trainer: Trainer) -> float:
     """Images a second of one pass over the training images, its workers' start included."""
     start = time.perf_counter()
-    images = sum(len(batch) for batch, _ in trainer.train_loader)
+    images = sum(len(batch) for batch, _ in trainer.batches.of_epoch(0))
     return images / (time.perf_counter() - start)
 
 

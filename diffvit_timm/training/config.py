@@ -15,6 +15,8 @@ from ..errors import InputError, require_at_least
 
 Optimizer = Literal["adamw", "nmuon"]
 
+YAML_WORDS = {"true": True, "false": False, "null": None}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -209,14 +211,14 @@ class TrainConfig:
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """--model-kwargs by name, as numbers, tuples, ... or words."""
+        """--model-kwargs by name, as numbers, tuples, ... or words; YAML's true, false and null are Python's."""
         arguments: dict[str, Any] = {}
         for pair in self.model_kwargs:
             name, _, value = pair.partition("=")
             try:
                 arguments[name] = ast.literal_eval(value)
             except (ValueError, SyntaxError):
-                arguments[name] = value
+                arguments[name] = YAML_WORDS.get(value, value)
         return arguments
 
     def is_default(self, name: str) -> bool:

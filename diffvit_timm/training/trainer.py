@@ -6,14 +6,13 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
@@ -22,11 +21,12 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from ..analysis.attention_maps import can_capture
-from ..data import RepeatedSampler, Splits, StreamedImages, evaluation_images, training_images
+from ..data import Splits, evaluation_images, training_images
 from ..diffvit import DiffVisionTransformer
 from ..errors import InputError
 from ..statistics import LayerStatistics, layer_statistics
 from .attention_pictures import AttentionPictures
+from .batches import TrainingBatches, evaluation_batches
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
 from .console import progress, say
@@ -42,12 +42,6 @@ from .signals import StopSignal
 
 EMA = "ema."  # before the names of averaged weights in a checkpoint
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch
-
-
-def _limit_cv2_threads(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # a pool of its own in each worker only fights the others for the cores
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -87,33 +81,21 @@ class Trainer:
         self.run: RunFolder | None = None  # made by fit, so that bad settings leave nothing behind
 
         data_config = model_data_config(model)
-        self.train_images: Any = training_images(
-            splits.train, config.augment, data_config, config.crop_scale, config.seed
+        images = training_images(splits.train, config.augment, data_config, config.crop_scale, config.seed)
+        self.batches = TrainingBatches(images, config, accelerator)
+        self.val_loader, self.test_loader = (
+            evaluation_batches(evaluation_images(split, data_config), config, accelerator)
+            for split in (splits.val, splits.test)
         )
-        self.train_loader = self._loader(self.train_images, train=True)
-        self.val_loader = self._loader(evaluation_images(splits.val, data_config))
-        self.test_loader = self._loader(evaluation_images(splits.test, data_config))
 
         self.net: Any = model  # as it was given: what accelerate wraps or compiles shares its parameters
         self.whole = copy.deepcopy(model) if accelerator.is_fsdp2 else None  # of the weights, where the net is cut up
         if config.compile:
             model.compile()
         optimizer = build_optimizer(model, config)
-        self.model, self.optimizer, self.train_loader, self.val_loader, self.test_loader = accelerator.prepare(
-            model, optimizer, self.train_loader, self.val_loader, self.test_loader
-        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.frozen = [module for module in model.modules() if _is_frozen(module)]
-        self.streams = isinstance(self.train_images, StreamedImages)
-        self.updates_per_epoch = (
-            len(self.train_images) // (config.batch_size * accelerator.num_processes)
-            if self.streams
-            else len(self.train_loader)
-        )
-        if not self.updates_per_epoch:
-            raise InputError(
-                f"--stream {config.stream} is less than --batch-size {config.batch_size} of each of "
-                f"{accelerator.num_processes} processes"
-            )
+        self.updates_per_epoch = self.batches.per_epoch
         self.updates, self.epochs = config.length(self.updates_per_epoch)
         self.passes = config.grad_accum
         # not prepared: accelerate would step it num_processes times an update
@@ -147,7 +129,6 @@ class Trainer:
         self.checkpoints = Checkpoints(self.output, config.keep_checkpoints)
         self.last_checkpoint = 0  # the update that it was taken after
         self.stop = StopSignal()
-        self.stream: Iterator | None = None  # the batches of a stream, from its first on
 
     def _average(self) -> ModelEmaV3:
         """The moving average of the weights (`Polyak and Juditsky 1992`), the faster the earlier in the training."""
@@ -159,23 +140,6 @@ class Trainer:
     def judged(self) -> Any:
         """The network that is looked at and kept: the average of the weights, or what was trained."""
         return self.ema.module if self.ema else self.net if self.whole is None else self.whole
-
-    def _loader(self, images: Any, train: bool = False) -> Any:
-        config, sampler = self.config, None
-        streams = isinstance(images, StreamedImages)
-        if train and config.repeated_augmentation > 1:
-            sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.data_seed)
-        return DataLoader(
-            images.rows if streams else images,
-            batch_size=config.batch_size,
-            shuffle=train and sampler is None and not streams,
-            sampler=sampler,
-            num_workers=config.workers,
-            collate_fn=images.collate,
-            worker_init_fn=_limit_cv2_threads,
-            persistent_workers=train and config.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     def _statistics(self) -> LayerStatistics:
         if not self.layers:
@@ -342,7 +306,7 @@ class Trainer:
         end = min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
         with progress(f"epoch {epoch + 1}", end - done) as advance:
             for batch, (images, labels) in enumerate(
-                itertools.islice(self._batches(epoch, done), end - done), start=done + 1
+                itertools.islice(self.batches.of_epoch(epoch, done), end - done), start=done + 1
             ):
                 self.losses.append(self._update(images, labels))
                 last, text = batch == end, ""
@@ -359,16 +323,6 @@ class Trainer:
                 self._stop_if_asked(together=row_is_due)
                 if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
                     self._save_checkpoint()
-
-    def _batches(self, epoch: int, done: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch after its first `done`; a stream goes on from the last epoch's."""
-        if not self.streams:
-            self.train_loader.set_epoch(epoch)  # the order
-            self.train_images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
-            return iter(skip_first_batches(self.train_loader, done) if done else self.train_loader)
-        if self.stream is None:
-            self.stream = iter(skip_first_batches(self.train_loader, self.step) if self.step else self.train_loader)
-        return self.stream
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer update from one batch; returns its mean loss, on the device."""

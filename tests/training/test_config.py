@@ -34,6 +34,18 @@ def test_several_values_follow_one_flag():
     assert config.model_kwargs == ("img_size=96", "attn_layer=diff")
 
 
+def test_settings_of_the_model_are_what_python_and_yaml_write():
+    pairs = ("depth=6", "branch_dims=(12, 4)", "head_norm=false", "qk_norm=True", "norm_eps=null", "pos_embed=none")
+    assert TrainConfig("pets", "vit", model_kwargs=pairs).model_arguments == {
+        "depth": 6,
+        "branch_dims": (12, 4),
+        "head_norm": False,
+        "qk_norm": True,
+        "norm_eps": None,
+        "pos_embed": "none",
+    }
+
+
 def test_a_recipes_own_option_stands_beside_the_trainers():
     assert parse_config(RecipeConfig, ["--demo", "--seed", "3"]) == RecipeConfig(demo=True, seed=3)
 

@@ -254,7 +254,7 @@ def test_mixing_images_mixes_their_labels(trainer, options):
     run = trainer(epochs=1, **options)
     seen = []
     run.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]) if run.model.training else None)
-    originals = [image for batch, _ in run.train_loader for image in batch]
+    originals = [image for batch, _ in run.batches.of_epoch(0) for image in batch]
     result = run.fit()
     assert not any(torch.equal(image, original) for image in seen[0] for original in originals)
     assert np.isfinite(result["test_accuracy"])
@@ -308,13 +308,11 @@ def test_each_epoch_trains_in_a_new_order_and_with_new_crops(trainer):
     run = trainer(augment="crop+flip")
     first, second = [], []
     for epoch, images in enumerate((first, second)):
-        run.train_loader.set_epoch(epoch)
-        images += [image for batch, _ in run.train_loader for image in batch]
+        images += [image for batch, _ in run.batches.of_epoch(epoch) for image in batch]
     assert not any(torch.equal(a, b) for a in first for b in second)
     labels = []
     for epoch in (0, 1, 0):
-        run.train_loader.set_epoch(epoch)
-        labels.append(torch.cat([batch for _, batch in run.train_loader]).tolist())
+        labels.append(torch.cat([batch for _, batch in run.batches.of_epoch(epoch)]).tolist())
     assert labels[0] == labels[2] != labels[1]
 
 
@@ -380,7 +378,7 @@ def test_an_engine_that_shards_the_model_in_its_own_way_is_refused_before_anythi
 
 def test_a_grey_model_trains_on_grey_images(trainer):
     run = trainer(shape={"in_chans": 1}, augment="crop+flip+erase", epochs=1)
-    assert next(iter(run.train_loader))[0].shape == (8, 1, 16, 16)
+    assert next(run.batches.of_epoch(0))[0].shape == (8, 1, 16, 16)
     assert run.fit()["test_images"] == 18
 
 
@@ -438,9 +436,7 @@ def test_repeated_augmentation_looks_at_fewer_images_more_often(trainer):
     run = trainer(augment="crop+flip", repeated_augmentation=4, epochs=2)
     seen = []
     for epoch in (0, 1):
-        run.train_loader.set_epoch(epoch)
-        run.train_images.set_epoch(epoch)
-        seen.append(torch.cat([labels for _, labels in run.train_loader]))
+        seen.append(torch.cat([labels for _, labels in run.batches.of_epoch(epoch)]))
     assert [len(labels) for labels in seen] == [32, 32]
     assert all((labels.view(8, 4) == labels.view(8, 4)[:, :1]).all() for labels in seen)
     assert not torch.equal(*seen)
