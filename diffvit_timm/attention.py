@@ -122,8 +122,9 @@ def differential_attention(
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
         return head_norm((map1 - lam * map2) @ v, norm_weight)
 
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript leaves a branch out for this condition alone)
-        if attn_mask is None and not is_causal and dropout_p == 0.0 and not _leaves_python() and has_kernel(q, v):
+    if not torch.jit.is_scripting():
+        plain_call = attn_mask is None and not is_causal and dropout_p == 0.0
+        if plain_call and not _leaves_python() and has_kernel(q, v, branch_dims):
             lam = lam.expand(*v.shape[:3], 1)
             if norm_weight is not None and not torch.is_grad_enabled():
                 return attend_and_norm(q, k, v, lam, norm_weight, branch_dims, scale)

@@ -13,12 +13,26 @@ from torch import Tensor
 
 from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first, split_branches
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "pays"]
 
-# Of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 each: 4 and 16 MiB are slower or the same.
+# Of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 each: 4 and 16 MiB are slower or the same. Of long
+# images a tile is larger: products of fewer queries with thousands of keys cost more than the cache gains.
 TILE_BYTES = 8 << 20
+TILE_QUERIES = 256
+
+# Tokens up to which the tiles are faster in float32.
+FLOAT32_TOKENS = 640
 
 softmax_backward_out = torch.ops.aten._softmax_backward_data.out
+
+
+def pays(v: Tensor, branch_dims: BranchDims) -> bool:
+    """Whether the tiles are faster, without gradients, than flash attention on twice the queries.
+
+    Not so in float32, whose products are half as fast as those of bfloat16 and where flash attention's are the same:
+    with version 2, of whose queries no half is zeros, and with many tokens.
+    """
+    return v.dtype != torch.float32 or (branch_dims is not None and v.shape[-2] <= FLOAT32_TOKENS)
 
 
 def _tiles(shape: Sequence[int], itemsize: int) -> tuple[int, int]:
@@ -26,7 +40,7 @@ def _tiles(shape: Sequence[int], itemsize: int) -> tuple[int, int]:
     B, H, N = shape[:3]
     row = 2 * H * N * itemsize
     images = max(1, min(B, TILE_BYTES // (row * N)))
-    queries = min(N, max(16, TILE_BYTES // row)) if images == 1 else N
+    queries = min(N, max(TILE_QUERIES, TILE_BYTES // row)) if images == 1 else N
     return _evenly(B, images), _evenly(N, queries)
 
 

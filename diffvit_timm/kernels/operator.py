@@ -18,10 +18,10 @@ HALF = (torch.float16, torch.bfloat16)
 WIDEST_HEAD = 128  # of the CUDA kernel
 
 
-def has_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether `attend` runs where these queries and values are."""
+def has_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
+    """Whether `attend` runs where these queries and values are, and is the best there; with gradients it keeps less."""
     if q.device.type == "cpu":
-        return True
+        return torch.is_grad_enabled() or cpu.pays(v, branch_dims)
     known = q.device.type == "cuda" and q.dtype in HALF and v.shape[-1] <= WIDEST_HEAD
     return known and _runs_triton(q.device.index)
 

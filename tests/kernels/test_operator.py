@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch._dynamo
-from formula import inputs
+from formula import branch_dims, expected, inputs, relative_errors
 
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm import differential_attention
@@ -72,6 +72,18 @@ def test_masks_and_dropout_take_another_way_to_the_same_numbers():
     torch.testing.assert_close(masked, differential_attention(q, k, v, lam, (8, 8), 0.3))
 
 
+@pytest.mark.parametrize(("tokens", "dims"), [(9, (16, None)), (700, (12, 4))])
+def test_where_flash_attention_is_the_faster_one_inference_takes_it(tokens, dims):
+    *tensors, grad = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
+    widths = branch_dims(dims)
+    assert has_kernel(tensors[0], tensors[2], widths)
+    with torch.no_grad():
+        assert not has_kernel(tensors[0], tensors[2], widths)
+        out = differential_attention(*tensors, widths, 0.3)
+    assert relative_errors([out], expected(*tensors, grad, dims, 0.3)[:1])[0] < 2e-6
+
+
 def test_devices_without_a_kernel_are_told_apart():
-    assert has_kernel(torch.empty(1), torch.empty(1))
-    assert not has_kernel(torch.empty(1, device="meta"), torch.empty(1, device="meta"))
+    here, nowhere = torch.empty(1, 1, 9, 16), torch.empty(1, 1, 9, 16, device="meta")
+    assert has_kernel(here, here, (12, 4))
+    assert not has_kernel(nowhere, nowhere, (12, 4))
