@@ -12,7 +12,6 @@ import copy
 import csv
 import dataclasses
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from diffvit_timm.analysis.benchmark import inference_step, interleaved, peak_bytes, weight_bytes
+from diffvit_timm.analysis.benchmark import hardware_name, inference_step, interleaved, peak_bytes, weight_bytes
 from diffvit_timm.analysis.colours import LINES
 from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
 from diffvit_timm.analysis.zero_shot import open_clip_or_stop
@@ -236,12 +235,7 @@ def main() -> dict:
     same = quality(candidates, split, config)
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
     rows = [{**row, **same[row["model"], row["precision"]]} for row in rows]
-    cuda = config.device.startswith("cuda")
-    hardware = (
-        torch.cuda.get_device_name(config.device)
-        if cuda
-        else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    )
+    hardware = hardware_name(config.device)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "benchmark.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)

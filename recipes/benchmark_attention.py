@@ -12,7 +12,6 @@ and depth with random weights. Results: recipes/README.md.
 import dataclasses
 import itertools
 import json
-import platform
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ import torch
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm.analysis.benchmark import (
     explicit_maps,
+    hardware_name,
     inference_step,
     interleaved,
     kept_bytes,
@@ -146,9 +146,8 @@ def main() -> dict:
     check_model(config.model, pretrained=False)
     check_sizes(config)
     rows = [row for img_size in config.img_sizes for row in compare(config, img_size)]
-    hardware = torch.cuda.get_device_name(config.device) if config.device.startswith("cuda") else platform.processor()
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "output"}
-    result = {**settings, "hardware": hardware, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    result = {**settings, "hardware": hardware_name(config.device), "torch": torch.__version__}
     if config.output is not None:
         config.output.write_text(json.dumps({**result, "rows": rows}, indent=1))
     return {**result, "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows]}

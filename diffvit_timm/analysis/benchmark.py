@@ -1,6 +1,7 @@
 """Time models against each other so that a noisy machine does not decide: interleaved, pair by pair, medians."""
 
 import contextlib
+import platform
 import statistics
 import time
 import weakref
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "explicit_maps",
+    "hardware_name",
     "inference_step",
     "interleaved",
     "kept_bytes",
@@ -26,6 +28,13 @@ __all__ = [
 
 
 NameT = TypeVar("NameT")
+
+
+def hardware_name(device: str | torch.device) -> str:
+    """What computes, for a caption: the GPU, or the processor's architecture and how many threads there are."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def interleaved(
