@@ -366,7 +366,7 @@ class DifferentialAttention(DifferentialLayer):
             pair = (B, self.num_heads, N, 2, self.head_dim // 2)
             q = self.q_norm(q.reshape(pair)).flatten(-2)
             k = self.k_norm(k.reshape(pair)).flatten(-2)
-        return q, k, v
+        return q.to(v.dtype), k.to(v.dtype), v  # under autocast some norms give float32
 
     def head_norm_weight(self) -> Tensor | None:
         """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""

@@ -209,7 +209,11 @@ def _check_layer(layer: DifferentialAttention, method: str) -> None:
 
 
 def pairs_kwargs(num_heads: int, head_dim: int) -> dict:
-    """The heads of a model that 'pairs' makes of `num_heads` plain ones of width `head_dim`."""
+    """The heads of a model that 'pairs' makes of `num_heads` plain ones of width `head_dim`.
+
+    Raises:
+        ValueError: an odd number of heads.
+    """
     if num_heads % 2:
         raise ValueError(f"conversion 'pairs' makes one head of two: {num_heads} heads do not pair")
     return dict(num_heads=num_heads // 2, branch_dims=(head_dim, head_dim))
@@ -235,7 +239,8 @@ def from_vit(
         A DiffVisionTransformer on the source's device, in its dtype and mode, ready for timm's own saving.
 
     Raises:
-        ValueError: a source that cannot be converted, with the reason; images where the method reads none.
+        ValueError: a source that cannot be converted, with the reason; images where the method reads none, or none
+            where it does.
     """
     method = resolve_method(method, model_kwargs.get("attn", "diff"), images is not None)
     if isinstance(source, str):

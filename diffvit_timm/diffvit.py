@@ -125,8 +125,8 @@ class DiffVisionTransformer(VisionTransformer):
                 converted nets). Only of 'diff'.
             lambda_init: a number, or 'schedule' for the paper's schedule over the blocks, the default of 'diff'; that
                 of 'diff_v2' is 0.5.
-            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The registered variants have
-                three quarters and a quarter unless told.) Only of 'diff'.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The variants made for
+                conversion have three quarters and a quarter unless told.) Only of 'diff'.
             pos_embed: 'learn' (timm's: a learned vector a patch), 'learn_2d' (one a row and one a column), 'sincos' (of
                 both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens.
             norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.

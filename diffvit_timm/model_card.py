@@ -86,7 +86,7 @@ def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
             task_type="image-classification",
             dataset_type=_dataset(config) or "folder",
             dataset_name=Path(config["dataset"]).name,
-            dataset_split="test",
+            dataset_split=result["test_split"],
         )
         interval = f"95 % interval {low:.4f} to {high:.4f}, {result['test_images']} images, seed {result['seed']}"
         results = [
@@ -142,13 +142,11 @@ def _numbers(config: dict, result: dict) -> str:
     if not result:
         return ""
     low, high = result["test_interval_95"]
-    share = config.get("test_share")
-    split = f"{share:.0%} of the training images, held out" if share else "the test split, evaluated once"
     rows = [
         ("top-1 accuracy", f"{result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"),
         ("mean per class", f"{result['test_mean_per_class']:.2%}"),
         ("loss", f"{result['test_loss']:.4f} nats"),
-        ("images", f"{result['test_images']:,}, {split}"),
+        ("images", f"{result['test_images']:,}, split: {result['test_split']}, evaluated once"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     text = f"## Numbers\n\n| | {Path(config['dataset']).name} |\n|---|---|\n{table}\n\n"

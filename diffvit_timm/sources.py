@@ -12,7 +12,10 @@ __all__ = ["check_source", "vit_args"]
 
 
 def check_source(source: nn.Module) -> None:
-    """Refuse, in one sentence, a network that has no exact place in a Diff-ViT."""
+    """
+    Raises:
+        ValueError: a network that has no exact place in a Diff-ViT, with the reason.
+    """
     name = type(source).__name__
     reasons = {
         "Eva": "rotary or relative position embeddings act on its queries and keys",

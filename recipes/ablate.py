@@ -3,8 +3,8 @@
     python recipes/ablate.py --study pos_embed                                                    # CIFAR-10, 3 seeds
     python recipes/ablate.py --study attention --dataset FOLDER --model diffvit_nano --epochs 5 --max-train-samples 9000
 
-Runs lie in --output, one folder each; what is finished there is not run again, what was killed goes on. Everything else
-is an option of train_cifar.py. Results: recipes/README.md.
+Runs lie in --output, one folder each; what is finished there is not run again, what was killed goes on. How to train is
+said by train_cifar.py's options, but for those that the study varies. Results: recipes/README.md.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
 
+from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import parse_config, run, say
 
@@ -72,7 +73,10 @@ class AblateConfig(StudyConfig):
         for name in self.model_arguments.keys() & {name for _, arguments in settings for name in arguments}:
             raise InputError(f"--model-kwargs {name}=... is what --study {self.study} varies: leave it out")
         if self.study in BASELINE:
-            self.leave_out("attn", f"is what --study {self.study} varies")
+            for name in ("attn", "lambda_warmup"):
+                self.leave_out(name, f"is not for --study {self.study}, which varies the layer")
+            for name in self.model_arguments.keys() & {"head_norm", "lambda_init", "branch_dims"}:
+                raise InputError(f"--model-kwargs {name}=... is not for --study {self.study}, which varies the layer")
             _require_papers_layer(self)
         if self.study == "patch_size":
             _require_whole_patches(self)
@@ -94,7 +98,11 @@ def _require_papers_layer(config: AblateConfig) -> None:
 def _require_whole_patches(config: AblateConfig) -> None:
     import timm  # not above: --help need not wait for torch
 
-    side = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[-1]
+    from diffvit_timm.hub import check_model
+
+    check_model(config.model, pretrained=False)
+    size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size
+    side = size[-1] if isinstance(size, tuple) else size
     for name, (_, arguments) in STUDIES["patch_size"].items():
         if side % arguments["patch_size"]:
             raise InputError(
@@ -151,7 +159,7 @@ def main() -> dict:
     gains = differences(config, runs)
     plot_study(runs, folder / "study.png", f"{config.study}: {config.model}, {config.title}")
     summary = {"study": config.study, "rows": [dataclasses.asdict(row) for row in rows], "differences": gains}
-    (folder / "study.json").write_text(json.dumps(summary, indent=1) + "\n")
+    replace(folder / "study.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -112,7 +112,7 @@ def compare(config: BenchmarkConfig, img_size: int) -> list[dict]:
     """Time all models at one size; a row a model, precision and kind of step."""
     torch.manual_seed(0)
     models = make_models(config, img_size)
-    x = torch.randn(config.batch_size, 3, img_size, img_size, device=config.device)
+    x = torch.randn(config.batch_size, models[PLAIN].in_chans, img_size, img_size, device=config.device)
     kept = {name: kept_bytes(model, x[:1]) for name, model in models.items()}
     say(f"\n{config.model}, {img_size} px, batch {config.batch_size}; kept for the backward pass, plain = 1:")
     say("  " + ", ".join(f"{name} {size / kept[PLAIN]:.2f}" for name, size in kept.items()))

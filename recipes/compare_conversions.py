@@ -27,6 +27,8 @@ from diffvit_timm.training import image_batches, parse_config, run, say
 class CompareConfig:
     dataset: str = "timm/oxford-iiit-pet"
     """Name on the Hub, or a folder: parquet files, or one folder of images a class."""
+    label_column: str = "label"
+    """Column of the class labels, by which the splits are made."""
     source: str = "deit_tiny_patch16_224.fb_in1k"
     """timm name of the plain ViT."""
     pretrained: bool = True
@@ -55,7 +57,7 @@ def main() -> dict:
     require_at_least(0, images=config.images)
     require_at_least(1, calibration_images=config.calibration_images)
     check_model(config.source, config.pretrained, option="--source")
-    splits = load_splits(config.dataset)
+    splits = load_splits(config.dataset, label_column=config.label_column)
     test, unlabelled = splits.test, splits.train
     source = load_model(config.source, config.pretrained, option="--source")
     try:

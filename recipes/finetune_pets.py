@@ -30,7 +30,7 @@ class PetsConfig(TrainConfig):
     crop_scale: float = 0.5
     """Smallest share of the image that a random crop keeps."""
     demo: bool = False
-    """A minute on scikit-learn's digits, without a download; --seed and --output apply."""
+    """A minute on scikit-learn's digits, without a download; of data, models and lengths its own."""
 
 
 def demo(config: PetsConfig) -> dict:
@@ -38,10 +38,8 @@ def demo(config: PetsConfig) -> dict:
     output = training.resolve_output(config, "demo")
     if config.conversion not in ("auto", "svd", "slice"):
         raise InputError(f"--conversion {config.conversion}: the demo takes svd or slice")
-    if config.resume != "never":
-        raise InputError(f"--resume {config.resume}: the demo takes a minute, start it again")
-    if config.push_to_hub:
-        raise InputError(f"--push-to-hub {config.push_to_hub}: the demo's three models stay here; leave it out")
+    for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
+        config.leave_out(name, "is not for the demo, three trainings of a minute")
     import timm  # not above: --help need not wait for torch
     import torch
 

@@ -4,9 +4,9 @@
     python recipes/scaling_laws.py --dataset cifar100 --batch-size 64 \\
         --sizes diffvit_10m_patch8_224 diffvit_25m_patch8_224 diffvit_50m_patch8_224                    # a GPU's work
 
-Runs lie in --output, one folder each, with the training and validation loss of all updates in metrics.jsonl; what is
-finished there is not run again, what was killed goes on. Everything else is an option of train_cifar.py. Results:
-recipes/README.md.
+Runs lie in --output, one folder each, with the training loss (the mean of --log-every updates; 1: of each) and each
+epoch's validation loss in metrics.jsonl; what is finished there is not run again, what was killed goes on. How to train
+is said by train_cifar.py's options. Results: recipes/README.md.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from typing import Any
 
 from train_cifar import CifarConfig, StudyConfig, named_dataset, require_twin, trained
 
+from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import parse_config, run, say
 
@@ -42,6 +43,8 @@ class ScalingConfig(StudyConfig):
                 require_twin(size, "--sizes")
             elif given[0] % HEAD:
                 raise InputError(f"--sizes {size}: the width must be a multiple of {HEAD}, a head's")
+        for name in self.model_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
+            raise InputError(f"--model-kwargs {name}=... is what --sizes varies: leave it out")
 
 
 def shape(size: str) -> tuple[int, int] | None:
@@ -101,7 +104,7 @@ def main() -> dict:
     folder = config.folder("scaling")
     plot_scaling(points, folder / "scaling.png", config.title)
     summary = {"points": [dataclasses.asdict(point) for point in points], **fitted(points)}
-    (folder / "scaling.json").write_text(json.dumps(summary, indent=1) + "\n")
+    replace(folder / "scaling.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -5,8 +5,8 @@
         --model-kwargs img_size=32 patch_size=4 depth=6
 
 The loops take turns, so that a busy moment of the machine meets both. timm's is that of its train.py: its dataset
-reader's PIL images, its transforms and loader, its optimizer, schedule and gradient clipping, its meters. Results:
-recipes/README.md.
+reader's PIL images, its transforms and loader, its optimizer, schedule and gradient clipping, its meters. What it
+has not (--opt, --augment, --mixup, --ema, --compile, ...) changes this trainer alone. Results: recipes/README.md.
 """
 
 import copy
@@ -27,9 +27,16 @@ from timm.utils import AverageMeter, dispatch_clip_grad
 
 from diffvit_timm.analysis.benchmark import paired_ratio
 from diffvit_timm.data import Splits, decode_image, load_splits
-from diffvit_timm.errors import require_at_least
+from diffvit_timm.data.images import MODES
+from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.training import TrainConfig, Trainer, make_accelerator, parse_config, run, say
+from diffvit_timm.training.batches import TrainingBatches
 from diffvit_timm.training.model import create_model, model_data_config
+
+WITHOUT_EFFECT = (
+    "epochs", "stream", "test_share", "group_column", "max_train_samples", "label_noise", "input_noise", "teacher",
+    "head_init", "output", "resume", "dry_run", "eval_only", "push_to_hub"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,8 @@ class ThroughputConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, rounds=self.rounds, max_steps=self.max_steps)
+        for name in WITHOUT_EFFECT:
+            self.leave_out(name, "has no effect on the speed of --max-steps updates")
 
 
 class PilImages(torch.utils.data.Dataset):
@@ -57,23 +66,25 @@ class PilImages(torch.utils.data.Dataset):
 
     transform: Any = None
 
-    def __init__(self, split: Any) -> None:
+    def __init__(self, split: Any, in_chans: int) -> None:
         self.split = split
+        self.mode = MODES[in_chans]
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         row = self.split[index]
-        return self.transform(decode_image(row["image"], "RGB", f"image {index}")), row["label"]
+        return self.transform(decode_image(row["image"], self.mode, f"image {index}")), row["label"]
 
 
 def timm_loop(config: ThroughputConfig, accelerator: Accelerator, model: Any, splits: Splits) -> float:
     """Images a second of timm's loop, its workers' start included."""
     device, data_config = accelerator.device, model_data_config(model)
     loader = create_loader(
-        PilImages(splits.train), data_config["input_size"], config.batch_size, is_training=True, use_prefetcher=False,
-        scale=(config.crop_scale, 1.0), interpolation=data_config["interpolation"], mean=data_config["mean"],
+        PilImages(splits.train, data_config["input_size"][0]), data_config["input_size"], config.batch_size,
+        is_training=True, use_prefetcher=False, scale=(config.crop_scale, 1.0),
+        interpolation=data_config["interpolation"], mean=data_config["mean"],
         std=data_config["std"], color_jitter=None, num_workers=config.workers, persistent_workers=False,
         pin_memory=device.type == "cuda",
     )  # fmt: skip
@@ -102,15 +113,18 @@ def timm_loop(config: ThroughputConfig, accelerator: Accelerator, model: Any, sp
 
 
 def loader_alone(trainer: Trainer) -> float:
-    """Images a second of one pass over the training images, its workers' start included."""
+    """Images a second of one pass over the training images, its workers' start included; they end with it."""
+    batches = TrainingBatches(trainer.batches.images, trainer.config, trainer.accelerator)
     start = time.perf_counter()
-    images = sum(len(batch) for batch, _ in trainer.batches.of_epoch(0))
+    images = sum(len(batch) for batch, _ in batches.of_epoch(0))
     return images / (time.perf_counter() - start)
 
 
 def main() -> dict:
     config = parse_config(ThroughputConfig, description=__doc__)
     splits = load_splits(config.dataset, config.image_column, config.label_column)
+    if len(splits.train) < config.batch_size:  # timm's loader leaves such a batch out, and would have none
+        raise InputError(f"--batch-size {config.batch_size} is more than the {len(splits.train)} images to train on")
     part = dataclasses.replace(splits, val=splits.val.take(config.batch_size), test=splits.test.take(config.batch_size))
     speeds: dict[str, list[float]] = {"loader alone": [], "this trainer": [], "timm's loop": []}
     with tempfile.TemporaryDirectory() as folder:

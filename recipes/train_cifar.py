@@ -10,6 +10,7 @@ Expected results, with hardware and seeds: recipes/README.md.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +69,8 @@ class StudyConfig(CifarConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, seeds=self.seeds)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError("a study is one process: start it with python, without accelerate launch")
         if self.push_to_hub:
             raise InputError(f"--push-to-hub {self.push_to_hub}: push the best run after: python -m diffvit_timm push")
         for name in ("seed", "resume", "dry_run", "eval_only"):
@@ -75,11 +78,6 @@ class StudyConfig(CifarConfig):
         if self.attn == "plain":
             raise InputError("--attn plain is a run of every setting, beside the differential one: leave it out")
         require_twin(self.model, "--model")
-
-    def leave_out(self, name: str, reason: str) -> None:
-        """Refuse an option that is given."""
-        if not self.is_default(name):
-            raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {reason}: leave it out")
 
     @property
     def title(self) -> str:

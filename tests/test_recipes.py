@@ -51,6 +51,18 @@ def test_throughput_times_both_loops_on_the_same_images(image_folder, monkeypatc
     assert result["quartiles"][0] <= result["ratio"] <= result["quartiles"][1]
 
 
+def test_throughput_refuses_a_batch_that_the_images_do_not_fill(image_folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--dataset", str(image_folder), "--batch-size", "4096"])
+    with pytest.raises(InputError, match="--batch-size 4096 is more than the"):
+        recipe("throughput").main()
+
+
+@pytest.mark.parametrize("option", [("--stream", "64"), ("--epochs", "2"), ("--output", "runs/fast")])
+def test_throughput_refuses_what_its_loops_do_not_read(option):
+    with pytest.raises(InputError, match=f"{' '.join(option)} has no effect"):
+        parse_config(recipe("throughput").ThroughputConfig, list(option))
+
+
 @pytest.mark.parametrize("name", ["finetune_pets", "train_cifar", "ablate", "scaling_laws"])
 def test_the_help_of_a_training_waits_for_no_torch(name):
     code = (
@@ -163,6 +175,12 @@ def test_sizes_that_are_none_are_refused(sizes, message, monkeypatch):
         parse_config(recipe("scaling_laws").ScalingConfig, ["--sizes", *sizes.split()])
 
 
+def test_what_the_sizes_vary_is_no_argument_of_the_model(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    with pytest.raises(InputError, match=r"--model-kwargs depth=\.\.\. is what --sizes varies"):
+        parse_config(recipe("scaling_laws").ScalingConfig, ["--model-kwargs", "depth=3"])
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -179,6 +197,8 @@ def test_sizes_that_are_none_are_refused(sizes, message, monkeypatch):
         "--batch-size 512 --study batch_size",
         "--model-kwargs depth=3 --study size",
         "--attn diff_v2 --study attention",
+        "--lambda-warmup 2 --study attention",
+        "--model-kwargs branch_dims=(16,16) --study attention",
         "--model diffvit_tiny_patch16 --study lambda",
     ],
 )
@@ -189,11 +209,21 @@ def test_an_ablation_refuses_what_it_sets_itself_and_models_that_do_not_suit(opt
         parse_config(recipe("ablate").AblateConfig, options)
 
 
+def test_a_study_with_several_processes_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="a study is one process"):
+        recipe("ablate").AblateConfig()
+
+
 def test_patches_that_do_not_divide_the_image_are_refused(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     config = recipe("ablate").AblateConfig
     with pytest.raises(InputError, match="8 x 8 pixels do not divide the 28 of --model diffvit_nano"):
         config(study="patch_size", model="diffvit_nano")
+    with pytest.raises(InputError, match="--model diffvit_foo is not"):
+        config(study="patch_size", model="diffvit_foo")
+    config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=(32,32)",))
     config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=32",))
 
 
@@ -232,11 +262,12 @@ def test_the_demo_converts_and_fine_tunes_and_compares(tmp_path, monkeypatch, ca
     assert "Diff-ViT, fine-tuned on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [("--conversion", "calibrated"), ("--resume", "auto")])
+@pytest.mark.parametrize("option", [("--conversion", "calibrated"), ("--resume", "auto"), ("--dry-run", "")])
 def test_the_demo_refuses_what_it_has_no_use_for(option, tmp_path):
     pets = recipe("finetune_pets")
+    arguments = [part for part in option if part]
     with pytest.raises(InputError, match=" ".join(option)):
-        pets.demo(parse_config(pets.PetsConfig, ["--demo", *option, "--output", str(tmp_path / "demo")]))
+        pets.demo(parse_config(pets.PetsConfig, ["--demo", *arguments, "--output", str(tmp_path / "demo")]))
 
 
 @pytest.mark.parametrize("preset", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -221,7 +221,11 @@ class CapturedAttention:
         return matrix[..., self.num_prefix_tokens :, :].mean(dim=-2)
 
     def on_patches(self, rows: Tensor) -> Tensor:
-        """What falls on the patches, (..., N) to (..., rows, columns)."""
+        """What falls on the patches, (..., N) to (..., rows, columns).
+
+        Raises:
+            ValueError: some patches were dropped, as in training.
+        """
         patches = rows[..., self.num_prefix_tokens :]
         height, width = self.grid
         if patches.shape[-1] != height * width:

@@ -55,6 +55,9 @@ def rollout(captured: CapturedAttention, part: Part = "clamp", residual: float =
     Returns:
         (B, N, N), rows sum to 1: how much of each input token is in each output token. One layer's maps are in memory
         at a time.
+
+    Raises:
+        ValueError: a share out of range, an unknown part, or no forward pass.
     """
     if not 0 <= residual <= 1:
         raise ValueError(f"residual={residual} must be in [0, 1]")
@@ -85,6 +88,7 @@ def class_relevance(
 
     Raises:
         ValueError: a model without a head.
+        TypeError: a model whose attention is not known, as in `capture_attention`.
     """
     if model.num_classes == 0:
         raise ValueError("the model has no head, and so no class to speak for: create it with num_classes")

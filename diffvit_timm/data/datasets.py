@@ -59,7 +59,8 @@ def load_splits(
 ) -> Splits:
     """Load a dataset with its official splits; without a validation split, a stratified tenth of train becomes one.
 
-    Of a stream, whose training images cannot be counted, it is a tenth of the test split, and the rest is tested.
+    Without a test split the validation split is the test, and validation is that tenth. Of a stream, whose training
+    images cannot be counted, it is a tenth of the test split, and the rest is tested.
 
     Args:
         name: a Hub name, or a folder of parquet files or of one folder a class (imagefolder).
@@ -80,12 +81,16 @@ def load_splits(
     if not isinstance(features.get(label_column), ClassLabel):
         labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
         raise InputError(f"--label-column {label_column} is no class label of {name}: choose one of {labels}")
+    if features[label_column].num_classes < 2:
+        raise InputError(f"--dataset {name} has one class, and nothing to tell it from: give two or more")
 
     val_name = next((split for split in VAL_NAMES if split in loaded), None)
     if test_share:
         loaded.pop("test", None)
     elif "test" not in loaded and val_name is None:
-        raise InputError(f"--dataset {name} has no test split, only {', '.join(loaded)}: add one, or pass --test-share")
+        raise InputError(
+            f"--dataset {name} has no test split, only {', '.join(loaded)}: add one, or train with --test-share"
+        )
     columns = {image_column: "image", label_column: "label"}
     if group_column:
         if group_column not in features:
@@ -93,7 +98,8 @@ def load_splits(
         if not test_share and "test" in loaded and val_name is not None:
             raise InputError(f"--group-column {group_column} has no effect: {name} comes divided, and stays so")
         columns[group_column] = "group"
-    named = {split: _named_columns(data, columns) for split, data in loaded.items()}
+    used = ("train", "test", val_name)
+    named = {split: _named_columns(data, columns) for split, data in loaded.items() if split in used}
     for split, names in _class_names(name, label_column, named).items():
         if names != features[label_column].names:
             raise InputError(f"--dataset {name}: the class names of {split} are not those of train")
@@ -105,11 +111,17 @@ def load_splits(
         if not len(data):
             raise InputError(f"--dataset {name}: {split} has no images")
         if any(label is None or label < 0 for label in data["label"]):
-            advice = ": pass --test-share 0.25 to test on a part of train" if split == "test" else ""
+            advice = ": give another, or train with --test-share 0.25" if split == "test" else ""
             raise InputError(f"--dataset {name}: {split} has images without a label{advice}")
 
     if test_share:
+        images = len(train)
         train, test = _held_out(train, test_share, name)
+        if abs(len(test) / images - test_share) > test_share / 2:
+            raise InputError(
+                f"--test-share {test_share}: the groups of --group-column {group_column} are too large for it, and "
+                f"would hold out {len(test) / images:.0%}: ask for a share near to that"
+            )
     else:
         test = named["test"] if "test" in named else named[val_name]
     if val_name is not None and (test_share or "test" in named):
@@ -136,7 +148,9 @@ def _image_column(name: str, features: Features, column: str, option: str = "--d
     images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
     if column == "auto":
         if len(images) != 1:
-            raise InputError(f"{option} {name} has {len(images)} image columns ({images}): pass --image-column")
+            raise InputError(
+                f"{option} {name} has {len(images)} image columns ({images}): keep one, or pass --image-column"
+            )
         return images[0]
     if column not in images:
         raise InputError(f"--image-column {column} is no image column of {name}: choose one of {images}")
@@ -189,18 +203,27 @@ def _held_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]
         if "group" in data.column_names:
             from sklearn.model_selection import StratifiedGroupKFold
 
-            groups = len(set(data["group"]))
-            folds = Fraction(share).limit_denominator(min(groups, MOST_FOLDS))
-            if not 0 < folds < 1:
-                raise ValueError(f"of {groups} groups in at most {MOST_FOLDS} parts")
-            dealer = StratifiedGroupKFold(folds.denominator, shuffle=True, random_state=SPLIT_SEED)
+            most = min(len(set(data["group"])), MOST_FOLDS)
+            folds = Fraction(share).limit_denominator(most)
+            number = folds.denominator if 0 < folds < 1 else most
+            dealer = StratifiedGroupKFold(number, shuffle=True, random_state=SPLIT_SEED)
             parts = [part for _, part in dealer.split(np.zeros(len(data)), data["label"], data["group"])]
-            held = np.concatenate(parts[: folds.numerator])
+            held = np.concatenate(_nearest(parts, share * len(data)))
             return data.select(np.setdiff1d(np.arange(len(data)), held)), data.select(np.sort(held))
         parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
     except ValueError as error:
         raise InputError(f"--dataset {name} is too small to hold out {share:.0%}, class by class: {error}") from error
     return parts["train"], parts["test"]
+
+
+def _nearest(parts: list[np.ndarray], images: float) -> list[np.ndarray]:
+    """Of parts of several sizes those that come near to a number of images; at least the smallest."""
+    parts, chosen, have = sorted(parts, key=len, reverse=True), [], 0
+    for part in parts:
+        if abs(have + len(part) - images) < abs(have - images):
+            chosen.append(part)
+            have += len(part)
+    return chosen or parts[-1:]
 
 
 def digits_splits(seed: int = SPLIT_SEED) -> tuple[Splits, Splits]:

@@ -24,7 +24,7 @@ def training_images(
         seed: of the augmentation, which is a function of seed, epoch and index alone.
 
     Raises:
-        InputError: a policy that is none.
+        InputError: a policy that is none, or a small image that does not decode.
     """
     names, channels = parse_policy(policy), data_config["input_size"][0]
     if isinstance(split, Stream):

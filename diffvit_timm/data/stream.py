@@ -55,7 +55,7 @@ class StreamedImages:
         return self.length
 
     def collate(self, rows: list[dict[str, Any]]) -> list[Tensor]:
-        """Decode and transform here, where a process has only its own images."""
+        """Decode and transform here, after the order is drawn: several processes get their images from the first."""
         return default_collate([(self._image(row), row["label"]) for row in rows])
 
     def _image(self, row: dict[str, Any]) -> Tensor:

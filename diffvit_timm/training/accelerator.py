@@ -36,7 +36,8 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
     if accelerator.device.type == "cpu":
         # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # on this machine
+        torch.set_num_threads(max(1, cores // beside))
     return accelerator
 
 

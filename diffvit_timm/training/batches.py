@@ -46,6 +46,8 @@ class TrainingBatches:
                 f"--stream {config.stream} is less than --batch-size {config.batch_size} of each of "
                 f"{accelerator.num_processes} processes"
             )
+        # of all processes, on average: the last batch of an epoch may be a smaller one, a stream has none such
+        self.images_an_update = at_once if self.streams else len(images) / self.per_epoch
         self.stream: Iterator | None = None  # the batches of a stream, from its first on
 
     def of_epoch(self, epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

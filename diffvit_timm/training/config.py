@@ -1,6 +1,7 @@
 """The configuration of a training: a frozen dataclass, its command line (tyro) and its YAML presets."""
 
 import ast
+import contextlib
 import dataclasses
 import math
 import sys
@@ -14,8 +15,6 @@ from ..data.steps import parse_policy
 from ..errors import InputError, require_at_least
 
 Optimizer = Literal["adamw", "nmuon"]
-
-YAML_WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,19 +210,20 @@ class TrainConfig:
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """--model-kwargs by name, as numbers, tuples, ... or words; YAML's true, false and null are Python's."""
-        arguments: dict[str, Any] = {}
-        for pair in self.model_kwargs:
-            name, _, value = pair.partition("=")
-            try:
-                arguments[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                arguments[name] = YAML_WORDS.get(value, value)
-        return arguments
+        """--model-kwargs by name, as numbers, tuples, ... or words."""
+        return {name: _value(text) for name, _, text in (pair.partition("=") for pair in self.model_kwargs)}
 
     def is_default(self, name: str) -> bool:
         """Whether an option has the value that it has where it is not given."""
         return getattr(self, name) == type(self).__dataclass_fields__[name].default
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """
+        Raises:
+            InputError: an option that is given, and has no place here.
+        """
+        if not self.is_default(name):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {reason}: leave it out")
 
     def _looks_at_images(self) -> bool:
         return self.conversion in ("calibrated", "pairs")
@@ -250,6 +250,16 @@ class TrainConfig:
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} {rule}")
+
+
+def _value(text: str) -> Any:
+    """What Python reads; else a word, but for those that are true, false or null in YAML, as every word is true."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    with contextlib.suppress(yaml.YAMLError):
+        if (value := yaml.safe_load(text)) is None or isinstance(value, bool):
+            return value
+    return text
 
 
 ConfigT = TypeVar("ConfigT")

@@ -48,7 +48,7 @@ def dry_run(
         trainer.evaluate(trainer.test_loader, "timing")
         seconds_an_image = (time.perf_counter() - start) / len(test)
         accelerator.wait_for_everyone()
-    update = trainer.ends[1] - trainer.ends[0]
+    update = trainer.train_seconds - trainer.before[-1]
     updates, epochs = config.length(trainer.updates_per_epoch)
     seconds = updates * update + (epochs * len(splits.val) + len(splits.test)) * seconds_an_image
     memory = _peak_memory(accelerator.device) / 2**30
@@ -66,16 +66,15 @@ def dry_run(
 
 
 class _TimedTrainer(Trainer):
-    """One that keeps when each update ended, also those that fp16 leaves out."""
+    """One that keeps how long it had trained before each update, also those that fp16 leaves out."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.ends: list[float] = []
+        self.before: list[float] = []
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
-        loss = super()._update(images, labels)
-        self.ends.append(time.perf_counter())
-        return loss
+        self.before.append(self.train_seconds)
+        return super()._update(images, labels)
 
 
 def _check_saved(trainer: Trainer) -> None:

@@ -182,7 +182,11 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
 
 
 def model_data_config(model: Any) -> dict:
-    """timm's data settings of a model (mean, std, interpolation, crop), at the size and channels it has now."""
+    """timm's data settings of a model (mean, std, interpolation, crop), at the size and channels it has now.
+
+    Raises:
+        InputError: channels that are neither grey nor colour.
+    """
     config = resolve_data_config(pretrained_cfg={**model.pretrained_cfg, **get_model_input_config(model)})
     channels = config["input_size"][0]
     if channels not in (1, 3):
@@ -199,6 +203,9 @@ def image_batches(
     """Images of a split as the model wants them in evaluation, batches (n, C, H, W): all in order, or `most` drawn.
 
     With a label, their progress is shown under it.
+
+    Raises:
+        InputError: as `model_data_config`, or an image that does not decode.
     """
     data_config = model_data_config(model)
     if most < len(split):

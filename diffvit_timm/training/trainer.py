@@ -60,6 +60,9 @@ class Trainer:
         output: the run folder, of `resolve_output`.
         conversion: where the weights come from, for the result.
         teacher: of `load_teacher`, to learn from.
+
+    Raises:
+        InputError: options that do not go with the model or the images.
     """
 
     def __init__(
@@ -209,6 +212,7 @@ class Trainer:
             self.pictures.draw(self.judged, f"epoch-{self.epochs_done:03d}", self.accelerator, self.step)
         if self._checkpoint_is_due():
             self._save_checkpoint()
+        self._stop_if_asked(together=True)
 
     def _stop_if_asked(self, together: bool) -> None:
         """Take a checkpoint and leave, if a signal came; with several processes, where they are `together`."""
@@ -410,7 +414,6 @@ class Trainer:
         self.judged.load_state_dict(best)
         if self.whole is not None:
             load_weights(self.net, best)
-        images = len(self.splits.train) * self.step / self.updates_per_epoch
         result = {
             **self.test(),
             "val_accuracy": self.best[0],
@@ -418,7 +421,7 @@ class Trainer:
             "epochs": self.epochs_done,
             "updates": self.step,
             "seconds": round(seconds, 1),
-            "images_per_second": round(images / self.train_seconds, 1),
+            "images_per_second": round(self.step * self.batches.images_an_update / self.train_seconds, 1),
         }
         if self.run:
             self.run.write_json("result.json", result)
@@ -438,6 +441,7 @@ class Trainer:
             "test_mean_per_class": test.mean_per_class,
             "test_loss": test.loss,
             "test_images": test.images,
+            "test_split": "held out of train" if self.config.test_share else str(self.splits.test.split or "test"),
             "test_confusions": [[names[label], names[said], count] for label, said, count in test.confusions],
             "model": self.config.model,
             "attn": getattr(self.net, "attn", "timm"),

@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
 
 from diffvit_timm.data import ImageDataset, digits_splits, load_splits
+from diffvit_timm.data.datasets import _nearest
 from diffvit_timm.errors import InputError
 
 
@@ -95,7 +96,7 @@ def test_a_lone_validation_split_is_the_test_and_is_not_chosen_on(make_image_fol
     folder = make_image_folder(train=10, validation=4)
     splits = load_splits(str(folder))
     assert files(splits.test) == {str(path) for path in folder.glob("validation/*/*.png")}
-    assert (len(splits.train), len(splits.val)) == (27, 3)
+    assert (len(splits.train), len(splits.val), splits.test.split) == (27, 3, "validation")
 
 
 def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_understood(tmp_path):
@@ -165,7 +166,7 @@ def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_p
         write_parquet(tmp_path / "d", split, mask=(ImageFeature(), blue))
     message = refusal(tmp_path / "d")
     assert "2 image columns" in message
-    assert "pass --image-column" in message
+    assert "keep one, or pass --image-column" in message
     wrong = refusal(tmp_path / "d", image_column="photo")
     assert wrong.startswith("--image-column photo is no image column")
     assert "['image', 'mask']" in wrong
@@ -211,9 +212,7 @@ def reds(split):
 @pytest.mark.parametrize("label", [-1, None])
 def test_a_share_of_train_is_tested_where_the_test_split_has_no_labels(tmp_path, label):
     folder = bach(tmp_path / "bach", label)
-    assert refusal(folder).endswith(
-        "test has images without a label: pass --test-share 0.25 to test on a part of train"
-    )
+    assert refusal(folder).endswith("test has images without a label: give another, or train with --test-share 0.25")
     splits = load_splits(str(folder), test_share=0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 20)
     assert sorted(splits.test["label"]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
@@ -239,9 +238,30 @@ def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
     assert len(splits.train) + len(splits.val) == rest
 
 
-def test_a_share_of_less_than_a_group_is_refused(tmp_path):
+def test_a_share_that_no_groups_make_is_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach"), test_share=0.01, group_column="patient")
-    assert said.endswith("is too small to hold out 1%, class by class: of 20 groups in at most 20 parts")
+    assert said.startswith("--test-share 0.01: the groups of --group-column patient are too large for it")
+    assert "would hold out 5%" in said
+
+
+def test_of_groups_of_several_sizes_those_are_held_out_that_come_near_to_the_share():
+    parts = [np.arange(n) for n in (60, 10, 10, 10, 10)]
+    assert [len(part) for part in _nearest(parts, 25)] == [10, 10]
+    assert [len(part) for part in _nearest(parts, 66)] == [60, 10]
+    assert [len(part) for part in _nearest(parts, 2)] == [10]
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "d", split, ("cat",))
+    assert "has one class" in refusal(tmp_path / "d")
+
+
+def test_a_split_that_is_not_used_may_have_no_labels(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "d", split)
+    write_parquet(tmp_path / "d", "unlabeled", label=(ClassLabel(names=["cat", "dog"]), -1))
+    assert load_splits(str(tmp_path / "d")).class_names == ["cat", "dog"]
 
 
 def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tmp_path, make_image_folder):

@@ -134,6 +134,23 @@ def test_a_signal_takes_a_checkpoint_and_leaves(number, updates, start, whole):
     assert_same(outcome(again.output), whole)
 
 
+def test_a_signal_during_the_last_evaluation_is_not_forgotten(start, whole, monkeypatch):
+    run = start("stopped")
+    evaluate = run.evaluate
+
+    def signalled(loader, label):
+        if label == "val 3":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(loader, label)
+
+    monkeypatch.setattr(run, "evaluate", signalled)
+    with pytest.raises(SystemExit):
+        run.fit()
+    again = start("stopped")
+    again.fit(Checkpoints(run.output).whole()[-1])
+    assert_same(outcome(again.output), whole)
+
+
 def test_a_run_without_signals_or_kills_keeps_the_newest_checkpoints(start):
     run = start("run", keep_checkpoints=2)
     run.fit()

@@ -35,14 +35,19 @@ def test_several_values_follow_one_flag():
 
 
 def test_settings_of_the_model_are_what_python_and_yaml_write():
-    pairs = ("depth=6", "branch_dims=(12, 4)", "head_norm=false", "qk_norm=True", "norm_eps=null", "pos_embed=none")
+    pairs = (
+        "depth=6", "branch_dims=(12, 4)", "head_norm=false", "qkv_bias=off", "qk_norm=True", "norm_eps=null",
+        "pos_embed=none", "mlp_layer=[",
+    )  # fmt: skip
     assert TrainConfig("pets", "vit", model_kwargs=pairs).model_arguments == {
         "depth": 6,
         "branch_dims": (12, 4),
         "head_norm": False,
+        "qkv_bias": False,
         "qk_norm": True,
         "norm_eps": None,
         "pos_embed": "none",
+        "mlp_layer": "[",
     }
 
 

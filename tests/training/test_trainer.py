@@ -80,8 +80,8 @@ def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
         assert picture.format == "PNG"
 
     expected = {
-        "test_accuracy", "test_interval_95", "test_mean_per_class", "test_images", "val_accuracy", "epochs", "seconds",
-        "images_per_second", "model", "attn", "seed", "conversion", "lambda",
+        "test_accuracy", "test_interval_95", "test_mean_per_class", "test_images", "test_split", "val_accuracy",
+        "epochs", "seconds", "images_per_second", "model", "attn", "seed", "conversion", "lambda",
     }  # fmt: skip
     assert set(result) >= expected
     assert result["test_images"] == len(splits.test)
