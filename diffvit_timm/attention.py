@@ -364,9 +364,10 @@ class DifferentialAttention(DifferentialLayer):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.qk_norm:
             pair = (B, self.num_heads, N, 2, self.head_dim // 2)
-            q = self.q_norm(q.reshape(pair)).flatten(-2)
-            k = self.k_norm(k.reshape(pair)).flatten(-2)
-        return q.to(v.dtype), k.to(v.dtype), v  # under autocast some norms give float32
+            # under autocast some norms give float32
+            q = self.q_norm(q.reshape(pair)).flatten(-2).to(v.dtype)
+            k = self.k_norm(k.reshape(pair)).flatten(-2).to(v.dtype)
+        return q, k, v
 
     def head_norm_weight(self) -> Tensor | None:
         """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""

@@ -117,7 +117,7 @@ def load_splits(
     if test_share:
         images = len(train)
         train, test = _held_out(train, test_share, name)
-        if abs(len(test) / images - test_share) > test_share / 2:
+        if group_column and abs(len(test) / images - test_share) > test_share / 2:
             raise InputError(
                 f"--test-share {test_share}: the groups of --group-column {group_column} are too large for it, and "
                 f"would hold out {len(test) / images:.0%}: ask for a share near to that"

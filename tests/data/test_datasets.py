@@ -244,6 +244,11 @@ def test_a_share_that_no_groups_make_is_refused(tmp_path):
     assert "would hold out 5%" in said
 
 
+def test_without_groups_a_share_is_rounded_up_to_an_image_a_class(tmp_path):
+    splits = load_splits(str(write_parquet(tmp_path / "d", "train", count=24)), test_share=0.05)
+    assert sorted(splits.test["label"]) == [0, 1]
+
+
 def test_of_groups_of_several_sizes_those_are_held_out_that_come_near_to_the_share():
     parts = [np.arange(n) for n in (60, 10, 10, 10, 10)]
     assert [len(part) for part in _nearest(parts, 25)] == [10, 10]
