@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import random
 import statistics
 import time
 import weakref
@@ -42,6 +43,8 @@ def interleaved(
 ) -> dict[NameT, list[float]]:
     """Seconds of each repeat of each step; one round runs every step once, so that a busy moment meets them all.
 
+    Every round has an order of its own: what a step leaves in the caches and the heap is felt by the next.
+
     Args:
         steps: what to time, by name.
         repeats: rounds that count.
@@ -55,9 +58,11 @@ def interleaved(
         "cuda": partial(_elapsed_on_cuda, device),
     }
     elapsed = clocks.get(device.type, _elapsed_elsewhere)
+    order, names = random.Random(0), list(steps)
     for done in range(-warmup, repeats):
-        for name, step in steps.items():
-            took = elapsed(step)
+        order.shuffle(names)
+        for name in names:
+            took = elapsed(steps[name])
             if done >= 0:
                 seconds[name].append(took)
     return seconds

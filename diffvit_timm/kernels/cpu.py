@@ -15,13 +15,13 @@ from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first, split_branche
 
 __all__ = ["backward", "forward", "pays"]
 
-# Of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 each: 4 and 16 MiB are slower or the same. Of long
-# images a tile is larger: products of fewer queries with thousands of keys cost more than the cache gains.
-TILE_BYTES = 8 << 20
+# Of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 each: 1 and 8 MiB are slower. Of long images a tile is
+# larger: products of fewer queries with thousands of keys cost more than the cache gains.
+TILE_BYTES = 4 << 20
 TILE_QUERIES = 256
 
 # Tokens up to which the tiles are faster in float32.
-FLOAT32_TOKENS = 640
+FLOAT32_TOKENS = 1280
 
 softmax_backward_out = torch.ops.aten._softmax_backward_data.out
 
@@ -74,12 +74,11 @@ def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> T
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _maps(branches: tuple[tuple[Tensor, Tensor], ...], scale: float, memory: Tensor) -> Tensor:
+def _maps(queries: Sequence[Tensor], keys: Sequence[Tensor], scale: float, memory: Tensor) -> Tensor:
     """(2, B H, R, N), in `memory`, from the queries (B H, R, d) and keys (B H, N, d) of each branch."""
-    (q1, k1), (q2, k2) = branches
-    maps = _view(memory, (2, *q1.shape[:2], k1.shape[1]))
-    _product(q1, k1.mT, scale, out=maps[0])
-    _product(q2, k2.mT, scale, out=maps[1])
+    maps = _view(memory, (2, *queries[0].shape[:2], keys[0].shape[1]))
+    for q, k, logits in zip(queries, keys, maps, strict=True):
+        _product(q, k.mT, scale, out=logits)
     return torch.softmax(maps, dim=-1, out=maps)
 
 
@@ -100,12 +99,13 @@ def forward(
     """As `operator.attend`, or with norm_weight as `operator.attend_and_norm`."""
     B, H, N, _ = v.shape
     out = empty_tokens_first(v)
-    images, queries = _tiles(v.shape, v.element_size())
-    memory = v.new_empty(2 * images * H * queries * N)
+    images, rows = _tiles(v.shape, v.element_size())
+    memory = v.new_empty(2 * images * H * rows * N)
+    (q1, k1), (q2, k2) = split_branches(q, k, branch_dims)  # before they are copied: products of a part are slower
     for image in _slices(B, images):
-        keys, values = _flat(k[image]), _flat(v[image])
-        for query in _slices(N, queries):
-            map1, map2 = _maps(split_branches(_flat(q[image, :, query]), keys, branch_dims), scale, memory)
+        keys, values = (_flat(k1[image]), _flat(k2[image])), _flat(v[image])
+        for query in _slices(N, rows):
+            map1, map2 = _maps((_flat(q1[image, :, query]), _flat(q2[image, :, query])), keys, scale, memory)
             map1.addcmul_(map2, _flat(lam[image, :, query]), value=-1)
             heads = torch.bmm(map1, values)
             if norm_weight is not None:
@@ -120,29 +120,29 @@ def backward(
     """As `operator.attend_backward`."""
     B, H, N, _ = v.shape
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
-    images, queries = _tiles(v.shape, v.element_size())
-    memory, more = v.new_empty(2, 2 * images * H * queries * N)
+    images, rows = _tiles(v.shape, v.element_size())
+    memory, more = v.new_empty(2, 2 * images * H * rows * N)
+    (q1, k1), (q2, k2) = split_branches(q, k, branch_dims)
     for image in _slices(B, images):
-        keys, values = _flat(k[image]), _flat(v[image])
-        for query in _slices(N, queries):
-            branches = split_branches(_flat(q[image, :, query]), keys, branch_dims)
-            maps = _maps(branches, scale, memory)
+        keys, values = (_flat(k1[image]), _flat(k2[image])), _flat(v[image])
+        for query in _slices(N, rows):
+            queries = _flat(q1[image, :, query]), _flat(q2[image, :, query])
+            maps = _maps(queries, keys, scale, memory)
             product, grad_map = _view(more, maps.shape)
-            rows, lam_rows, first = _flat(grad[image, :, query]), _flat(lam[image, :, query]), query.start == 0
+            grads, lams, first = _flat(grad[image, :, query]), _flat(lam[image, :, query]), query.start == 0
 
-            torch.bmm(rows, values.mT, out=grad_map)
+            torch.bmm(grads, values.mT, out=grad_map)
             torch.mul(grad_map, maps[1], out=product)
             _put(product.sum(-1, keepdim=True).neg_(), grad_lam[image, :, query])
-            torch.addcmul(maps[0], maps[1], lam_rows, value=-1, out=product)
-            _put(torch.bmm(product.mT, rows), grad_v[image], first)
+            torch.addcmul(maps[0], maps[1], lams, value=-1, out=product)
+            _put(torch.bmm(product.mT, grads), grad_v[image], first)
 
             for one in maps:  # each map becomes the gradient of its logits
                 softmax_backward_out(grad_map, one, -1, one.dtype, grad_input=one)
-            (q1, k1), (q2, k2) = branches
             (to_q1, to_k1), (to_q2, to_k2) = split_branches(grad_q[image, :, query], grad_k[image], branch_dims)
-            _put(_product(maps[0], k1, scale), to_q1)
-            _put(_product(maps[0].mT, q1, scale), to_k1, first)
-            _put(_product(maps[1], k2, -scale).mul_(lam_rows), to_q2)
-            second = _product(maps[1].mT, lam_rows * q2, -scale)
+            _put(_product(maps[0], keys[0], scale), to_q1)
+            _put(_product(maps[0].mT, queries[0], scale), to_k1, first)
+            _put(_product(maps[1], keys[1], -scale).mul_(lams), to_q2)
+            second = _product(maps[1].mT, lams * queries[1], -scale)
             _put(second, to_k2, first and branch_dims is not None)  # or all in one key
     return grad_q, grad_k, grad_v, grad_lam

@@ -72,7 +72,7 @@ def test_masks_and_dropout_take_another_way_to_the_same_numbers():
     torch.testing.assert_close(masked, differential_attention(q, k, v, lam, (8, 8), 0.3))
 
 
-@pytest.mark.parametrize(("tokens", "dims"), [(9, (16, None)), (700, (12, 4))])
+@pytest.mark.parametrize(("tokens", "dims"), [(9, (16, None)), (1300, (12, 4))])
 def test_where_flash_attention_is_the_faster_one_inference_takes_it(tokens, dims):
     *tensors, grad = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
     widths = branch_dims(dims)
