@@ -335,7 +335,8 @@ def python(code):
     "imports",
     [
         "import diffvit_timm, importlib.util; assert importlib.util.find_spec('timm'); import timm",
-        "from diffvit_timm import from_vit; import timm",  # each of these imports timm itself
+        "from diffvit_timm import DifferentialAttention; import timm",  # each of these imports timm itself
+        "from diffvit_timm import from_vit; import timm",
         "import diffvit_timm.training.model, timm",
     ],
 )

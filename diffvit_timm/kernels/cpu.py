@@ -6,6 +6,7 @@ branch costs its own width, the maps are subtracted before they meet the values,
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,13 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(-1, *x.shape[-2:])
 
 
+def _part(branches: Sequence[Tensor], where: Any) -> tuple[Tensor, Tensor]:
+    """A part of the queries or keys of both branches, flat; version 2's one key is copied once."""
+    one, other = branches
+    first = _flat(one[where])
+    return first, first if other is one else _flat(other[where])
+
+
 def _put(part: Tensor, to: Tensor, first: bool = True) -> None:
     """Write a part of the result, or add it to what an earlier tile wrote."""
     part = part.view(to.shape)
@@ -101,11 +109,12 @@ def forward(
     out = empty_tokens_first(v)
     images, rows = _tiles(v.shape, v.element_size())
     memory = v.new_empty(2 * images * H * rows * N)
-    (q1, k1), (q2, k2) = split_branches(q, k, branch_dims)  # before they are copied: products of a part are slower
+    # before they are copied: products of a part of the channels are slower
+    all_queries, all_keys = zip(*split_branches(q, k, branch_dims), strict=True)
     for image in _slices(B, images):
-        keys, values = (_flat(k1[image]), _flat(k2[image])), _flat(v[image])
+        keys, values = _part(all_keys, image), _flat(v[image])
         for query in _slices(N, rows):
-            map1, map2 = _maps((_flat(q1[image, :, query]), _flat(q2[image, :, query])), keys, scale, memory)
+            map1, map2 = _maps(_part(all_queries, (image, slice(None), query)), keys, scale, memory)
             map1.addcmul_(map2, _flat(lam[image, :, query]), value=-1)
             heads = torch.bmm(map1, values)
             if norm_weight is not None:
@@ -122,11 +131,11 @@ def backward(
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
     images, rows = _tiles(v.shape, v.element_size())
     memory, more = v.new_empty(2, 2 * images * H * rows * N)
-    (q1, k1), (q2, k2) = split_branches(q, k, branch_dims)
+    all_queries, all_keys = zip(*split_branches(q, k, branch_dims), strict=True)
     for image in _slices(B, images):
-        keys, values = (_flat(k1[image]), _flat(k2[image])), _flat(v[image])
+        keys, values = _part(all_keys, image), _flat(v[image])
         for query in _slices(N, rows):
-            queries = _flat(q1[image, :, query]), _flat(q2[image, :, query])
+            queries = _part(all_queries, (image, slice(None), query))
             maps = _maps(queries, keys, scale, memory)
             product, grad_map = _view(more, maps.shape)
             grads, lams, first = _flat(grad[image, :, query]), _flat(lam[image, :, query]), query.start == 0
