@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import t
+from timm.models import get_model_input_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from .benchmark import explicit_maps
@@ -81,7 +82,7 @@ def count_flops(model: Any) -> int:
     Args:
         model: of timm.create_model; left as it is.
     """
-    image = torch.zeros(1, *model.pretrained_cfg["input_size"][:1], *model.patch_embed.img_size)
+    image = torch.zeros(1, *get_model_input_config(model)["input_size"])
     mode = model.training
     try:
         model.eval()

@@ -33,6 +33,13 @@ def test_flops_are_those_of_the_products_by_hand(attn, per_block):
     assert count_flops(model) == 2 * (16 * D * 3 * 64 + 2 * block + lambdas + D * 5)
 
 
+def test_flops_are_counted_at_the_channels_and_the_size_that_the_model_was_given():
+    colour = timm.create_model("diffvit_nano", in_chans=3, img_size=32)
+    grey = timm.create_model("diffvit_nano", img_size=32)
+    tokens, width, patch = 64, grey.embed_dim, 4
+    assert count_flops(colour) - count_flops(grey) == 2 * tokens * width * 2 * patch**2
+
+
 def test_counting_changes_nothing_of_the_model(tiny_model):
     model = tiny_model().train()
     fused = [layer.fused_attn for layer in model.differential_layers()]
