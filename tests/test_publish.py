@@ -123,6 +123,19 @@ def test_a_run_is_pushed_whole_and_pulled_the_same(hub, ask, run_folder, tmp_pat
     assert contents(tmp_path / "back") == contents(run_folder)
 
 
+def test_a_run_is_pulled_into_an_empty_folder_and_what_lies_beside_it_stays(hub, ask, run_folder, tmp_path):
+    ask(PUSH, run=str(run_folder), repo="pets")
+    for name in ("back", "back.old", "back.new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "back.old" / "precious.txt").write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code = "os.chdir(out); result = publish.pull_run(repo, Path('.')); os.chdir('/')"
+    assert ask(code, repo="me/pets", out=str(tmp_path / "back")) is None
+    assert contents(tmp_path / "back") == contents(run_folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "back.old" / "precious.txt").read_text() == "mine"
+
+
 def test_pictures_of_data_whose_licence_forbids_them_stay_here(hub, ask, run_folder):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "1aurent/BACH"}))
