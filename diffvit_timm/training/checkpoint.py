@@ -61,6 +61,11 @@ class Checkpoints:
             remove_folder(old)
         return path
 
+    def remove_after(self, path: Path) -> None:
+        """Remove those newer than the one that a run goes on from, which makes them and their rows again."""
+        for newer in (other for other in self.whole() if other.name > path.name):
+            remove_folder(newer)
+
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights and the state of `Checkpoints.save`, on the CPU.

@@ -1,12 +1,13 @@
 """What a recipe prints: a rich bar on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,15 +73,22 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input is one line on stderr and exit code 2."""
+    """Bad input, or a full disk, is one line on stderr and exit code 2."""
     try:
         yield
     except InputError as error:
         if not is_main():
             time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
-        cause = str(error).rpartition("InputError: ")[-1]  # a loader's worker wraps the error in its own traceback
-        print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
-        sys.exit(2)
+        _stop(str(error).rpartition("InputError: ")[-1])  # a loader's worker wraps the error in its own traceback
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _stop(f"{error}: free some space and start again")
+
+
+def _stop(cause: str) -> NoReturn:
+    print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def run(main: Callable[[], dict]) -> None:

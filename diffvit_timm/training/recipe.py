@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 from accelerate.utils import set_seed
 
@@ -36,17 +37,25 @@ def train(config: TrainConfig, recipe: str) -> dict:
         InputError: anything the user can mend; nothing is written then, unless training had begun.
     """
     output, checkpoint = resolve_run(config, recipe)
-    if (output / "result.json").exists():
-        say(f"{output} is finished already")
-        return json.loads((output / "result.json").read_text())
     if config.push_to_hub and is_main():
         check_repository(config.push_to_hub, config.hub_private)
+    if (output / "result.json").exists():
+        say(f"{output} is finished already")
+        result = json.loads((output / "result.json").read_text())
+    else:
+        output, result = _train(config, output, checkpoint)
+    if config.push_to_hub and is_main():
+        say(f"pushed to {push_run(output, config.push_to_hub, config.hub_private)}")
+    return result
+
+
+def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> tuple[Path, dict]:
+    """The folder that all processes use, and the result."""
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     if config.eval_only and not owns_head(config):
-        raise InputError(
-            f"--eval-only: the head of --model {config.model} starts at random; give local-dir: or hf-hub:"
-        )
+        mend = "give local-dir: or hf-hub:" if config.pretrained else "pass --pretrained"
+        raise InputError(f"--eval-only: the head of --model {config.model} starts at random; {mend}")
     if config.teacher:
         check_model(config.teacher, option="--teacher")
     splits = _load_splits(config)
@@ -59,13 +68,11 @@ def train(config: TrainConfig, recipe: str) -> dict:
         fit_linear_probe(model, splits, accelerator)
     conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
     if config.dry_run:
-        return dry_run(config, accelerator, model, splits, conversion, teacher)
+        return output, dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
     result = _test_only(trainer) if config.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
-    if config.push_to_hub and accelerator.is_main_process:
-        say(f"pushed to {push_run(trainer.output, config.push_to_hub, config.hub_private)}")
-    return result
+    return trainer.output, result
 
 
 def _load_splits(config: TrainConfig) -> Splits:

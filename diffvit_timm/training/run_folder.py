@@ -73,11 +73,12 @@ def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
             return new_folder(config.output), None
     else:
         given = Path(config.resume).expanduser()
-        folder = given.parent.parent if given.parent.name == "checkpoints" else given
+        is_run = (given / "config.yaml").exists()
+        folder = given.parent.parent if given.parent.name == "checkpoints" and not is_run else given
         checkpoints = [path for path in Checkpoints(folder).whole() if given in (folder, path)]
         if not checkpoints and not (folder / "result.json").exists():
             raise InputError(f"--resume {given} is neither a complete checkpoint nor a run folder that has one")
-        if config.output != "auto" and Path(config.output).expanduser() != folder:
+        if config.output != "auto" and Path(config.output).expanduser().resolve() != folder.resolve():
             raise InputError(f"--output {config.output} is not the folder of --resume {given}: leave it out")
     _require_same_options(folder, config)
     return folder, checkpoints[-1] if checkpoints else None
@@ -125,16 +126,18 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.way_on = f"go on with --resume {path} if it has a checkpoint"  # of a full disk's error
+        # first, as it is what --resume auto knows a run by
+        replace(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         recover_folder(path / "best")
         metrics = path / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True)[:rows] if rows else []
         self.rows: list[dict] = [json.loads(line) for line in lines]
         replace(metrics, "".join(lines))
-        replace(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: dict) -> None:
-        replace(self.path / name, json.dumps(content, indent=2) + "\n")
+        with writing(name, self.path, self.way_on):
+            replace(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def log(self, **row) -> None:
         """Append a row to metrics.jsonl."""

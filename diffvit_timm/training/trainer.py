@@ -184,8 +184,8 @@ class Trainer:
                     break
                 self._train_epoch(epoch)
                 self._evaluate_epoch(epoch)
-        self.accelerator.wait_for_everyone()
-        return self._finish()
+            self.accelerator.wait_for_everyone()
+            return self._finish()
 
     def _evaluate_epoch(self, epoch: int) -> None:
         """Validate, keep the best, draw what is attended to, take a checkpoint; each if it is due."""
@@ -197,7 +197,7 @@ class Trainer:
         statistics = self._statistics()
         lambdas, negative = statistics.lambdas, statistics.negative_mass
         layers = {"lambda": lambdas, "negative_mass": negative}
-        self._log(epoch=epoch + 1.0, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
+        self._log(epoch=self.step / self.updates_per_epoch, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
         marks = [f"epoch {epoch + 1}/{self.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
         if lambdas:
             marks.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
@@ -269,6 +269,8 @@ class Trainer:
         wrong = [f"{name} {state[name]} there, {value} here" for name, value in here.items() if state[name] != value]
         if wrong:
             raise InputError(f"--resume {checkpoint} is of another run: {'; '.join(wrong)}")
+        if self.accelerator.is_main_process:
+            self.checkpoints.remove_after(checkpoint)
         load_weights(self.net, {name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
         if self.ema:
             average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}
@@ -396,6 +398,7 @@ class Trainer:
                 losses = F.cross_entropy(logits.float(), labels, reduction="none")
                 columns.append(self.accelerator.gather_for_metrics((logits.argmax(-1), labels, losses)))
                 advance("")
+                self._stop_if_asked(together=False)
         return Accuracy.of(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
 
     def _log(self, **row) -> None:
@@ -424,11 +427,11 @@ class Trainer:
             "images_per_second": round(self.step * self.batches.images_an_update / self.train_seconds, 1),
         }
         if self.run:
-            self.run.write_json("result.json", result)
             title = f"{self.config.model}, {result['attn']} attention, on {Path(self.config.dataset).name}"
             plot_training(self.run.rows, self.run.path / "training.png", title)
             if self.pictures and config.push_to_hub:
                 self.pictures.draw(self.judged, "the-best-weights", self.accelerator, self.step)
+            self.run.write_json("result.json", result)  # last: a run that has it is finished
         return result
 
     def test(self) -> dict:

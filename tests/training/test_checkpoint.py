@@ -151,6 +151,38 @@ def test_a_signal_during_the_last_evaluation_is_not_forgotten(start, whole, monk
     assert_same(outcome(again.output), whole)
 
 
+def test_a_signal_in_the_test_takes_a_checkpoint_from_which_the_test_alone_is_made(start, whole, monkeypatch):
+    run = start("stopped", checkpoint_every=0.0)
+    evaluate = run.evaluate
+
+    def signalled(loader, label):
+        if label == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(loader, label)
+
+    monkeypatch.setattr(run, "evaluate", signalled)
+    with pytest.raises(SystemExit):
+        run.fit()
+    assert not (run.output / "result.json").exists()
+    again = start("stopped", checkpoint_every=0.0)
+    monkeypatch.setattr(again, "_update", None)  # nothing is left to train
+    again.fit(Checkpoints(run.output).whole()[-1])
+    assert_same(outcome(again.output), whole)
+
+
+def test_going_on_from_an_older_checkpoint_forgets_the_newer_ones(start, whole):
+    kill_after(start("killed", keep_checkpoints=9), 11)
+    older, newest = (Checkpoints(start("killed").output).whole()[place] for place in (3, -1))
+    run = start("killed", keep_checkpoints=9)
+    run._update = None
+    with pytest.raises(TypeError):  # killed at once
+        run.fit(older)
+    assert newest not in Checkpoints(run.output).whole()
+    run = start("killed", keep_checkpoints=9)
+    run.fit(Checkpoints(run.output).whole()[-1])
+    assert_same(outcome(run.output), whole)
+
+
 def test_a_run_without_signals_or_kills_keeps_the_newest_checkpoints(start):
     run = start("run", keep_checkpoints=2)
     run.fit()
@@ -217,6 +249,15 @@ def test_resume_takes_a_run_or_one_of_its_checkpoints_or_looks_for_itself(run_fo
     for resume, output in ((str(folder), "auto"), (str(checkpoint), "auto"), ("auto", str(folder))):
         config = TrainConfig("data", "model", resume=resume, output=output, workers=7)
         assert resolve_run(config, "recipe") == (folder, checkpoint)
+
+
+def test_a_run_may_lie_in_a_folder_of_that_name_and_its_folder_be_written_in_two_ways(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints" / "run"
+    RunFolder(folder, TrainConfig("data", "model"))
+    checkpoint = Checkpoints(folder).save(1, 5, {"w": torch.ones(1)}, {})
+    monkeypatch.chdir(folder.parent)
+    config = TrainConfig("data", "model", resume="run", output=str(folder))
+    assert [path.resolve() for path in resolve_run(config, "recipe")] == [folder, checkpoint]
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):

@@ -1,5 +1,6 @@
 """What a recipe prints: progress for people, a result for machines, and one line for bad input."""
 
+import errno
 import json
 import os
 import subprocess
@@ -45,7 +46,18 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(capsys):
     assert not captured.out
 
 
+def test_a_full_disk_is_one_line_wherever_it_is_met(capsys):
+    with pytest.raises(SystemExit) as caught:
+        console.run(failing(OSError(errno.ENOSPC, "No space left on device", "runs/training.png")))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: [Errno 28] No space left on device: 'runs/training.png': free some space and start again\n"
+    )
+
+
 def test_a_bug_keeps_its_traceback():
+    with pytest.raises(PermissionError):
+        console.run(failing(PermissionError()))
     with pytest.raises(ZeroDivisionError):
         console.run(failing(ZeroDivisionError()))
     with pytest.raises(ValueError, match="not the user's"):

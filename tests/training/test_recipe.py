@@ -8,7 +8,7 @@ import timm
 import torch
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, train
+from diffvit_timm.training import TrainConfig, recipe, train
 from diffvit_timm.training.model import model_data_config
 
 
@@ -78,6 +78,16 @@ def test_eval_only_of_a_head_that_never_learned_is_refused(image_folder, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_push_that_a_kill_prevented_is_made_up_for(image_folder, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(recipe, "check_repository", lambda *_: None)
+    monkeypatch.setattr(recipe, "push_run", lambda run, *_: pushed.append(run))
+    first = train(small(image_folder, tmp_path), "recipe")
+    again = small(image_folder, tmp_path, resume="auto", push_to_hub="me/net")
+    assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
+    assert pushed == [tmp_path / "run"]
+
+
 def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(image_folder, tmp_path, capsys):
     result = train(small(image_folder, tmp_path, dry_run=True, ema=0.9, checkpoint_every=0.1), "recipe")
     assert not list(tmp_path.iterdir())
@@ -103,6 +113,20 @@ def test_freezing_names_what_keeps_its_weights(image_folder, tmp_path, freeze, t
         for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")
     }  # fmt: skip
     assert names == trained
+    assert model.norm.weight.requires_grad == (freeze != "backbone")  # no block's, it comes after the last
+
+
+def test_a_frozen_backbone_leaves_both_heads_of_a_distilled_model(image_folder, tmp_path):
+    from diffvit_timm.data import load_splits
+    from diffvit_timm.training.model import create_model
+
+    config = dataclasses.replace(
+        small(image_folder, tmp_path, freeze="backbone"), model="deit_tiny_distilled_patch16_224",
+        model_kwargs=("img_size=32", "depth=1"),
+    )  # fmt: skip
+    model, _ = create_model(config, load_splits(str(image_folder)))
+    learns = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {"head", "head_dist"}
 
 
 def test_more_frozen_blocks_than_there_are_is_refused(image_folder, tmp_path):

@@ -423,7 +423,9 @@ def test_max_steps_ends_the_training_and_its_learning_rate_there(trainer, steps,
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
     rows = rows_of(run.output)
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, steps + 1))
-    assert len([row for row in rows if "val_accuracy" in row]) == epochs
+    validated = [row["epoch"] for row in rows if "val_accuracy" in row]
+    assert len(validated) == epochs
+    assert validated[-1] == pytest.approx(steps / run.updates_per_epoch) == rows[-2]["epoch"]
 
 
 def test_patience_ends_a_training_that_gets_no_better(trainer, capsys):
