@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, save_for_hf, split_model_name_tag
 from torch import nn
@@ -85,7 +86,7 @@ def load_model(name: str, pretrained: bool = True, option: str = "--model", hint
             f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
             f"({type(error).__name__}): check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, SafetensorError) as error:
         raise InputError(f"{option} {name} cannot be made: {error}") from error
 
 

@@ -6,7 +6,7 @@ import torch
 
 from diffvit_timm import from_vit
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import save_pretrained, short_names
+from diffvit_timm.hub import load_model, save_pretrained, short_names
 
 
 def test_a_saved_model_comes_back_bit_equal_with_its_class_names(tmp_path):
@@ -28,6 +28,15 @@ def test_another_number_of_classes_starts_a_new_head_and_keeps_the_rest(tmp_path
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3)
     assert loaded.head.weight.shape == (3, 48)
     assert torch.equal(loaded.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_broken_file_of_a_saved_model_is_one_error(tmp_path, name):
+    model = timm.create_model("diffvit_tiny_patch16", img_size=32, embed_dim=48, depth=1, num_heads=3)
+    save_pretrained(model, tmp_path)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"--model local-dir:{tmp_path} cannot be made"):
+        load_model(f"local-dir:{tmp_path}")
 
 
 def test_two_folders_of_one_name_are_told_apart(tmp_path):

@@ -97,6 +97,8 @@ def load_splits(
             raise InputError(f"--group-column {group_column} is no column of {name}: choose one of {list(features)}")
         if not test_share and "test" in loaded and val_name is not None:
             raise InputError(f"--group-column {group_column} has no effect: {name} comes divided, and stays so")
+        if group_column in columns:
+            raise InputError(f"--group-column {group_column} is that of the {columns[group_column]}s: choose another")
         columns[group_column] = "group"
     used = ("train", "test", val_name)
     named = {split: _named_columns(data, columns) for split, data in loaded.items() if split in used}
@@ -114,6 +116,8 @@ def load_splits(
             advice = ": give another, or train with --test-share 0.25" if split == "test" else ""
             raise InputError(f"--dataset {name}: {split} has images without a label{advice}")
 
+    if group_column and None in train["group"]:
+        raise InputError(f"--group-column {group_column}: train has images without a value of it: give each one")
     if test_share:
         images = len(train)
         train, test = _held_out(train, test_share, name)
@@ -191,9 +195,11 @@ def _class_names(name: str, label_column: str, splits: dict[str, Dataset]) -> di
     names = {split: data.features["label"].names for split, data in splits.items()}
     if Path(name).expanduser().is_dir():
         files = datasets.load_dataset_builder(str(Path(name).expanduser())).config.data_files or {}
-        for split, paths in files.items():
-            for path in (path for path in paths if path.endswith(".parquet")):
-                names[str(split)] = Features.from_arrow_schema(pq.read_schema(path))[label_column].names
+        for split in splits:
+            for path in (path for path in files.get(split, ()) if path.endswith(".parquet")):
+                labels = Features.from_arrow_schema(pq.read_schema(path))[label_column]
+                if isinstance(labels, ClassLabel):  # or numbers, -1 where there is no label
+                    names[split] = labels.names
     return names
 
 

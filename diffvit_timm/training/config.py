@@ -196,12 +196,16 @@ class TrainConfig:
             self._refuse_with_stream()
         if self.eval_only and (self.dry_run or self.resume != "never"):
             raise InputError("--eval-only neither trains nor resumes: leave out --dry-run and --resume")
+        if self.eval_only and self.reset_head and self.head_init != "probe":
+            raise InputError("--eval-only tests the head that there is: leave out --reset-head")
         if self.push_to_hub and (self.eval_only or self.dry_run):
             raise InputError(f"--push-to-hub {self.push_to_hub}: --eval-only and --dry-run leave nothing to push")
         if self.dry_run and self.resume != "never":
             raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
+        for name in self.model_arguments.keys() & {"attn", "conversion", "pretrained"}:
+            raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
 
     @property
     def data_seed(self) -> int:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from datasets import Dataset
 from timm.data import resolve_data_config
 from timm.models import (
@@ -125,14 +126,17 @@ def _freeze(config: TrainConfig, model: Any) -> None:
     """Take the weights that --freeze names out of training."""
     if config.freeze == "backbone":
         model.requires_grad_(False)
-        model.get_classifier().requires_grad_(True)
+        heads = model.get_classifier()
+        for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled DeiT has two
+            head.requires_grad_(True)
     elif config.freeze != "none":
         layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
         blocks = len(set(layers.values())) - 2  # the stem, and what follows the last block
         if int(config.freeze) > blocks:
             raise InputError(f"--freeze {config.freeze}: --model {config.model} has {blocks} blocks")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(layers[name] > int(config.freeze))
+            # timm counts the norm after the last block to that block
+            parameter.requires_grad_(layers[name] > int(config.freeze) or name.startswith("norm."))
 
 
 def _refuse_unused(config: TrainConfig, model: Any) -> None:
@@ -144,6 +148,17 @@ def _refuse_unused(config: TrainConfig, model: Any) -> None:
         raise InputError(f"--conversion {config.conversion}: --model {config.model} is {what}; leave it out")
     if config.attn != "model" and not _is_variant(config) and set(config.model_arguments) & set(DIFF_SETTINGS):
         raise InputError(f"--model-kwargs: --model {config.model} is {what}, and its attention is set; leave it out")
+
+
+def check_variant(config: TrainConfig) -> None:
+    """Make one of our variants without its weights, as it is asked for, and forget it.
+
+    Raises:
+        InputError: arguments that it does not take, or more blocks to freeze than it has.
+    """
+    attn = {} if config.attn == "model" else {"attn": config.attn}
+    with torch.device("meta"):
+        _freeze(config, load_model(config.model, pretrained=False, **{**config.model_arguments, **attn}))
 
 
 def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
@@ -162,9 +177,6 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
             be converted.
     """
     check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
-    for name in ("attn", "conversion"):
-        if name in config.model_arguments:
-            raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
     attn = _target_attention(config)
     model = source = _load_source(config, attn, len(splits.class_names))
     kept = None

@@ -190,7 +190,7 @@ def test_a_class_with_too_few_images_for_validation_is_refused(make_image_folder
     assert "too small to hold out 10%, class by class" in refusal(make_image_folder(train=2, test=1))
 
 
-def bach(folder, label=-1):
+def bach(folder, label=-1, patient="patient {}"):
     """Parquet files like those of the Hub's 1aurent/BACH, whose test split has no labels; and whose patient it is."""
     names = ["Benign", "InSitu", "Invasive", "Normal"]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=names), "patient": Value("string")})
@@ -198,7 +198,7 @@ def bach(folder, label=-1):
         rows = {
             "image": [{"bytes": png((i, 0, 0)), "path": None} for i in range(count)],
             "label": [i % 4 if split == "train" else label for i in range(count)],
-            "patient": [f"patient {i // 4}" for i in range(count)],
+            "patient": [patient and patient.format(i // 4) for i in range(count)],
         }
         folder.mkdir(exist_ok=True)
         Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
@@ -238,6 +238,18 @@ def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
     assert len(splits.train) + len(splits.val) == rest
 
 
+def test_images_of_no_group_are_refused(tmp_path):
+    said = refusal(bach(tmp_path / "bach", patient=None), test_share=0.25, group_column="patient")
+    assert said == "--group-column patient: train has images without a value of it: give each one"
+
+
+def test_a_test_split_that_is_not_used_may_name_no_classes(tmp_path):
+    write_parquet(tmp_path / "d", "train", count=24)
+    write_parquet(tmp_path / "d", "test", label=(Value("int64"), -1))
+    assert "test has images without a label" in refusal(tmp_path / "d")
+    assert load_splits(str(tmp_path / "d"), test_share=0.25).class_names == ["cat", "dog"]
+
+
 def test_a_share_that_no_groups_make_is_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach"), test_share=0.01, group_column="patient")
     assert said.startswith("--test-share 0.01: the groups of --group-column patient are too large for it")
@@ -271,6 +283,9 @@ def test_a_split_that_is_not_used_may_have_no_labels(tmp_path):
 
 def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tmp_path, make_image_folder):
     assert "is no column of" in refusal(bach(tmp_path / "bach"), test_share=0.25, group_column="doctor")
+    for column in ("label", "image"):
+        said = refusal(tmp_path / "bach", test_share=0.25, group_column=column)
+        assert said == f"--group-column {column} is that of the {column}s: choose another"
     divided = make_image_folder(train=3, val=2, test=2)
     assert "comes divided" in refusal(divided, group_column="label")
 

@@ -108,6 +108,10 @@ def test_a_number_out_of_range_is_refused_with_the_option_and_the_value(option, 
         (dict(calibration_images=64), "--calibration-images 64 has no effect without --conversion calibrated"),
         (dict(eval_only=True, dry_run=True), "--eval-only neither trains nor resumes"),
         (dict(dry_run=True, resume="auto"), "--dry-run starts anew: leave out --resume auto"),
+        (dict(eval_only=True, reset_head=True), "--eval-only tests the head that there is: leave out --reset-head"),
+        (dict(model_kwargs=("attn=plain",)), "--model-kwargs attn=... is an option of its own: pass --attn"),
+        (dict(model_kwargs=("conversion=svd",)), "--model-kwargs conversion=... .* pass --conversion"),
+        (dict(model_kwargs=("pretrained=false",)), "--model-kwargs pretrained=... .* pass --pretrained"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options, message):

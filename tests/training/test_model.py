@@ -216,8 +216,6 @@ def test_what_is_asked_of_a_conversion_is_not_dropped_in_silence(checkpoint, pla
     assert "--conversion svd" in refusal(own(plain, conversion="svd"))
     assert "--conversion svd" in refusal(config(conversion="svd", attn="plain"))
     assert "--model-kwargs" in refusal(dataclasses.replace(own(ours, attn="diff"), model_kwargs=("lambda_init=0.3",)))
-    assert "pass --attn" in refusal(config(model_kwargs=(*SMALL, "attn=plain")))
-    assert "pass --conversion" in refusal(config(model_kwargs=(*SMALL, "conversion=slice")))
 
 
 def test_an_argument_of_the_users_is_not_overridden_by_an_option_left_alone():
