@@ -205,7 +205,7 @@ class CapturedAttention:
     @property
     def reads_class_token(self) -> bool:
         """Whether the model's head reads the class token, and not the patches."""
-        return self.model.has_class_token and self.model.global_pool not in ("avg", "avgmax", "max")
+        return self.model.has_class_token and self.model.global_pool not in ("avg", "avgmax", "max", "map")
 
     def output_rows(self, matrix: Tensor) -> Tensor:
         """The row of what the model's head reads: of the class token, or the mean over the patches.

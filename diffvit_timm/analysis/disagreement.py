@@ -77,7 +77,7 @@ def plot_wins(
     """
     rows, columns = max(1, len(images)), 1 + len(probabilities)
     figure = Figure(figsize=(1.9 + 2.4 * len(probabilities), 1.5 * rows + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False)
     if not images:
         for axis in axes[0]:

@@ -7,7 +7,9 @@ them alone and it should come.
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 __all__ = ["Curve", "area_under", "perturbation_curve"]
@@ -17,13 +19,13 @@ Curve = Literal["deletion", "insertion"]
 
 @torch.inference_mode()
 def perturbation_curve(
-    model: nn.Module, images: Tensor, heat: Tensor, targets: Tensor, kind: Curve, steps: int = 14
+    model: VisionTransformer, images: Tensor, heat: Tensor, targets: Tensor, kind: Curve, steps: int = 14
 ) -> Tensor:
     """The probability of a class while the hottest patches are taken away, or shown, step by step.
 
     Args:
         model: in evaluation mode.
-        images: (B, C, H, W), normalised, so that 0 is the mean colour.
+        images: (B, C, H, W), normalised, so that 0 is the mean colour. What no patch covers stays as it is.
         heat: (B, rows, columns), of the patches; ties are in the order of the patches.
         targets: (B,), classes.
         kind: 'deletion' starts from the image, and patches become the mean colour; 'insertion' starts from the image
@@ -34,16 +36,20 @@ def perturbation_curve(
         (B, steps + 1), the first of nothing changed, the last of all.
 
     Raises:
-        ValueError: heat of another number of images, a grid that does not divide the images, or too few steps.
+        ValueError: heat of another number of images or of another grid than the model's, or too few steps.
     """
     B, _, height, width = images.shape
     rows, columns = heat.shape[-2:]
-    if len(heat) != B or height % rows or width % columns:
-        raise ValueError(f"heat {tuple(heat.shape)} does not divide images {tuple(images.shape)} into patches")
+    grid = model.patch_embed.dynamic_feat_size((height, width))
+    if heat.shape != (B, *grid):
+        raise ValueError(f"heat {tuple(heat.shape)} must be {(B, *grid)}, of the patches of {tuple(images.shape)}")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     ranks = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view(B, 1, rows, columns)
-    ranks = ranks.repeat_interleave(height // rows, -2).repeat_interleave(width // columns, -1).to(images.device)
+    down, across = model.patch_embed.patch_size
+    ranks = ranks.repeat_interleave(down, -2).repeat_interleave(across, -1).to(images.device)
+    # the last of the patches may end before the image, or (dynamic_img_pad) beyond it
+    ranks = F.pad(ranks, (0, width - across * columns, 0, height - down * rows), value=rows * columns)
     before, after = (images, torch.zeros_like(images)) if kind == "deletion" else (_blurred(images), images)
     counts = torch.linspace(0, rows * columns, steps + 1).round()
     curve = [model(torch.where(ranks < count, after, before)).float().softmax(dim=-1) for count in counts]

@@ -1,6 +1,7 @@
 """Pictures of what attention does. Numbers in, a matplotlib figure out; `save` writes the numbers beside it."""
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,11 @@ def _bare(axis: Axes) -> None:
     axis.set_yticks([])
 
 
+def _in_lines(name: str) -> str:
+    """The name of a panel, no wider than it."""
+    return "\n".join(textwrap.fill(line, 30) for line in name.splitlines())
+
+
 def _roomy(width: float, height: float) -> Figure:
     """A figure with room at its edges, which labels beside square panels need."""
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.12))
@@ -82,7 +88,13 @@ def _draw_heat(axis: Axes, picture: Picture, heat: np.ndarray) -> None:
     axis.set_xlabel(f"max {peak / heat.mean():.1f} x mean" if heat.mean() > 0 else "nothing", fontsize=8)
 
 
-def plot_overlays(pictures: Sequence[Picture], columns: Mapping[str, np.ndarray], title: str, width: int = 0) -> Figure:
+def plot_overlays(
+    pictures: Sequence[Picture],
+    columns: Mapping[str, np.ndarray],
+    title: str,
+    width: int = 0,
+    seen: Mapping[str, Sequence[Picture]] | None = None,
+) -> Figure:
     """A row a picture: itself, and each heat map over it, from 0 to its own maximum.
 
     Args:
@@ -90,21 +102,22 @@ def plot_overlays(pictures: Sequence[Picture], columns: Mapping[str, np.ndarray]
         columns: of each kind of heat map its name, and (pictures, rows, columns), not negative.
         title: what is shown, of which model.
         width: panels a line, for many kinds of one picture; 0: all on one line.
+        seen: of a column the pictures as its model sees them, where that is not the model of `pictures`.
     """
     names = list(columns)
     width = width or len(names) + 1
     lines = -(-(len(names) + 1) // width)
     shape = (len(pictures) * lines, width)
     figure = Figure(figsize=(1.9 * width + 0.9, 2.15 * shape[0] + 0.7), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     axes = figure.subplots(*shape, squeeze=False)
     for row, picture in enumerate(pictures):
         panels = axes[row * lines : (row + 1) * lines].ravel()
         _draw_picture(panels[0], picture)
-        panels[0].set_title(picture.name, fontsize=8)
+        panels[0].set_title(_in_lines(picture.name), fontsize=8)
         for axis, name in zip(panels[1:], names, strict=False):
-            _draw_heat(axis, picture, columns[name][row])
-            axis.set_title(name, fontsize=8)
+            _draw_heat(axis, (seen or {}).get(name, pictures)[row], columns[name][row])
+            axis.set_title(_in_lines(name), fontsize=8)
         for axis in panels[len(names) + 1 :]:
             axis.set_axis_off()
     bar = figure.colorbar(ScalarMappable(Normalize(0, 1), AMOUNT), ax=axes, shrink=0.6, aspect=30)
@@ -121,8 +134,8 @@ def plot_heads(maps: np.ndarray, title: str, signed: bool) -> Figure:
         signed: differences, on a scale around 0; or else amounts, from 0 on.
     """
     layers, heads = maps.shape[:2]
-    figure = _roomy(0.95 * heads + 2.6, 1.0 * layers + 1.2)
-    figure.suptitle(title)
+    figure = _roomy(max(0.95 * heads + 2.6, 7), 1.0 * layers + 1.2)  # wide enough for the title
+    figure.suptitle(title, wrap=True)
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer in range(layers):
         limit = np.abs(maps[layer]).max() or 1.0
@@ -154,7 +167,7 @@ def plot_branches(
     """
     heads = len(map1)
     figure = _roomy(9, 2.2 * heads + 0.7)
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     axes = figure.subplots(heads, 4, squeeze=False)
     left, top, right, bottom = picture.box
     for head in range(heads):
@@ -234,7 +247,7 @@ def plot_statistics(models: Mapping[str, HeadStatistics], title: str) -> Figure:
     """
     labels = ("Entropy (nats)", "Distance (pixels)", "Share on prefix tokens")
     figure = Figure(figsize=(12, 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     drawn = list(zip(models.items(), itertools.cycle(LINES), strict=False))
     for place, (axis, label) in enumerate(zip(figure.subplots(1, 3), labels, strict=True)):
         for number, ((name, statistics), colour) in enumerate(drawn):
@@ -260,7 +273,7 @@ def plot_faithfulness(curves: Mapping[Curve, Mapping[str, np.ndarray]], title: s
         title: of which model, on what.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     notes = {"deletion": "lower is better", "insertion": "higher is better"}
     for axis, (kind, methods) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for colour, (name, curve) in zip(itertools.cycle(LINES), methods.items(), strict=False):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torchvision import transforms
 
-__all__ = ["Box", "visible_box"]
+__all__ = ["Box", "patched_box", "visible_box"]
 
 
 class Box(NamedTuple):
@@ -38,6 +38,23 @@ def visible_box(size: tuple[int, int], transform: transforms.Compose) -> Box:
     columns, rows = _through(steps, columns), _through(steps, rows)
     left, right = _ends(columns[len(columns) // 2])
     top, bottom = _ends(rows[:, rows.shape[1] // 2])
+    return Box(left, top, right, bottom)
+
+
+def patched_box(size: tuple[int, int], transform: transforms.Compose, patch_embed: Any) -> Box:
+    """The part of an image that a ViT's patches cover: a `visible_box` without what they leave over of a side.
+
+    Args:
+        size, transform: as in `visible_box`.
+        patch_embed: of the model, timm's PatchEmbed.
+
+    Raises:
+        ValueError: as in `visible_box`.
+    """
+    left, top, right, bottom = visible_box(size, transform)
+    (height, width), (down, across) = patch_embed.img_size, patch_embed.patch_size
+    rows, columns = patch_embed.dynamic_feat_size((height, width))
+    right, bottom = left + columns * across / width * (right - left), top + rows * down / height * (bottom - top)
     return Box(left, top, right, bottom)
 
 

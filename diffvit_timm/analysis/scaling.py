@@ -3,6 +3,7 @@
 `Kaplan et al. 2020` - https://arxiv.org/abs/2001.08361, L(N) = a N^-b
 """
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from scipy.stats import t
 from timm.models import get_model_input_config
 from torch.utils.flop_counter import FlopCounterMode
@@ -82,15 +84,13 @@ def count_flops(model: Any) -> int:
     Args:
         model: of timm.create_model; left as it is.
     """
-    image = torch.zeros(1, *get_model_input_config(model)["input_size"])
-    mode = model.training
-    try:
-        model.eval()
-        # explicit, as the counter does not look into operators that it does not know
-        with explicit_maps(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(image.to(next(model.parameters()).device))
-    finally:
-        model.train(mode)
+    image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=next(model.parameters()).device)
+    counted = (
+        copy.deepcopy(model).eval().requires_grad_(False)
+    )  # the counter cannot follow a parameter that is expanded
+    # explicit, as the counter does not look into operators that it does not know
+    with explicit_maps(counted), FlopCounterMode(display=False) as counter:
+        counted(image)
     return counter.get_total_flops()
 
 
@@ -160,7 +160,7 @@ def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
         title: what was trained, on what.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, attribute, label in zip(
         axes, ("parameters", "flops"), ("Parameters", "FLOPs of an image's forward pass"), strict=True
@@ -180,6 +180,11 @@ def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
                 axis.plot(places, means, color=ATTENTION[kind], label=f"{kind}: means, too few sizes for a law")
         axis.set_xscale("log")
         axis.set_yscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3, which="both")
         axis.legend()

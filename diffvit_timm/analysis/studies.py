@@ -138,6 +138,6 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
     axis.set_xlabel("Test accuracy (top-1), a dot a seed")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axis.grid(axis="x", alpha=0.3)
-    axis.set_title(title)
+    figure.suptitle(title, wrap=True)
     axis.legend(loc="best")
     figure.savefig(path, dpi=120)

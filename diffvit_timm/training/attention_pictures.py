@@ -13,7 +13,7 @@ from torch import nn
 
 from ..analysis.attention_maps import CapturedAttention
 from ..analysis.figures import Picture, plot_overlays, save
-from ..analysis.overlay import visible_box
+from ..analysis.overlay import patched_box
 from ..analysis.rollout import heat_maps
 from ..data import decode_image
 from ..data.images import MODES
@@ -52,7 +52,7 @@ class AttentionPictures:
         self.batch = torch.stack([transform(image) for image in images])
         self.labels = torch.tensor([row["label"] for row in rows])
         self.pictures = [
-            Picture(image, visible_box(image.size, transform), class_names[row["label"]])
+            Picture(image, patched_box(image.size, transform, model.patch_embed), class_names[row["label"]])
             for image, row in zip(images, rows, strict=True)
         ]
 

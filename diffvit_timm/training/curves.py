@@ -19,7 +19,7 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
     updates = [row for row in rows if "train_loss" in row]
     epochs = [row for row in rows if "val_accuracy" in row]
     figure = Figure(figsize=(10, 6.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     (loss, accuracy), (rate, lam) = figure.subplots(2, 2, sharex=True)
 
     loss.plot([row["epoch"] for row in updates], [row["train_loss"] for row in updates], color=BLUE, label="train")

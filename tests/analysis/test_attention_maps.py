@@ -134,6 +134,7 @@ def test_the_last_of_several_forward_passes_is_kept(any_vit, images):
         ({"class_token": False, "global_pool": "avg"}, (16, 16), 0, (4, 4), False),
         ({"class_token": False, "reg_tokens": 2, "global_pool": "avg"}, (16, 16), 2, (4, 4), False),
         ({"global_pool": "avg"}, (16, 16), 1, (4, 4), False),
+        ({"global_pool": "map"}, (16, 16), 1, (4, 4), False),
         ({"img_size": (16, 24)}, (16, 24), 1, (4, 6), True),
         ({"dynamic_img_size": True}, (24, 12), 1, (6, 3), True),
         ({"dynamic_img_size": True, "dynamic_img_pad": True}, (22, 11), 1, (6, 3), True),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.layers import PatchEmbed
 from torch import nn
 
 from diffvit_timm.analysis.faithfulness import area_under, perturbation_curve
@@ -9,6 +10,10 @@ from diffvit_timm.analysis.faithfulness import area_under, perturbation_curve
 
 class Patch(nn.Module):
     """Class 1 is the brightness of one patch of 2 x 3."""
+
+    def __init__(self, size=(8, 12)):
+        super().__init__()
+        self.patch_embed = PatchEmbed(img_size=size, patch_size=4)
 
     def forward(self, x):
         bright = x[..., :4, 4:8].mean(dim=(1, 2, 3))
@@ -52,6 +57,20 @@ def test_a_flat_image_is_the_same_when_it_is_blurred():
     torch.testing.assert_close(curve, torch.sigmoid(torch.tensor(4.0)).expand(2, 4))
 
 
+@pytest.mark.parametrize("kind", ["deletion", "insertion"])
+def test_what_no_patch_covers_stays_as_it_is(kind):
+    """Images of 10 x 15, of which patches of 4 cover 8 x 12."""
+    model, seen = Patch(size=(10, 15)), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x = torch.rand(2, 3, 10, 15) + 1
+    perturbation_curve(model, x, heat_of(1, 2), torch.ones(2, dtype=torch.long), kind, steps=6)
+    patch, patches = torch.zeros(2, 10, 15, dtype=torch.bool)
+    patch[4:8, 8:12] = True
+    patches[:8, :12] = True
+    assert torch.equal(seen[0] != seen[1], patch.expand_as(x))
+    assert torch.equal(seen[0] != seen[-1], patches.expand_as(x))
+
+
 def test_the_area_under_a_line_is_its_triangle():
     torch.testing.assert_close(area_under(torch.linspace(1, 0, 11)), torch.tensor(0.5))
     torch.testing.assert_close(area_under(torch.tensor([[1.0, 0.0, 0.0]])), torch.tensor([0.25]))
@@ -60,8 +79,9 @@ def test_the_area_under_a_line_is_its_triangle():
 @pytest.mark.parametrize(
     ("heat", "steps", "message"),
     [
-        (torch.zeros(2, 3, 3), 4, r"heat \(2, 3, 3\) does not divide images \(2, 3, 8, 12\)"),
-        (torch.zeros(1, 2, 3), 4, r"heat \(1, 2, 3\) does not divide"),
+        (torch.zeros(2, 3, 3), 4, r"heat \(2, 3, 3\) must be \(2, 2, 3\), of the patches of \(2, 3, 8, 12\)"),
+        (torch.zeros(2, 1, 3), 4, r"heat \(2, 1, 3\) must be \(2, 2, 3\)"),  # a grid that divides, of other patches
+        (torch.zeros(1, 2, 3), 4, r"heat \(1, 2, 3\) must be"),
         (torch.zeros(2, 2, 3), 0, "steps=0 must be at least 1"),
     ],
 )

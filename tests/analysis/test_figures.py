@@ -31,6 +31,27 @@ def test_an_overlay_lies_on_the_part_that_the_model_saw_from_zero_to_its_maximum
         assert axis.get_ylim() == (40, 0)
 
 
+def test_what_another_model_saw_is_framed_in_its_own_column(picture):
+    own = picture._replace(box=Box(0, 0, 60, 40))
+    heat = rng.random((1, 3, 4))
+    figure = figures.plot_overlays([picture], {"one": heat, "other": heat}, "title", seen={"other": [own]})
+    extents = [axis.images[1].get_extent() for axis in figure.axes if len(axis.images) == 2]
+    assert extents == [[10, 50, 35, 5], [0, 60, 40, 0]]
+
+
+def test_titles_stay_on_the_picture(picture):
+    name = "a-run-folder-with-a-long-name-20261122-091500"
+    title = f"Where the class token looks: A1 - lambda A2\n{name}, IMG_20260814_183355: Staffordshire bull terrier 93%"
+    for figure in (
+        figures.plot_heads(rng.random((2, 2, 4, 4)), title, signed=True),
+        figures.plot_overlays([picture._replace(name=name)], {name: rng.random((1, 2, 2))}, title),
+    ):
+        figure.draw_without_rendering()
+        texts = [figure._suptitle, *(axis.title for axis in figure.axes)]
+        for box in (text.get_window_extent() for text in texts if text.get_text()):
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 def test_many_kinds_of_one_picture_break_into_lines(picture):
     kinds = {f"layer {i}": rng.random((1, 2, 2)) for i in range(6)}
     figure = figures.plot_overlays([picture], kinds, "title", width=3)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from timm.data import create_transform
+from timm.layers import PatchEmbed
 
-from diffvit_timm.analysis.overlay import visible_box
+from diffvit_timm.analysis.overlay import patched_box, visible_box
 
 
 def transform_of(**settings):
@@ -41,6 +42,13 @@ def test_a_centre_crop_is_in_the_middle_and_a_border_beyond_the_image():
     np.testing.assert_allclose((left, top, right, bottom), (60, 10, 140, 90), atol=1.0)
     _, top, _, bottom = visible_box((200, 100), transform_of(crop_pct=1.0, crop_mode="border"))
     np.testing.assert_allclose((top, bottom), (-50, 150), atol=1.0)
+
+
+@pytest.mark.parametrize(("pad", "covered"), [(False, 48), (True, 96)])
+def test_what_the_patches_leave_over_of_a_side_is_not_in_the_box(pad, covered):
+    embed = PatchEmbed(img_size=64, patch_size=48, dynamic_img_pad=pad)
+    box = patched_box((128, 128), transform_of(crop_pct=1.0), embed)
+    np.testing.assert_allclose(box, (0, 0, 2 * covered, 2 * covered), atol=0.2)
 
 
 def test_inputs_that_are_not_square_are_understood():

@@ -40,6 +40,11 @@ def test_flops_are_counted_at_the_channels_and_the_size_that_the_model_was_given
     assert count_flops(colour) - count_flops(grey) == 2 * tokens * width * 2 * patch**2
 
 
+def test_flops_of_attention_pooling_are_counted_too():
+    pooled, token = (timm.create_model("diffvit_nano", global_pool=pool) for pool in ("map", "token"))
+    assert count_flops(pooled) > count_flops(token)
+
+
 def test_counting_changes_nothing_of_the_model(tiny_model):
     model = tiny_model().train()
     fused = [layer.fused_attn for layer in model.differential_layers()]

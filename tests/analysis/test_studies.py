@@ -63,5 +63,5 @@ def test_the_picture_has_a_line_a_setting(tmp_path, saved_figures):
         assert picture.size[0] == 960
     (axis,) = saved_figures[0].axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["4 x 4", "8 x 8"]
-    assert axis.get_title() == "patch size on digits"
+    assert saved_figures[0].get_suptitle() == "patch size on digits"
     assert sum(len(dots.get_offsets()) for dots in axis.collections) == len(RUNS)
