@@ -80,9 +80,16 @@ class AblateConfig(StudyConfig):
             _require_papers_layer(self)
         if self.study == "patch_size":
             _require_whole_patches(self)
-        summary = self.folder(f"ablate-{self.study}") / "study.json"
-        if summary.exists() and (other := json.loads(summary.read_text())["study"]) != self.study:
-            raise InputError(f"--output {self.output} holds the study {other}: give another folder")
+        there = self.folder(f"ablate-{self.study}").glob("*/config.yaml")
+        own = tuple(f"{_folder_name(name)}-" for name in STUDIES[self.study])
+        if others := sorted(run.parent.name for run in there if not run.parent.name.startswith(own)):
+            raise InputError(
+                f"--output {self.output} holds {others[0]}, no run of --study {self.study}: give another folder"
+            )
+
+
+def _folder_name(setting: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in setting).split())
 
 
 def _require_papers_layer(config: AblateConfig) -> None:
@@ -97,13 +104,13 @@ def _require_papers_layer(config: AblateConfig) -> None:
 
 def _require_whole_patches(config: AblateConfig) -> None:
     import timm  # not above: --help need not wait for torch
+    from timm.layers import to_2tuple
 
     from diffvit_timm.hub import check_model
 
     check_model(config.model, pretrained=False)
-    size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size
-    side = size[-1] if isinstance(size, tuple) else size
-    for name, (_, arguments) in STUDIES["patch_size"].items():
+    size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:]
+    for side, (name, (_, arguments)) in itertools.product(to_2tuple(size), STUDIES["patch_size"].items()):
         if side % arguments["patch_size"]:
             raise InputError(
                 f"--study patch_size: {name} pixels do not divide the {side} of --model {config.model}: pass "
@@ -120,7 +127,7 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
     ):
         given = tuple(f"{key}={value}" for key, value in arguments.items())
         own = {"attn": attn, **options, "seed": seed, "model_kwargs": config.model_kwargs + given}
-        place = "-".join([*"".join(c if c.isalnum() else " " for c in name).split(), own["attn"], str(seed)])
+        place = f"{_folder_name(name)}-{own['attn']}-{seed}"
         plan.append((name, config.single(f"ablate-{config.study}", place, **own)))
     return plan
 

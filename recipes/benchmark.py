@@ -74,6 +74,9 @@ class BenchmarkConfig:
             )
         if not all(size.isdigit() and int(size) > 0 for size in self.batch_size.split(",")):
             raise InputError(f"--batch-size {self.batch_size} must be numbers from 1 on, with commas")
+        for name, given in (("precision", self.precisions), ("batch-size", self.batch_sizes)):
+            if len(set(given)) < len(given):
+                raise InputError(f"--{name} {','.join(map(str, given))}: give each once")
         require_device(self.device)
 
     @property

@@ -67,6 +67,8 @@ class BenchmarkConfig:
         require_at_least(1, batch_size=self.batch_size, repeats=self.repeats)
         if self.output is not None and self.output.exists():
             raise InputError(f"--output {self.output} is there already: choose another file")
+        if self.output is not None and not self.output.parent.is_dir():
+            raise InputError(f"--output {self.output}: there is no folder {self.output.parent}: make it first")
         require_device(self.device)
 
 
@@ -86,7 +88,7 @@ def make_models(config: BenchmarkConfig, img_size: int) -> dict[str, Any]:
     shape = {name: value for name, value in vit_args(plain).items() if name != "norm_eps"}  # ours alone
     models = {
         PLAIN: plain,
-        "Diff-ViT": timm.create_model(config.model, **settings),
+        "Diff-ViT": timm.create_model(config.model, head_norm=False, **settings),
         "Diff-ViT, head norm": timm.create_model(config.model, head_norm=True, **settings),
         "Diff-ViT, version 2": timm.create_model(config.model, attn="diff_v2", **settings),
         TIMM: timm.models.VisionTransformer(**shape, attn_layer="diff"),

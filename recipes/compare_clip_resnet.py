@@ -187,15 +187,18 @@ def main() -> dict:
         check_model(model_name(config.supervised), option="--supervised")
         _, called = short_names([config.clip, config.supervised], "--clip and --supervised")
     splits = load_splits(config.dataset, label_column=config.label_column)
+    # first, as it may not know the classes, and to calibrate takes minutes
+    supervised = [supervised_column(config, called, splits.class_names)] if config.supervised else []
     clip = load_clip(config.clip)
     columns = [clip_column(clip, splits.class_names, templates, config.device)]
     if config.convert != "none":
         columns.append(clip_column(converted(clip, config, splits), splits.class_names, templates, config.device))
-    if config.supervised:
-        columns.append(supervised_column(config, called, splits.class_names))
+    columns += supervised
     known = np.all([column.known for column in columns], axis=0)
     split = splits.test.shuffle(seed=0).take(config.images) if config.images else splits.test
     split = split.select(np.flatnonzero(known[np.array(split["label"])]))
+    if not len(split):
+        raise InputError(f"--images {config.images}: none that were drawn is of a class that all know: draw more")
     names = [readable(name) for name in splits.class_names]
     if not known.all():
         missing = ", ".join(name for name, is_known in zip(names, known, strict=True) if not is_known)

@@ -106,9 +106,16 @@ def require_twin(model: str, option: str) -> None:
 
 
 def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarConfig, dict, Any]]:
-    """Of each training of a plan its name, its options, its result and its best weights."""
-    from diffvit_timm.hub import load_model  # not above: --help need not wait for torch
+    """Of each training of a plan its name, its options, its result and its best weights.
 
+    Raises:
+        InputError: as `train`, and before the first training where a model of the plan cannot be made.
+    """
+    from diffvit_timm.hub import load_model  # not above: --help need not wait for torch
+    from diffvit_timm.training.model import check_variant
+
+    for config in {(config.model, config.model_kwargs, config.attn): config for _, config in plan}.values():
+        check_variant(config)
     for number, (name, config) in enumerate(plan, start=1):
         say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
         result = training.train(config, "study")

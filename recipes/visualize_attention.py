@@ -20,7 +20,7 @@ from torch import Tensor
 from diffvit_timm.analysis import figures
 from diffvit_timm.analysis.attention_maps import CapturedAttention, capture_attention
 from diffvit_timm.analysis.head_statistics import HeadStatistics, head_statistics
-from diffvit_timm.analysis.overlay import visible_box
+from diffvit_timm.analysis.overlay import patched_box
 from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
 from diffvit_timm.data.images import MODES
@@ -86,22 +86,23 @@ class Look:
     def __init__(self, given: str, name: str, paths: tuple[Path, ...], part: Part, option: str) -> None:
         self.name = name
         self.model: Any = load_model(model_name(given), option=option).eval()
+        try:
+            CapturedAttention(self.model)
+        except TypeError as error:
+            raise InputError(f"{option} {given}: {error}") from error
         config = model_data_config(self.model)
         transform: Any = create_transform(**config, is_training=False)
         mode = MODES[config["input_size"][0]]
         images = [decode_image({"bytes": None, "path": str(path)}, mode, str(path)) for path in paths]
         try:
             self.pictures = [
-                figures.Picture(image, visible_box(image.size, transform), path.stem)
+                figures.Picture(image, patched_box(image.size, transform, self.model.patch_embed), path.stem)
                 for image, path in zip(images, paths, strict=True)
             ]
         except ValueError as error:
             raise InputError(f"images {' '.join(map(str, paths))}: too long and narrow a one ({error})") from error
         batch = torch.stack([transform(image) for image in images])
-        try:
-            seen = [self._see(image[None], part) for image in batch]  # one at a time: maps are large
-        except TypeError as error:
-            raise InputError(f"{option} {given}: {error}") from error
+        seen = [self._see(image[None], part) for image in batch]  # one at a time: maps are large
         maps, rollouts, statistics = zip(*seen, strict=True)
         joined: Any = (None if m[0] is None else np.concatenate(m, axis=1) for m in zip(*maps, strict=True))
         self.maps = Maps(*joined)
@@ -183,7 +184,8 @@ def draw_models(looks: list[Look], folder: Path) -> None:
     if len(looks) > 1:
         columns = {f"{kind}\n{look.name}": maps for kind in looks[0].heats() for look in looks
                    if (maps := look.heats().get(kind)) is not None}  # fmt: skip
-        figure = figures.plot_overlays(looks[0].pictures, columns, "The same images, several models")
+        seen = {f"{kind}\n{look.name}": look.pictures for kind in looks[0].heats() for look in looks}
+        figure = figures.plot_overlays(looks[0].pictures, columns, "The same images, several models", seen=seen)
         figures.save(figure, folder / "compare.png", **columns)
     lambdas = {look.name: lam.mean(axis=1) for look in looks if (lam := look.maps.lam) is not None}
     if lambdas:

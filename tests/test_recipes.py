@@ -223,17 +223,40 @@ def test_patches_that_do_not_divide_the_image_are_refused(monkeypatch):
         config(study="patch_size", model="diffvit_nano")
     with pytest.raises(InputError, match="--model diffvit_foo is not"):
         config(study="patch_size", model="diffvit_foo")
+    with pytest.raises(InputError, match="4 x 4 pixels do not divide the 30 of"):
+        config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=(30,32)",))
     config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=(32,32)",))
     config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=32",))
 
 
 def test_a_study_does_not_write_over_another_one(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
-    (tmp_path / "study.json").write_text('{"study": "noise"}')
+    (tmp_path / "20-wrong-labels-diff-0").mkdir()
+    (tmp_path / "20-wrong-labels-diff-0" / "config.yaml").touch()
     config = recipe("ablate").AblateConfig
     config(study="noise", output=str(tmp_path))
-    with pytest.raises(InputError, match="holds the study noise: give another folder"):
+    with pytest.raises(InputError, match="holds 20-wrong-labels-diff-0, no run of --study size: give another folder"):
         config(study="size", output=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("ablate.py --study attention --model-kwargs qk_norm=True", "attn='diff_v2' has no norms"),
+        ("ablate.py --study pos_embed --model-kwargs embed_dim=42 num_heads=3", "not embed_dim=42"),
+        ("scaling_laws.py --sizes 64x2 32x1 --freeze 2", "--freeze 2: .* has 1 blocks"),
+    ],
+)
+def test_a_setting_that_cannot_be_made_is_refused_before_the_first_training(
+    arguments, message, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(RECIPES)
+    name, *options = arguments.split()
+    study = [name, *options, "--dataset", str(image_folder), "--output", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", study)
+    with pytest.raises(InputError, match=message):
+        recipe(name.removesuffix(".py")).main()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_study_of_version_2_stands_beside_plain_attention_too(monkeypatch):
@@ -322,6 +345,7 @@ def test_the_benchmark_times_every_model_and_keeps_every_time(tmp_path, monkeypa
         ("--batch-size 0", "--batch-size 0 must be at least 1"),
         ("--device tpu9", "--device tpu9"),
         ("--img-sizes 100", "--img-sizes 100"),
+        ("--output nowhere/times.json", "--output nowhere/times.json: there is no folder nowhere: make it first"),
     ],
 )
 def test_a_benchmark_that_cannot_run_is_one_error(options, message, monkeypatch):
@@ -483,6 +507,7 @@ def test_a_network_of_imagenet_is_asked_for_the_classes_that_it_knows(
         ([], "nothing to compare --clip with: pass --supervised or --convert"),
         (["--convert", "mirror", "--templates", "nowhere.txt"], "--templates nowhere.txt is neither"),
         (["--supervised", "vit_tinyest"], "--supervised vit_tinyest is not known to timm"),
+        (["--supervised", "{seven}", "--clip", "RN50:openai"], "a network of 7 classes, neither"),  # before CLIP loads
         (["--supervised", "{seven}"], "a network of 7 classes, neither the dataset's 3 by name nor ImageNet's 1,000"),
         (["--convert", "mirror", "--output", "{used}"], "is used already"),
     ],
@@ -567,6 +592,8 @@ def test_clips_image_tower_is_timed_on_noise_and_fp16_on_a_cpu_is_said_to_be_emu
         (["--model", "test_vit", "--precision", "bf16"], "--precision bf16 must be fp32"),
         (["--model", "test_vit", "--precision", "fp32,int4"], "--precision fp32,int4 must be"),
         (["--model", "test_vit", "--batch-size", "1,0"], "--batch-size 1,0 must be numbers from 1 on"),
+        (["--model", "test_vit", "--batch-size", "1,8,1"], "--batch-size 1,8,1: give each once"),
+        (["--model", "test_vit", "--precision", "fp32,bf16,bf16"], "--precision fp32,bf16,bf16: give each once"),
         (["--model", "test_vit", "--device", "cuda:9"], "--device cuda:9: "),
     ],
 )
