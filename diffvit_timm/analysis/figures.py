@@ -134,7 +134,7 @@ def plot_heads(maps: np.ndarray, title: str, signed: bool) -> Figure:
         signed: differences, on a scale around 0; or else amounts, from 0 on.
     """
     layers, heads = maps.shape[:2]
-    figure = _roomy(max(0.95 * heads + 2.6, 7), 1.0 * layers + 1.2)  # wide enough for the title
+    figure = _roomy(max(0.95 * heads + 2.6, 5.5), 1.0 * layers + 1.2)  # room for the title
     figure.suptitle(title, wrap=True)
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer in range(layers):
