@@ -134,38 +134,24 @@ def test_a_signal_takes_a_checkpoint_and_leaves(number, updates, start, whole):
     assert_same(outcome(again.output), whole)
 
 
-def test_a_signal_during_the_last_evaluation_is_not_forgotten(start, whole, monkeypatch):
-    run = start("stopped")
+@pytest.mark.parametrize(("label", "every"), [("val 3", 0.25), ("test", 0.0)])
+def test_a_signal_in_the_last_evaluations_takes_a_checkpoint_from_which_nothing_is_trained_again(
+    label, every, start, whole, monkeypatch
+):
+    run = start("stopped", checkpoint_every=every)
     evaluate = run.evaluate
 
-    def signalled(loader, label):
-        if label == "val 3":
+    def signalled(loader, given):
+        if given == label:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(loader, label)
-
-    monkeypatch.setattr(run, "evaluate", signalled)
-    with pytest.raises(SystemExit):
-        run.fit()
-    again = start("stopped")
-    again.fit(Checkpoints(run.output).whole()[-1])
-    assert_same(outcome(again.output), whole)
-
-
-def test_a_signal_in_the_test_takes_a_checkpoint_from_which_the_test_alone_is_made(start, whole, monkeypatch):
-    run = start("stopped", checkpoint_every=0.0)
-    evaluate = run.evaluate
-
-    def signalled(loader, label):
-        if label == "test":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(loader, label)
+        return evaluate(loader, given)
 
     monkeypatch.setattr(run, "evaluate", signalled)
     with pytest.raises(SystemExit):
         run.fit()
     assert not (run.output / "result.json").exists()
-    again = start("stopped", checkpoint_every=0.0)
-    monkeypatch.setattr(again, "_update", None)  # nothing is left to train
+    again = start("stopped", checkpoint_every=every)
+    monkeypatch.setattr(again, "_update", None)
     again.fit(Checkpoints(run.output).whole()[-1])
     assert_same(outcome(again.output), whole)
 
