@@ -181,8 +181,7 @@ def convert_state_dict(
     converted = dict(state_dict)
     for index, block in enumerate(model.blocks):
         layer = block.attn
-        if isinstance(layer, DifferentialAttention):
-            _check_layer(layer, method)
+        _check_layer(layer, method)
         prefix = f"blocks.{index}.attn."
         plain = {key.removeprefix(prefix): converted.pop(key) for key in state_dict if key.startswith(prefix)}
         if any(key.startswith(("q_norm.", "k_norm.")) for key in plain):
@@ -196,12 +195,14 @@ def convert_state_dict(
     return converted
 
 
-def _check_layer(layer: DifferentialAttention, method: str) -> None:
+def _check_layer(layer: DifferentialLayer, method: str) -> None:
     """Refuse a layer that cannot hold pretrained heads."""
-    if layer.head_norm:
-        raise ValueError("head_norm=True normalises away what pretrained heads know: convert with head_norm=False")
     if layer.lambda_init.item() >= 1:
         raise ValueError(f"lambda_init={layer.lambda_init.item():g} leaves nothing of the first map: start below 1")
+    if not isinstance(layer, DifferentialAttention):
+        return
+    if layer.head_norm:
+        raise ValueError("head_norm=True normalises away what pretrained heads know: convert with head_norm=False")
     if method == "pairs" and layer.branch_dims[0] != layer.branch_dims[1]:
         raise ValueError(
             f"conversion 'pairs' gives a branch to each head of a pair: branch_dims={layer.branch_dims} differ"
@@ -247,8 +248,12 @@ def from_vit(
         source = timm.create_model(source, pretrained=True)
     check_source(source)
     args = vit_args(source)
+    if shape := [name for name in model_kwargs if name in args and not name.endswith(("_rate", "_size", "_pad"))]:
+        raise ValueError(
+            f"{shape[0]}={model_kwargs[shape[0]]!r} would change the shape, which is the source's: leave it out"
+        )
     if method == "pairs":
-        if args["global_pool"] == "map":
+        if source.attn_pool is not None:
             raise ValueError(
                 "conversion 'pairs' halves the heads, and the attention pooling of this source would lose its"
             )

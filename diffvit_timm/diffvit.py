@@ -128,7 +128,8 @@ class DiffVisionTransformer(VisionTransformer):
             branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The variants made for
                 conversion have three quarters and a quarter unless told.) Only of 'diff'.
             pos_embed: 'learn' (timm's: a learned vector a patch), 'learn_2d' (one a row and one a column), 'sincos' (of
-                both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens.
+                both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens; `pos_drop_rate` is of
+                'learn' alone, as in timm.
             norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 

@@ -9,7 +9,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from .diffvit import DiffVisionTransformer
-from .observe import observe_layers
+from .observe import evaluating, observe_layers
 
 __all__ = ["distill_layers"]
 
@@ -36,8 +36,10 @@ def distill_layers(
         lr: of the first pass.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or float16, in which Adam's squared gradients are 0.
     """
+    if next(model.parameters()).dtype == torch.float16:
+        raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and cast it then")
     layers = model.differential_layers()
     before = copy.deepcopy(layers)
     errors = torch.zeros(len(layers), 2, dtype=torch.float64)
@@ -55,9 +57,7 @@ def distill_layers(
         errors[index] += torch.stack(both).cpu()
 
     plain = [block.attn for block in source.blocks]
-    mode = model.training
-    try:
-        model.eval()
+    with evaluating(model):
         for done in range(passes):
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = lr * (1 - done / passes)
@@ -66,5 +66,3 @@ def distill_layers(
         for layer, old, (error, learned) in zip(layers, before, errors.tolist(), strict=True):
             if not learned < error:
                 layer.load_state_dict(old.state_dict())
-    finally:
-        model.train(mode)

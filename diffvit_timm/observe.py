@@ -1,12 +1,26 @@
 """Run images through a network and look at what its attention layers make of them."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["batches_for", "observe_layers"]
+__all__ = ["batches_for", "evaluating", "observe_layers"]
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Models in evaluation mode for the time; each of their modules is in its own again afterwards."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
@@ -37,14 +51,13 @@ def observe_layers(
         layer.register_forward_hook(lambda module, args, output, index=index: see(index, module, args[0], output))
         for index, layer in enumerate(layers)
     ]
-    mode, count = model.training, 0
+    count = 0
     try:
-        model.eval()
-        for batch in batches_for(model, images):
-            model.forward_features(batch)
-            count += len(batch)
+        with evaluating(model):
+            for batch in batches_for(model, images):
+                model.forward_features(batch)
+                count += len(batch)
     finally:
-        model.train(mode)
         for hook in hooks:
             hook.remove()
     if not count:

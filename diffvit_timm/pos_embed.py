@@ -132,7 +132,7 @@ class SinCos2d(PosEmbed2d):
 
 def resample_axis(axis: Tensor, length: int) -> Tensor:
     """(1, n, d) to (1, length, d), linearly."""
-    return F.interpolate(axis.transpose(1, 2), size=length, mode="linear", antialias=False).transpose(1, 2)
+    return F.interpolate(axis.transpose(1, 2), size=length, mode="linear", antialias=False).transpose(1, 2).contiguous()
 
 
 POS_EMBEDS_2D = {"learn_2d": Learned2d, "sincos": SinCos2d}

@@ -14,7 +14,7 @@ from .attention import DifferentialLayer
 from .calibration import plain_queries_and_keys
 from .diffvit import DiffVisionTransformer
 from .kernels.layout import split_branches
-from .observe import batches_for
+from .observe import batches_for, evaluating
 
 __all__ = ["ConversionReport", "conversion_report"]
 
@@ -96,7 +96,6 @@ def conversion_report(
     Raises:
         ValueError: no images.
     """
-    modes = {network: network.training for network in (source, model)}
     converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
     layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
     count = agree = 0
@@ -106,27 +105,26 @@ def conversion_report(
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layers]
     try:
-        source.eval(), model.eval()
-        for batch in batches_for(source, images):
-            seen.clear()
-            expected, actual = source(batch).cpu().double(), model(batch).cpu().double()
-            count += len(batch)
-            agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
-            kl += F.kl_div(actual.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="sum").item()
-            error += (actual - expected).square().sum().item()
-            norm += expected.square().sum().item()
-            for row, (attn, layer), (tokens, output) in zip(sums, layers, seen, strict=True):
-                row += _compare_layers(attn, layer, tokens, output)
+        with evaluating(source, model):
+            for batch in batches_for(source, images):
+                seen.clear()
+                expected, actual = source(batch).cpu().double(), model(batch).cpu().double()
+                logs = actual.log_softmax(-1), expected.log_softmax(-1)
+                count += len(batch)
+                agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+                kl += F.kl_div(*logs, log_target=True, reduction="sum").item()
+                error += (actual - expected).square().sum().item()
+                norm += expected.square().sum().item()
+                for row, (attn, layer), (tokens, output) in zip(sums, layers, seen, strict=True):
+                    row += _compare_layers(attn, layer, tokens, output)
     finally:
         for hook in hooks:
             hook.remove()
-        for network, mode in modes.items():
-            network.train(mode)
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
 
     out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)
-    has_head = source.num_classes > 0
+    has_head = source.num_classes > 0 and source.global_pool != ""  # of one token, not of each
     return ConversionReport(
         images=count,
         agreement=agree / count if has_head else None,

@@ -224,6 +224,8 @@ FAMILIES = {
     "average pooling": dict(name="vit_tiny_patch16_224", global_pool="avg"),
     "no class token": dict(name="vit_tiny_patch16_224", class_token=False, global_pool="avg"),
     "one channel, oblong": dict(name="vit_tiny_patch16_224", in_chans=1, img_size=(32, 48)),
+    "learned places of two dimensions": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="learn_2d"),
+    "fixed places": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="sincos"),
 }
 
 
@@ -269,6 +271,9 @@ def test_a_vit_made_by_hand_converts():
         ("deit_tiny_distilled_patch16_224", dict(), "only timm's VisionTransformer"),
         ("resnet18", None, "only timm's VisionTransformer"),
         ("vit_tiny_patch16_224", dict(attn_layer="diff"), "DiffAttention"),
+        ("vit_small_patch16_18x2_224", dict(), "ParallelThingsBlock with NoneType"),
+        ("vit_tiny_patch16_224", dict(scale_mlp_norm=True), "normalises within its MLP"),
+        ("vit_tiny_patch16_224", dict(embed_norm_layer="layernorm"), "a LayerNorm follows its patches"),
     ],
 )
 def test_what_has_no_place_is_refused_with_the_reason(name, kwargs, reason):
@@ -277,11 +282,61 @@ def test_what_has_no_place_is_refused_with_the_reason(name, kwargs, reason):
         from_vit(source)
 
 
+def test_a_subclass_with_a_forward_pass_of_its_own_is_refused():
+    class Squared(timm.models.VisionTransformer):
+        def forward_features(self, x, attn_mask=None, is_causal=False):
+            return super().forward_features(x).square()
+
+    with pytest.raises(ValueError, match="Squared cannot be converted: it has a forward_features of its own"):
+        from_vit(Squared(**SHAPE))
+
+
+def test_a_head_that_was_exchanged_is_converted_as_it_is_or_refused():
+    source, x = plain_vit(), torch.randn(2, 3, 32, 32)
+    source.head = torch.nn.Linear(48, 7)
+    torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
+    source.head = torch.nn.Identity()
+    assert from_vit(source, attn="diff_v2").num_classes == 0
+    for head in (torch.nn.Linear(48, 7, bias=False), torch.nn.Sequential(torch.nn.Linear(48, 7))):
+        source.head = head
+        with pytest.raises(ValueError, match=f"its head, a {type(head).__name__}, is no Linear with a bias"):
+            from_vit(source)
+
+
+def test_an_mlp_of_a_width_that_timm_would_cut_keeps_it():
+    source, x = plain_vit(embed_dim=176, num_heads=2, mlp_ratio=8 / 3), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
+
+
+def test_a_layer_scale_of_zeros_stays_one():
+    source, x = plain_vit(init_values=1.0), torch.randn(2, 3, 32, 32)
+    for block in source.blocks:
+        torch.nn.init.zeros_(block.ls1.gamma)
+    torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
+
+
+def test_the_modes_of_the_sources_modules_stay():
+    source = plain_vit().train()
+    source.blocks[0].eval()
+    from_vit(source, images=torch.randn(4, 3, 32, 32))
+    assert source.training
+    assert source.blocks[1].training
+    assert not source.blocks[0].attn.qkv.training
+
+
+@pytest.mark.parametrize("shape", [dict(num_classes=3), dict(num_heads=4), dict(embed_dim=96)])
+def test_the_shape_is_the_sources(shape):
+    with pytest.raises(ValueError, match="would change the shape, which is the source's: leave it out"):
+        from_vit(plain_vit(), **shape)
+
+
 def test_settings_that_would_undo_the_conversion_are_refused():
     with pytest.raises(ValueError, match="head_norm=False"):
         from_vit(plain_vit(), head_norm=True)
     with pytest.raises(ValueError, match="lambda_init=1"):
         from_vit(plain_vit(), lambda_init=1.0)
+    with pytest.raises(ValueError, match="lambda_init=1 leaves nothing"):
+        from_vit(plain_vit(), attn="diff_v2", lambda_init=1 - 1e-9)  # 1 in float32
     with pytest.raises(ValueError, match=r"conversion 'best'.*'svd'"):
         from_vit(plain_vit(), method="best")
 

@@ -47,6 +47,11 @@ def test_a_layer_that_was_exact_gets_its_weights_back(source):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_float16_is_refused(source):
+    with pytest.raises(ValueError, match="a float16 model cannot learn"):
+        distill_layers(source.half(), from_vit(source.half()), torch.randn(1, 3, 32, 32))
+
+
 def test_no_images_is_an_error(source):
     with pytest.raises(ValueError, match="empty"):
         distill_layers(source, from_vit(source), [])

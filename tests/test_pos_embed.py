@@ -102,6 +102,9 @@ def test_a_saved_model_comes_back_by_its_folder_also_at_another_size(pos_embed, 
     larger = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(64, 48)).eval()
     model.set_input_size((64, 48))
     torch.testing.assert_close(larger(images.repeat(1, 1, 2, 2)), model(images.repeat(1, 1, 2, 2)))
+    save_pretrained(model, tmp_path / "resized")
+    resized = timm.create_model(f"local-dir:{tmp_path / 'resized'}", pretrained=True).eval()
+    assert torch.equal(resized(images.repeat(1, 1, 2, 2)), model(images.repeat(1, 1, 2, 2)))
 
 
 def test_learned_axes_are_not_decayed_and_the_fixed_table_is_no_weight():

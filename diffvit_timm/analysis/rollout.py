@@ -10,6 +10,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor
 
+from ..observe import evaluating
 from .attention_maps import AttentionMaps, CapturedAttention, capture_attention, stochastic
 
 __all__ = ["HeatMaps", "Part", "class_relevance", "heat_maps", "mixing", "rollout"]
@@ -92,17 +93,15 @@ def class_relevance(
     """
     if model.num_classes == 0:
         raise ValueError("the model has no head, and so no class to speak for: create it with num_classes")
-    mode, checkpointing = model.training, model.grad_checkpointing
+    checkpointing = model.grad_checkpointing
     try:
-        model.eval()
         model.set_grad_checkpointing(False)  # what is not kept has no gradient
-        with torch.enable_grad(), capture_attention(model) as captured:
+        with torch.enable_grad(), evaluating(model), capture_attention(model) as captured:
             logits = model(images.detach().requires_grad_())
             chosen = logits.argmax(dim=-1) if targets is None else targets
             score = logits.gather(-1, chosen[:, None]).sum()  # images do not mix: each has its own gradient
             gradients = torch.autograd.grad(score, [layer.merged for layer in captured])
     finally:
-        model.train(mode)
         model.set_grad_checkpointing(checkpointing)
     relevance = torch.eye(captured[0].tokens.shape[1], device=images.device)
     for layer, gradient in zip(captured, gradients, strict=True):
