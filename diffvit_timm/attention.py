@@ -76,8 +76,9 @@ def differential_maps(
 
 
 def _leaves_python() -> bool:
-    """Whether the model is on its way to where our kernels are not."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    """Whether the model is on its way to where our kernels are not, or under torch.func, which knows none of them."""
+    functorch: bool = torch._C._are_functorch_transforms_active()
+    return functorch or torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
@@ -117,6 +118,7 @@ def differential_attention(
     Returns:
         (B, H, N, Dv)
     """
+    lam = lam.to(q.dtype)
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
         map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)

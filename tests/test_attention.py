@@ -90,6 +90,30 @@ def test_gradients_of_the_fused_path_are_those_of_the_reference(dims):
         assert relative_error(fused, reference) < 1e-5
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_float32_lambda_serves_bfloat16_queries(fused):
+    q, k, v, lam = inputs()
+    exact = differential_attention(q, k, v, lam, (8, 8), 0.25)
+    half = [tensor.bfloat16().requires_grad_() for tensor in (q, k, v)]
+    out = differential_attention(*half, lam.requires_grad_(), (8, 8), 0.25, fused=fused)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert lam.grad.dtype == torch.float32
+    assert relative_error(out, exact) < 2e-2
+
+
+def test_torch_func_takes_gradients_through_a_layer():
+    layer, x = random_layer(), torch.randn(2, 9, 48)
+    given = dict(layer.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, (x,)).square().mean()
+
+    loss(given).backward()
+    for name, gradient in torch.func.grad(loss)(given).items():
+        torch.testing.assert_close(gradient, given[name].grad, atol=1e-5, rtol=1e-4)
+
+
 def test_the_maps_are_softmaxes_taken_before_the_subtraction_over_the_keys():
     q, k, _, _ = inputs()
     map1, map2 = differential_maps(q, k, (12, 4), 0.4)
