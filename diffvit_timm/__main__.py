@@ -141,6 +141,8 @@ def predict(
         as_json: print JSON.
     """
     require_at_least(1, top=top)
+    if not images:
+        raise InputError("no images: name at least one file")
     network, transform, mode = _ready(model, device)
     if not network.num_classes:
         raise InputError(f"--model {model} has no head, and so no classes to name")

@@ -25,6 +25,6 @@ def require_device(device: str) -> None:
     import torch  # not above: errors are for those too who wait for no torch
 
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the meta device has none of
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error

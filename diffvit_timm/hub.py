@@ -68,7 +68,9 @@ def class_names(model: Any) -> list[str] | None:
     """Names of the outputs of a timm model: saved with it, or ImageNet's where it has as many; None: it has none."""
     names = model.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(model)
-    return names or (ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None)
+    if names and len(names) == model.num_classes:
+        return names
+    return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
 
 
 def load_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "", **kwargs) -> Any:

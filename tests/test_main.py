@@ -175,6 +175,8 @@ def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
         (["predict", "{red}", "--model", "vit_tinyest"], "--model vit_tinyest is not known"),
         (["predict", "{red}", "--model", "{net}", "--top", "0"], "--top 0 must be at least 1"),
         (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9: "),
+        (["predict", "{red}", "--model", "{net}", "--device", "meta"], "--device meta: "),
+        (["predict", "--model", "{net}"], "no images: name at least one file"),
         (["export", "vit_tinyest", "net.onnx"], "MODEL vit_tinyest is not known"),
         (["export", "{net}", "{red}"], "is there already"),
         (["export", "{net}", "no/where/net.onnx"], "there is no folder no/where"),

@@ -91,14 +91,16 @@ def load_clip(name: str, option: str = "--clip") -> Clip:
     if folder.is_dir() or name.startswith("local-dir:"):
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(f"{option} {name} holds no open_clip_config.json: it is no folder of a CLIP model")
-        architecture, tag = f"local-dir:{folder}", None
+        architecture, tag, quick = f"local-dir:{folder}", None, False
     elif name.startswith("hf-hub:"):
-        architecture, tag = name, None
+        architecture, tag, quick = name, None, False
     else:
         architecture, tag = _known(name, option, open_clip)
+        # the sigmoid approximation of GELU, which open_clip leaves to whoever names the architecture
+        quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
     try:
         with _silent():
-            model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=tag)
+            model, _, transform = open_clip.create_model_and_transforms(architecture, tag, force_quick_gelu=quick)
             tokenize = open_clip.get_tokenizer(architecture)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{option} {name} cannot be loaded ({type(error).__name__}): {error}") from error
@@ -119,7 +121,7 @@ def _silent() -> Iterator[None]:
 
 
 def _known(name: str, option: str, open_clip: Any) -> tuple[str, str]:
-    """Architecture and tag that open_clip knows; OpenAI's weights want the sigmoid approximation of GELU."""
+    """Architecture and tag that open_clip knows."""
     architecture, _, tag = name.partition(":")
     if architecture not in open_clip.list_models():
         close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
@@ -129,8 +131,6 @@ def _known(name: str, option: str, open_clip: Any) -> tuple[str, str]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag not in tags:
         raise InputError(f"{option} {name} needs a tag of its weights: {architecture}:{'|'.join(tags) or 'none known'}")
-    if tag == "openai" and f"{architecture}-quickgelu" in open_clip.list_models():
-        architecture += "-quickgelu"
     return architecture, tag
 
 
@@ -192,7 +192,7 @@ def zero_shot_classifier(
     device = next(clip.model.parameters()).device
     rows = []
     for name in names:
-        tokens = clip.tokenize([template.format(readable(name)) for template in templates]).to(device)
+        tokens = clip.tokenize([template.replace("{}", readable(name)) for template in templates]).to(device)
         sentences = F.normalize(clip.model.encode_text(tokens).float(), dim=-1)
         rows.append(F.normalize(sentences.mean(dim=0), dim=-1))
     classifier = torch.stack(rows).cpu()
@@ -203,7 +203,9 @@ def zero_shot_classifier(
 
 
 def _fingerprint(model: nn.Module, names: Sequence[str], templates: Sequence[str]) -> str:
-    digest = hashlib.sha256(repr((list(names), list(templates))).encode())
+    # the kinds of modules are its activations: a tower of the same weights and another GELU says something else
+    kinds = [type(module).__name__ for name, module in model.named_modules() if not name.startswith("visual")]
+    digest = hashlib.sha256(repr((list(names), list(templates), kinds)).encode())
     for name, tensor in model.state_dict().items():
         if not name.startswith("visual."):
             digest.update(name.encode())

@@ -133,11 +133,34 @@ def test_clips_that_cannot_be_had_are_one_line(name, message):
         load_clip(name)
 
 
-def test_openais_weights_get_their_activation():
-    assert zero_shot._known("ViT-B-32:openai", "--clip", zero_shot.open_clip_or_stop()) == (
-        "ViT-B-32-quickgelu",
-        "openai",
-    )
+@pytest.mark.parametrize(
+    ("name", "quick"),
+    [("ViT-B-32:openai", True), ("ViT-B-32:metaclip_400m", True), ("ViT-B-32:laion2b_s34b_b79k", False)],
+)
+def test_weights_get_the_activation_that_they_were_trained_with(name, quick, clip_folder, monkeypatch):
+    open_clip, asked = zero_shot.open_clip_or_stop(), {}
+    make = open_clip.create_model_and_transforms
+
+    def without_weights(architecture, tag, **settings):
+        asked.update(settings, tag=tag)
+        return make(f"local-dir:{clip_folder}", **settings)
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", without_weights)
+    model = load_clip(name).model
+    assert asked == {"tag": name.split(":")[1], "force_quick_gelu": quick}
+    assert any(isinstance(module, open_clip.transformer.QuickGELU) for module in model.modules()) == quick
+
+
+def test_towers_of_equal_weights_and_another_activation_share_no_classifier(clip, tmp_path):
+    first = zero_shot_classifier(clip, NAMES, SENTENCES, tmp_path)
+    for block in clip.model.transformer.resblocks:
+        block.mlp.gelu = torch.nn.ReLU()
+    assert not torch.equal(zero_shot_classifier(clip, NAMES, SENTENCES, tmp_path), first)
+
+
+def test_other_braces_of_a_template_are_its_own(clip, tmp_path):
+    plain = zero_shot_classifier(clip, NAMES, ("a {0} of a {}.",), tmp_path)
+    assert plain.shape[0] == len(NAMES)
 
 
 def test_a_folder_of_another_model_is_no_clip(tmp_path, clip_folder):
