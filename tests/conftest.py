@@ -86,7 +86,7 @@ def splits(image_folder):
     return load_splits(str(image_folder))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model():
     """Function: keyword arguments -> a Diff-ViT of 3 classes and 16 x 16 images, the same weights every time."""
     import timm

@@ -28,22 +28,28 @@ class Killed(Exception):
     pass
 
 
-@pytest.fixture
-def start(image_folder, splits, tiny_model, tmp_path):
-    """Function: folder name, options -> a Trainer."""
+@pytest.fixture(scope="module")
+def start_in(image_folder, splits, tiny_model):
+    """Function: folder, options -> a Trainer."""
 
-    def make(name, **options):
-        config = TrainConfig(str(image_folder), "tiny", output=str(tmp_path / name), **{**OPTIONS, **options})
+    def make(folder, **options):
+        config = TrainConfig(str(image_folder), "tiny", output=str(folder), **{**OPTIONS, **options})
         model = tiny_model(drop_path_rate=0.3)
-        return Trainer(config, make_accelerator(config, tmp_path / name), model, splits, tmp_path / name)
+        return Trainer(config, make_accelerator(config, folder), model, splits, folder)
 
     return make
 
 
 @pytest.fixture
-def whole(start):
+def start(start_in, tmp_path):
+    """Function: folder name, options -> a Trainer."""
+    return lambda name, **options: start_in(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(start_in, tmp_path_factory):
     """What a run that nothing stopped leaves."""
-    run = start("whole")
+    run = start_in(tmp_path_factory.mktemp("whole"))
     run.fit()
     return outcome(run.output)
 
