@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from .analysis.benchmark import inference_step, interleaved, paired_ratio
 from .conversion import READS_IMAGES, from_vit, resolve_method
 from .data import decode_image, load_images
 from .data.images import MODES
+from .disk import filling
 from .distill import distill_layers
 from .errors import InputError, require_at_least, require_device
 from .export import Format, export_model
@@ -109,11 +109,8 @@ def convert(
         rest = pool.select(range(used, min(len(pool), used + report_images)))
         report = conversion_report(plain, model, image_batches(plain, rest))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:  # a crash leaves no half a model
+    with filling(folder, "the model", "convert again") as aside:
         save_pretrained(model.cpu(), aside, plain.pretrained_cfg.get("label_names"))
-        for written in sorted(Path(aside).iterdir()):
-            written.rename(folder / written.name)
     say(f"{chosen}: {folder}, for timm.create_model('local-dir:{folder}', pretrained=True) after import diffvit_timm")
     if as_json:
         result = {"source": source, "out": str(folder), "attn": attn, "method": chosen}

@@ -188,7 +188,7 @@ class DifferentialLayer(nn.Module):
             q,
             k,
             v,
-            self.compute_lambda(x).to(q.dtype),
+            self.compute_lambda(x),
             self.branch_dims,
             self.scale,
             attn_mask=attn_mask,

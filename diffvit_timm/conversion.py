@@ -248,7 +248,7 @@ def from_vit(
         source = timm.create_model(source, pretrained=True)
     check_source(source)
     args = vit_args(source)
-    if shape := [name for name in model_kwargs if name in args and not name.endswith(("_rate", "_size", "_pad"))]:
+    if shape := [name for name in model_kwargs if name in args and not name.endswith(("_rate", "img_size", "_pad"))]:
         raise ValueError(
             f"{shape[0]}={model_kwargs[shape[0]]!r} would change the shape, which is the source's: leave it out"
         )

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["recover_folder", "remove_folder", "replace", "whole_folder", "writing"]
+__all__ = ["filling", "recover_folder", "remove_folder", "replace", "whole_folder", "writing"]
 
 
 @contextlib.contextmanager
@@ -35,9 +36,25 @@ def writing(what: str, folder: Path, then: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def filling(folder: Path, what: str, then: str) -> Iterator[Path]:
+    """A folder aside to fill, whose parts go into a new or empty one of the user's at the end, its folders last.
+
+    Raises:
+        InputError: as `writing`.
+    """
+    with writing(what, folder, then):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            yield Path(aside)
+            for part in sorted(Path(aside).iterdir(), key=lambda part: (part.is_dir(), part.name)):
+                part.rename(folder / part.name)
+
+
+@contextlib.contextmanager
 def whole_folder(path: Path, what: str, then: str) -> Iterator[Path]:
     """A folder to fill, which takes the place `path` at the end; whatever happens before leaves what is there.
 
+    For places within a run: what is called `path` and .new or .old, beside it, is taken for its own rest.
     Flushed to the disk first: a machine that stops could otherwise leave a renamed folder of empty files.
 
     Raises:

@@ -1,7 +1,6 @@
 """Runs on the Hub and back: the repository checked before a training, the run pushed after it, any run fetched."""
 
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .disk import writing
+from .disk import filling
 from .errors import InputError
 from .model_card import BY_HAND, model_card
 
@@ -171,16 +170,9 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     missing = [name for name in WEIGHTS if not (snapshot / name).is_file()]
     if missing:
         raise InputError(f"REPO {repo} holds no weights that were pushed from here: no {' and no '.join(missing)}")
-    folder = folder.absolute()
-    with writing("the run", folder.parent, "pull again"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
-            whole = Path(aside)
-            (whole / "best").mkdir()
-            for name in WEIGHTS:
-                shutil.copyfile(snapshot / name, whole / "best" / name)
-            if (snapshot / "run").is_dir():
-                shutil.copytree(snapshot / "run", whole, dirs_exist_ok=True)
-            folder.mkdir(exist_ok=True)
-            for part in sorted(whole.iterdir(), key=lambda part: part.name == "best"):  # the last: what is loaded
-                part.rename(folder / part.name)
+    with filling(folder, "the run", "pull again") as aside:
+        (aside / "best").mkdir()
+        for name in WEIGHTS:
+            shutil.copyfile(snapshot / name, aside / "best" / name)
+        if (snapshot / "run").is_dir():
+            shutil.copytree(snapshot / "run", aside, dirs_exist_ok=True)

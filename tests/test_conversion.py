@@ -324,7 +324,7 @@ def test_the_modes_of_the_sources_modules_stay():
     assert not source.blocks[0].attn.qkv.training
 
 
-@pytest.mark.parametrize("shape", [dict(num_classes=3), dict(num_heads=4), dict(embed_dim=96)])
+@pytest.mark.parametrize("shape", [dict(num_classes=3), dict(num_heads=4), dict(patch_size=4)])
 def test_the_shape_is_the_sources(shape):
     with pytest.raises(ValueError, match="would change the shape, which is the source's: leave it out"):
         from_vit(plain_vit(), **shape)

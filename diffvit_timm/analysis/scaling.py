@@ -85,9 +85,8 @@ def count_flops(model: Any) -> int:
         model: of timm.create_model; left as it is.
     """
     image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=next(model.parameters()).device)
-    counted = (
-        copy.deepcopy(model).eval().requires_grad_(False)
-    )  # the counter cannot follow a parameter that is expanded
+    # without gradients, as the counter cannot follow a parameter that is expanded
+    counted = copy.deepcopy(model).eval().requires_grad_(False)
     # explicit, as the counter does not look into operators that it does not know
     with explicit_maps(counted), FlopCounterMode(display=False) as counter:
         counted(image)

@@ -91,13 +91,13 @@ def load_clip(name: str, option: str = "--clip") -> Clip:
     if folder.is_dir() or name.startswith("local-dir:"):
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(f"{option} {name} holds no open_clip_config.json: it is no folder of a CLIP model")
-        architecture, tag, quick = f"local-dir:{folder}", None, False
+        architecture, tag = f"local-dir:{folder}", None
     elif name.startswith("hf-hub:"):
-        architecture, tag, quick = name, None, False
+        architecture, tag = name, None
     else:
         architecture, tag = _known(name, option, open_clip)
-        # the sigmoid approximation of GELU, which open_clip leaves to whoever names the architecture
-        quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
+    # the sigmoid approximation of GELU, which open_clip leaves to whoever names the architecture
+    quick = tag is not None and open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
     try:
         with _silent():
             model, _, transform = open_clip.create_model_and_transforms(architecture, tag, force_quick_gelu=quick)

@@ -43,14 +43,14 @@ def train(config: TrainConfig, recipe: str) -> dict:
         say(f"{output} is finished already")
         result = json.loads((output / "result.json").read_text())
     else:
-        output, result = _train(config, output, checkpoint)
+        result = _train(config, output, checkpoint)
     if config.push_to_hub and is_main():
         say(f"pushed to {push_run(output, config.push_to_hub, config.hub_private)}")
     return result
 
 
-def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> tuple[Path, dict]:
-    """The folder that all processes use, and the result."""
+def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
+    """The training of a recipe in its folder, or what is asked for in its place; its result."""
     accelerator = make_accelerator(config, output)
     check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
     if config.eval_only and not owns_head(config):
@@ -68,11 +68,11 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> tuple[
         fit_linear_probe(model, splits, accelerator)
     conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
     if config.dry_run:
-        return output, dry_run(config, accelerator, model, splits, conversion, teacher)
+        return dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
     result = _test_only(trainer) if config.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
-    return trainer.output, result
+    return result
 
 
 def _load_splits(config: TrainConfig) -> Splits:
