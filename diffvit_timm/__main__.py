@@ -140,6 +140,9 @@ def predict(
     require_at_least(1, top=top)
     if not images:
         raise InputError("no images: name at least one file")
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"image {path} is not a file: check the path")
     network, transform, mode = _ready(model, device)
     if not network.num_classes:
         raise InputError(f"--model {model} has no head, and so no classes to name")

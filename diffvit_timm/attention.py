@@ -263,7 +263,8 @@ class DifferentialAttention(DifferentialLayer):
             scale_norm: normalise before the output projection.
             attn_drop, proj_drop: dropout on the maps, and after the output projection.
             norm_layer: of qk_norm and scale_norm (default: RmsNorm).
-            depth: index of the block, from 0; the schedule of lambda_init reads it.
+            depth: index of the block, from 0; the schedule of lambda_init reads it. timm's `attn_layer=` passes none to
+                a layer that is not timm's: use `attn='diff'` of the models here.
             dual_lambda: two scalars in the place of the four lambda vectors.
             head_norm: RMSNorm each head's output and multiply by `1 - lambda_init`.
             lambda_init: a number, or 'schedule' for the paper's `0.8 - 0.6 exp(-0.3 depth)`.
@@ -321,7 +322,8 @@ class DifferentialAttention(DifferentialLayer):
             "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
         )
         if d1 != d2:  # no shape tells the cut: weights of another one would load and compute something else
-            self.register_buffer("branch_widths", torch.empty(2, dtype=torch.int64, device=device))
+            # floats, as averages of weights (EMA) would cut the fraction of an integer off at each step
+            self.register_buffer("branch_widths", torch.empty(2, dtype=torch.float32, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -345,9 +347,15 @@ class DifferentialAttention(DifferentialLayer):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         if prefix + "lambda_init" in state_dict:
             self._non_persistent_buffers_set.discard("lambda_init")
-        widths = state_dict.get(prefix + "branch_widths")
-        if widths is not None and tuple(widths.tolist()) != self.branch_dims:
-            errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {tuple(widths.tolist())} there")
+        if prefix + "branch_widths" in state_dict:
+            there = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
+            if there != self.branch_dims:
+                errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {there} there")
+        if prefix + "qkv.weight" in state_dict and not any(key.startswith(prefix + "lambda_") for key in state_dict):
+            errors.append(  # the shapes fit, and strict=False would leave a network that knows nothing
+                f"{prefix}qkv.weight is plain attention's, which must be converted: by from_vit, or create_model with "
+                "pretrained=True"
+            )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def compute_lambda(self, x: Tensor) -> Tensor:
@@ -377,16 +385,17 @@ class DifferentialAttention(DifferentialLayer):
 
     @torch.jit.ignore
     @torch.no_grad()
-    def fuse(self) -> None:
+    def fuse(self) -> "DifferentialAttention":
         """Fold the weight of the head norm and the factor 1 - lambda_init into `proj`, in place, for inference.
 
-        Where scale_norm follows, or there is no head norm, there is nothing to fold.
+        Where scale_norm follows, or there is no head norm, there is nothing to fold. Returns itself, as timm's
+        reparameterize_model puts what it gets in the layer's place.
         """
-        if not self.head_norm or not isinstance(self.norm, nn.Identity):
-            return
-        weight = self.sub_norm.weight * (1 - self.lambda_init)
-        self.proj.weight.mul_(weight.repeat(self.num_heads))
-        self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))
+        if self.head_norm and isinstance(self.norm, nn.Identity):
+            weight = self.sub_norm.weight * (1 - self.lambda_init)
+            self.proj.weight.mul_(weight.repeat(self.num_heads))
+            self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))
+        return self
 
     def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, N, head width) merged to (B, N, dim)."""
@@ -472,9 +481,9 @@ class DifferentialAttentionV2(DifferentialLayer):
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, N, 2 head widths), branch 1 first, k and v (B, H, N, head width) of tokens x (B, N, dim)."""
-        B, N, dim = x.shape
+        dim = x.shape[-1]
         q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
-        q, k, v = (t.reshape(B, N, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return q, k, v
 
     def merge_heads(self, x: Tensor) -> Tensor:

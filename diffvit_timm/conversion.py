@@ -233,8 +233,9 @@ def from_vit(
         method: as in `convert_state_dict`; None is 'calibrated' where there are images, 'svd' where there are none,
             and 'mirror' with attn='diff_v2'.
         images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source wants them, or batches of
-            such, read once; 256 do.
-        **model_kwargs: settings of the Diff-ViT: attn, lambda_init, branch_dims, drop_path_rate, ...
+            such, read once; 256 do. Of a batch that has targets, too, the first part.
+        **model_kwargs: settings of the Diff-ViT: attn, lambda_init, branch_dims, drop_path_rate, ...; img_size
+            resamples the position embedding.
 
     Returns:
         A DiffVisionTransformer on the source's device, in its dtype and mode, ready for timm's own saving.
@@ -243,12 +244,16 @@ def from_vit(
         ValueError: a source that cannot be converted, with the reason; images where the method reads none, or none
             where it does.
     """
+    if "conversion" in model_kwargs:
+        raise ValueError(f"conversion={model_kwargs['conversion']!r} is create_model's name for it: pass it as method")
     method = resolve_method(method, model_kwargs.get("attn", "diff"), images is not None)
+    img_size = model_kwargs.pop("img_size", None)
     if isinstance(source, str):
         source = timm.create_model(source, pretrained=True)
     check_source(source)
     args = vit_args(source)
-    if shape := [name for name in model_kwargs if name in args and not name.endswith(("_rate", "img_size", "_pad"))]:
+    settings = [name for name in args if name.startswith("dynamic_") or name.endswith("_rate")]
+    if shape := [name for name in model_kwargs if name in args and name not in settings]:
         raise ValueError(
             f"{shape[0]}={model_kwargs[shape[0]]!r} would change the shape, which is the source's: leave it out"
         )
@@ -281,6 +286,8 @@ def from_vit(
     model.load_state_dict(convert_state_dict(source.state_dict(), model, method, calibration))
     if method == "calibrated":
         fit_projections(source, model.eval(), seen)
+    if img_size is not None:
+        model.set_input_size(img_size)
     return model.train(source.training)
 
 

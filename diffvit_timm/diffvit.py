@@ -125,8 +125,8 @@ class DiffVisionTransformer(VisionTransformer):
                 converted nets). Only of 'diff'.
             lambda_init: a number, or 'schedule' for the paper's schedule over the blocks, the default of 'diff'; that
                 of 'diff_v2' is 0.5.
-            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. (The variants made for
-                conversion have three quarters and a quarter unless told.) Only of 'diff'.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. Only of 'diff'. (The variants
+                made for conversion have three quarters and a quarter unless told; None is not told, as in timm.)
             pos_embed: 'learn' (timm's: a learned vector a patch), 'learn_2d' (one a row and one a column), 'sincos' (of
                 both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens; `pos_drop_rate` is of
                 'learn' alone, as in timm.
@@ -247,6 +247,8 @@ def _create_diffvit(
                 raise ValueError("conversion 'pairs' gives each head of a pair a branch: leave out branch_dims")
             kwargs.update(pairs_kwargs(heads, head_dim))
         kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
+    if conversion is not None and attn == "plain":
+        raise ValueError(f"conversion={conversion!r} is of differential attention: attn='plain' needs none")
     method = resolve_method(conversion, attn) if attn in METHODS else None  # the model refuses an unknown attn
     return build_model_with_cfg(
         DiffVisionTransformer,

@@ -36,11 +36,13 @@ def distill_layers(
         lr: of the first pass.
 
     Raises:
-        ValueError: no images, or float16, in which Adam's squared gradients are 0.
+        ValueError: no images, layers that are frozen, or float16, in which Adam's squared gradients are 0.
     """
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and cast it then")
     layers = model.differential_layers()
+    if not all(weight.requires_grad for layer in layers for weight in (layer.qkv.weight, layer.proj.weight)):
+        raise ValueError("frozen layers cannot learn: set requires_grad of qkv and proj")
     before = copy.deepcopy(layers)
     errors = torch.zeros(len(layers), 2, dtype=torch.float64)
     optimizers = [torch.optim.Adam([*layer.qkv.parameters(), *layer.proj.parameters()], lr=lr) for layer in layers]

@@ -24,9 +24,19 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images in batches, on the model's device and in its dtype."""
+    """The images in batches, on the model's device and in its dtype; of a batch with targets, too, the first part.
+
+    Raises:
+        ValueError: what are no batches of normalised images.
+    """
     like = next(model.parameters())
-    return (batch.to(like) for batch in (images.split(16) if isinstance(images, Tensor) else images))
+    for batch in images.split(16) if isinstance(images, Tensor) else images:
+        if isinstance(batch, (list, tuple)):
+            batch = batch[0]
+        if batch.ndim != 4 or not batch.is_floating_point():
+            shape, kind = tuple(batch.shape), batch.dtype
+            raise ValueError(f"images must be (n, C, H, W) and normalised, so of floats, not {shape} of {kind}")
+        yield batch.to(like)
 
 
 @torch.no_grad()

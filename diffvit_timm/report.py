@@ -94,7 +94,7 @@ def conversion_report(
         images: (n, C, H, W), normalised as the models want them, or batches of such; at least one image.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or networks of different outputs.
     """
     converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
     layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
@@ -109,6 +109,9 @@ def conversion_report(
             for batch in batches_for(source, images):
                 seen.clear()
                 expected, actual = source(batch).cpu().double(), model(batch).cpu().double()
+                if expected.shape != actual.shape:
+                    shapes = f"{tuple(expected.shape)} and {tuple(actual.shape)}"
+                    raise ValueError(f"outputs of {shapes} cannot be compared: give both networks the same classes")
                 logs = actual.log_softmax(-1), expected.log_softmax(-1)
                 count += len(batch)
                 agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())

@@ -16,6 +16,19 @@ __all__ = ["check_source", "vit_args"]
 # What a subclass of timm's VisionTransformer may do in a way of its own, which a Diff-ViT would not.
 FORWARD = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 
+# timm's names of activations, by what a module says of itself: its settings count.
+ACTIVATIONS = {
+    repr(act): name
+    for act, name in (
+        (nn.GELU(), "gelu"),
+        (nn.GELU(approximate="tanh"), "gelu_tanh"),
+        (GELUTanh(), "gelu_tanh"),
+        (QuickGELU(), "quick_gelu"),
+        (nn.SiLU(), "silu"),
+        (nn.ReLU(), "relu"),
+    )
+}
+
 
 def check_source(source: nn.Module) -> None:
     """
@@ -47,9 +60,13 @@ def check_source(source: nn.Module) -> None:
         if type(block) is not Block or type(attn) is not Attention:
             kind = f"{type(block).__name__} with {type(attn).__name__}"
             raise ValueError(f"{name} cannot be converted: block {index} is a {kind}, not timm's Block with Attention")
-        if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, RmsNorm):
+        if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, nn.LayerNorm, RmsNorm):
             kind = f"{type(block.mlp).__name__} and {type(block.norm1).__name__}"
             raise ValueError(f"{name} cannot be converted: block {index} has {kind}, not an MLP and a norm known here")
+        if repr(block.mlp.act) not in ACTIVATIONS:
+            raise ValueError(
+                f"{name} cannot be converted: the activation of block {index}, {block.mlp.act}, is unknown"
+            )
         if not isinstance(block.mlp.norm, nn.Identity):
             raise ValueError(f"{name} cannot be converted: block {index} normalises within its MLP")
         if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
@@ -79,8 +96,6 @@ def _mlp_ratio(width: int, dim: int) -> float:
 def vit_args(source: VisionTransformer) -> dict:
     """Constructor arguments of `source`, read off its modules; all but a gated MLP can be saved."""
     block = source.blocks[0]
-    norm, act = type(block.norm1).__name__.lower(), type(block.mlp.act)
-    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", GELUTanh: "gelu_tanh", nn.SiLU: "silu", nn.ReLU: "relu"}
     drop_path = source.blocks[-1].drop_path1
     args: dict = dict(
         img_size=source.patch_embed.img_size,
@@ -111,9 +126,9 @@ def vit_args(source: VisionTransformer) -> dict:
         proj_drop_rate=block.attn.proj_drop.p,
         attn_drop_rate=block.attn.attn_drop.p,
         drop_path_rate=getattr(drop_path, "drop_prob", 0.0),
-        norm_layer=norm,
+        norm_layer=type(block.norm1).__name__.lower(),
         norm_eps=block.norm1.eps,
-        act_layer=names.get(act, act),
+        act_layer=ACTIVATIONS[repr(block.mlp.act)],
     )
     if isinstance(block.mlp, GluMlp):
         gated: Callable = GluMlp

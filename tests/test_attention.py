@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from timm.layers import DiffAttention
+from timm.utils import ModelEmaV2
 from torch import nn
 
 from diffvit_timm import (
@@ -254,6 +255,21 @@ def test_weights_cut_elsewhere_are_refused_though_every_shape_fits():
             target.load_state_dict(source.state_dict())
 
 
+def test_averages_of_weights_keep_the_cut():
+    layer = random_layer(branch_dims=(12, 4))
+    average = ModelEmaV2(layer, decay=0.9)
+    for _ in range(3):
+        average.update(layer)
+    layer.load_state_dict(average.module.state_dict())
+
+
+def test_weights_of_plain_attention_are_refused_by_lenient_loading_too():
+    layer = random_layer()
+    plain = {key: value for key, value in layer.state_dict().items() if key.startswith(("qkv", "proj"))}
+    with pytest.raises(RuntimeError, match=r"qkv.weight is plain attention's, which must be converted: by from_vit"):
+        layer.load_state_dict(plain, strict=False)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_float32_mask_serves_a_bfloat16_layer(fused):
     layer = random_layer().to(torch.bfloat16)
@@ -313,6 +329,11 @@ def test_version_2_is_the_authors_formula(fused, lambda_init, n):
     layer, x = random_layer_v2(lambda_init=lambda_init), torch.randn(2, n, 48)
     layer.fused_attn = fused
     assert relative_error(layer(x), formula_v2(layer, x)) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [random_layer, random_layer_v2])
+def test_no_images_give_no_outputs(layer):
+    assert layer()(torch.empty(0, 5, 48)).shape == (0, 5, 48)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -1,10 +1,13 @@
 """Conversion keeps the logits of the source, and refuses what it cannot keep."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.models import save_for_hf
 from torch import nn
 
 from diffvit_timm import convert_state_dict, from_vit, logit_rotation
@@ -274,12 +277,26 @@ def test_a_vit_made_by_hand_converts():
         ("vit_small_patch16_18x2_224", dict(), "ParallelThingsBlock with NoneType"),
         ("vit_tiny_patch16_224", dict(scale_mlp_norm=True), "normalises within its MLP"),
         ("vit_tiny_patch16_224", dict(embed_norm_layer="layernorm"), "a LayerNorm follows its patches"),
+        ("vit_tiny_patch16_224", dict(act_layer="leaky_relu"), "the activation of block 0, LeakyReLU.* is unknown"),
     ],
 )
 def test_what_has_no_place_is_refused_with_the_reason(name, kwargs, reason):
     source = timm.create_model(name, **({} if kwargs is None else {**SHAPE, **kwargs}))
     with pytest.raises(ValueError, match=reason):
         from_vit(source)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(act_layer=partial(nn.GELU, approximate="tanh")),
+        dict(act_layer="quick_gelu"),
+        dict(norm_layer=partial(nn.LayerNorm, eps=1e-3)),
+    ],
+)
+def test_activations_and_norms_keep_their_settings(kwargs):
+    source, x = plain_vit(**kwargs), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
 
 
 def test_a_subclass_with_a_forward_pass_of_its_own_is_refused():
@@ -330,6 +347,25 @@ def test_the_shape_is_the_sources(shape):
         from_vit(plain_vit(), **shape)
 
 
+def test_other_images_resample_the_position_embedding_as_timm_does(tmp_path):
+    source, x = plain_vit(), torch.randn(2, 3, 64, 48)
+    model = from_vit(source, attn="diff_v2", img_size=(64, 48))
+    source.set_input_size(img_size=(64, 48))
+    torch.testing.assert_close(model(x), source(x))
+    save_for_hf(model, tmp_path)
+    torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), source(x))
+
+
+def test_a_loader_with_targets_calibrates_and_what_are_no_images_is_refused():
+    source, images = plain_vit(), torch.randn(4, 3, 32, 32)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(4)), batch_size=2)
+    rotated = [from_vit(source, images=given).blocks[0].attn.qkv.weight for given in (loader, images.split(2))]
+    assert torch.equal(*rotated)
+    for wrong in (images[0], images.to(torch.uint8)):
+        with pytest.raises(ValueError, match=r"images must be \(n, C, H, W\) and normalised"):
+            from_vit(source, images=wrong)
+
+
 def test_settings_that_would_undo_the_conversion_are_refused():
     with pytest.raises(ValueError, match="head_norm=False"):
         from_vit(plain_vit(), head_norm=True)
@@ -337,6 +373,8 @@ def test_settings_that_would_undo_the_conversion_are_refused():
         from_vit(plain_vit(), lambda_init=1.0)
     with pytest.raises(ValueError, match="lambda_init=1 leaves nothing"):
         from_vit(plain_vit(), attn="diff_v2", lambda_init=1 - 1e-9)  # 1 in float32
+    with pytest.raises(ValueError, match=r"conversion='slice' is create_model's name.*pass it as method"):
+        from_vit(plain_vit(), conversion="slice")
     with pytest.raises(ValueError, match=r"conversion 'best'.*'svd'"):
         from_vit(plain_vit(), method="best")
 

@@ -52,6 +52,11 @@ def test_float16_is_refused(source):
         distill_layers(source.half(), from_vit(source.half()), torch.randn(1, 3, 32, 32))
 
 
+def test_frozen_layers_are_refused(source):
+    with pytest.raises(ValueError, match="frozen layers cannot learn"):
+        distill_layers(source, from_vit(source).requires_grad_(False), torch.randn(1, 3, 32, 32))
+
+
 def test_no_images_is_an_error(source):
     with pytest.raises(ValueError, match="empty"):
         distill_layers(source, from_vit(source), [])

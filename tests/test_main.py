@@ -171,7 +171,7 @@ def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "nowhere.png", "--model", "{net}"], "nowhere.png does not decode"),
+        (["predict", "nowhere.png", "--model", "{net}"], "image nowhere.png is not a file"),
         (["predict", "{red}", "--model", "vit_tinyest"], "--model vit_tinyest is not known"),
         (["predict", "{red}", "--model", "{net}", "--top", "0"], "--top 0 must be at least 1"),
         (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9: "),

@@ -80,6 +80,8 @@ def test_no_hook_is_left_behind_and_an_empty_batch_is_refused():
         conversion_report(source, model, [])
     with pytest.raises(RuntimeError):
         conversion_report(source, model, torch.randn(1, 7, 32, 32))
+    with pytest.raises(ValueError, match=r"outputs of \(1, 5\) and \(1, 3\).*the same classes"):
+        conversion_report(source, pair(num_classes=3)[1], torch.randn(1, 3, 32, 32))
     assert not any(block.attn._forward_hooks for block in source.blocks)
 
 
