@@ -6,7 +6,6 @@
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
 __all__ = ["POS_EMBEDS", "POS_EMBEDS_2D", "Learned2d", "PosEmbed2d", "SinCos2d", "resample_axis"]
@@ -88,8 +87,9 @@ class Learned2d(PosEmbed2d):
 
 
 class SinCos2d(PosEmbed2d):
-    """Sines and cosines of the row and the column, fixed; for any grid, and no part of the state dict."""
+    """Sines and cosines of the row and the column, fixed; on another grid, those of the same places of the image."""
 
+    origin: Tensor
     fixed: Tensor
 
     def __init__(self, grid: tuple[int, int], dim: int, flat: bool = True, device=None, dtype=None) -> None:
@@ -105,14 +105,24 @@ class SinCos2d(PosEmbed2d):
         if dim % 4:
             raise ValueError(f"pos_embed='sincos' needs a width that 4 divides, not embed_dim={dim}")
         self.dim = dim
+        # the grid whose rows and columns are counted; in the state dict, as nothing else there tells it
+        self.register_buffer("origin", torch.empty(2, device=device, dtype=torch.float32))
         self.register_buffer("fixed", torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype), False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Count the rows and columns of the grid that there is."""
+        self.origin.copy_(torch.tensor(self.grid))
         self.init_non_persistent_buffers()
 
     @torch.jit.ignore
     def init_non_persistent_buffers(self) -> None:
         """timm's hook: fill what no checkpoint brings, after loading onto the meta device."""
-        table = build_sincos2d_pos_embed(list(self.grid), self.dim, device=self.fixed.device, dtype=self.fixed.dtype)
-        self.fixed.copy_(table)
+        self.fixed.copy_(self.table_of(self.grid[0], self.grid[1]))
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self.init_non_persistent_buffers()
 
     @torch.jit.ignore
     def set_grid(self, grid: tuple[int, int]) -> None:
@@ -124,10 +134,18 @@ class SinCos2d(PosEmbed2d):
     def table(self) -> Tensor:
         return self.fixed
 
-    @torch.jit.unused  # timm's function is not for TorchScript
     def table_of(self, height: int, width: int) -> Tensor:
-        fixed = build_sincos2d_pos_embed([height, width], self.dim, device=self.fixed.device, dtype=self.fixed.dtype)
-        return fixed[None]
+        """As timm's build_sincos2d_pos_embed on the origin, whose coordinates the centres of other patches have."""
+        steps = torch.arange(self.dim // 4, device=self.fixed.device, dtype=torch.float32)
+        bands = 1.0 / 10000.0 ** (steps / (self.dim // 4))
+        rows = (self._coordinates(height, 0)[:, None] * bands)[:, None].expand(-1, width, -1)
+        columns = (self._coordinates(width, 1)[:, None] * bands)[None].expand(height, -1, -1)
+        table = torch.cat([rows.sin(), columns.sin(), rows.cos(), columns.cos()], dim=-1)
+        return table.flatten(0, 1)[None].to(self.fixed.dtype)
+
+    def _coordinates(self, length: int, axis: int) -> Tensor:
+        centres = torch.arange(length, device=self.fixed.device, dtype=torch.float32) + 0.5
+        return centres * (self.origin[axis].float() / length) - 0.5
 
 
 def resample_axis(axis: Tensor, length: int) -> Tensor:

@@ -1,10 +1,9 @@
 """Position embeddings by name: their formula, another grid, and everything timm does with a model."""
 
-import math
-
 import pytest
 import timm
 import torch
+from timm.layers import build_sincos2d_pos_embed
 from timm.models._features_fx import create_feature_extractor
 from timm.optim import param_groups_weight_decay
 
@@ -36,14 +35,17 @@ def test_a_learned_place_is_that_of_its_row_beside_that_of_its_column():
             torch.testing.assert_close(table[row, column], torch.cat([rows[row], columns[column]]))
 
 
-def test_sines_and_cosines_are_those_of_row_and_column():
-    table = places(make("sincos"), torch.randn(1, 3, 32, 24)).view(4, 3, 16)
+def sines_and_cosines(rows, columns):
+    """Of each place, (rows, columns, 16), by the formula."""
     waves = [10_000 ** (-i / 4) for i in range(4)]
-    for row in range(4):
-        for column in range(3):
-            angles = [place * wave for place in (row, column) for wave in waves]
-            expected = [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
-            torch.testing.assert_close(table[row, column], torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    angles = [[[place * wave for place in (row, column) for wave in waves] for column in columns] for row in rows]
+    return torch.cat([torch.tensor(angles).sin(), torch.tensor(angles).cos()], dim=-1)
+
+
+def test_sines_and_cosines_are_those_of_row_and_column_as_in_timm():
+    table = places(make("sincos"), torch.randn(1, 3, 32, 24))
+    torch.testing.assert_close(table.view(4, 3, 16), sines_and_cosines(range(4), range(3)), atol=1e-5, rtol=1e-5)
+    assert torch.equal(SinCos2d(GRID, 16).table()[0], build_sincos2d_pos_embed(list(GRID), 16))
 
 
 def test_none_adds_nothing_and_learn_is_timms_table():
@@ -71,7 +73,10 @@ def test_torchscript_fx_and_dynamic_sizes_compute_the_same(pos_embed):
     dynamic = make(pos_embed, dynamic_img_size=True)
     dynamic.load_state_dict(model.state_dict())
     torch.testing.assert_close(dynamic(images), expected)
-    assert dynamic(torch.randn(1, 3, 40, 16)).shape == (1, 5)
+    other = torch.randn(1, 3, 40, 16)
+    torch.testing.assert_close(torch.jit.script(dynamic)(other), dynamic(other))
+    model.set_input_size((40, 16))
+    torch.testing.assert_close(dynamic(other), model(other))
 
 
 @pytest.mark.parametrize("pos_embed", POS_EMBEDS)
@@ -88,9 +93,8 @@ def test_another_size_keeps_the_places_where_they_were(pos_embed):
         expected = torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0])
         torch.testing.assert_close(table.view(8, 8, 16)[:, 0, 0], expected)
     if pos_embed == "sincos":
-        torch.testing.assert_close(
-            table, places(make("sincos", img_size=64), torch.randn(1, 3, 64, 64)), atol=1e-5, rtol=0
-        )
+        centres = [(i + 0.5) * 4 / 8 - 0.5 for i in range(8)]
+        torch.testing.assert_close(table.view(8, 8, 16), sines_and_cosines(centres, centres), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pos_embed", POS_EMBEDS)
@@ -112,7 +116,7 @@ def test_learned_axes_are_not_decayed_and_the_fixed_table_is_no_weight():
     groups = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
     free = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
     assert {id(model.patch_embed.norm[1].rows), id(model.patch_embed.norm[1].columns)} <= free
-    assert not [name for name in make("sincos").state_dict() if "norm.1" in name and "patch_embed" in name]
+    assert "patch_embed.norm.1.fixed" not in make("sincos").state_dict()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +135,5 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_both_are_modules_of_their_own():
-    torch.testing.assert_close(SinCos2d(GRID, 16).table(), SinCos2d((9, 9), 16).table_of(*GRID))
-    axes = Learned2d(GRID, 16)
-    torch.testing.assert_close(axes.table(), axes.table_of(*GRID))
+    for embed in (SinCos2d(GRID, 16), Learned2d(GRID, 16)):
+        torch.testing.assert_close(embed.table(), embed.table_of(*GRID))
