@@ -1,8 +1,12 @@
-"""The error for bad input."""
+"""The errors for bad input."""
 
 
 class InputError(Exception):
     """Input that the user can mend: one line that names the option, the value and the fix."""
+
+
+class DivergedError(InputError):
+    """A loss that became NaN or infinite: of one training, which others may do without."""
 
 
 def require_at_least(least: int, **options: int) -> None:

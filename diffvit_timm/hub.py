@@ -14,6 +14,9 @@ from torch import nn
 
 from .errors import InputError
 
+# What comes of arguments that a model does not take, or of weights that are not its own.
+REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, SafetensorError)
+
 
 def check_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "") -> None:
     """Refuse a model or tag that timm does not know, before anything is downloaded.
@@ -88,7 +91,7 @@ def load_model(name: str, pretrained: bool = True, option: str = "--model", hint
             f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
             f"({type(error).__name__}): check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
-    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, SafetensorError) as error:
+    except REFUSALS as error:
         raise InputError(f"{option} {name} cannot be made: {error}") from error
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 from typing import Any, Literal
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, trained
+from train_cifar import CifarConfig, StudyConfig, named_dataset, require_whole, trained
 
 from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError
@@ -80,12 +80,8 @@ class AblateConfig(StudyConfig):
             _require_papers_layer(self)
         if self.study == "patch_size":
             _require_whole_patches(self)
-        there = self.folder(f"ablate-{self.study}").glob("*/config.yaml")
-        own = tuple(f"{_folder_name(name)}-" for name in STUDIES[self.study])
-        if others := sorted(run.parent.name for run in there if not run.parent.name.startswith(own)):
-            raise InputError(
-                f"--output {self.output} holds {others[0]}, no run of --study {self.study}: give another folder"
-            )
+        own = "|".join(_folder_name(name) for name in STUDIES[self.study])
+        self.require_own_folder(f"ablate-{self.study}", rf"({own})-\w+-\d+")
 
 
 def _folder_name(setting: str) -> str:
@@ -109,8 +105,10 @@ def _require_whole_patches(config: AblateConfig) -> None:
     from diffvit_timm.hub import check_model
 
     check_model(config.model, pretrained=False)
-    size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:]
-    for side, (name, (_, arguments)) in itertools.product(to_2tuple(size), STUDIES["patch_size"].items()):
+    sides = to_2tuple(config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:])
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise InputError(f"--model-kwargs img_size={sides} is no size: pass one number of pixels, or (height, width)")
+    for side, (name, (_, arguments)) in itertools.product(sides, STUDIES["patch_size"].items()):
         if side % arguments["patch_size"]:
             raise InputError(
                 f"--study patch_size: {name} pixels do not divide the {side} of --model {config.model}: pass "
@@ -143,6 +141,9 @@ def differences(config: AblateConfig, runs: list) -> dict[str, tuple[float, floa
             continue
         own = [run for run in runs if run.setting == name and (baseline or run.attn != "plain")]
         others = [run for run in runs if run.setting == (baseline or name) and (baseline or run.attn == "plain")]
+        if not {run.seed for run in own} & {run.seed for run in others}:
+            say(f"{name:30s} no seed of both")
+            continue
         gain, half, n = gains[name] = difference(own, others)
         say(f"{name:30s} {gain:+.2%}" + ("" if half is None else f" ± {half:.2%}") + f"   n = {n}")
     return gains
@@ -152,12 +153,11 @@ def main() -> dict:
     config = named_dataset(parse_config(AblateConfig, description=__doc__))
     from diffvit_timm.analysis.studies import Run, plot_study, summarise, write_csv  # --help is first
 
-    runs = []
-    for name, single, result, model in trained(planned(config)):
+    runs, plan, folder = [], planned(config), config.folder(f"ablate-{config.study}")
+    for name, single, result, model in trained(plan):
         parameters = sum(p.numel() for p in model.parameters())
         runs.append(Run(name, result["attn"], single.seed, result["test_accuracy"], parameters, result["seconds"]))
-    folder = config.folder(f"ablate-{config.study}")
-    write_csv(runs, folder / "study.csv")
+        write_csv(runs, folder / "study.csv")
     say(f"\n{config.study:30s} attention   seeds   test accuracy        parameters   seconds")
     for row in (rows := summarise(runs)):
         spread = "" if row.deviation is None else f" ± {row.deviation:.2%}"
@@ -167,6 +167,7 @@ def main() -> dict:
     plot_study(runs, folder / "study.png", f"{config.study}: {config.model}, {config.title}")
     summary = {"study": config.study, "rows": [dataclasses.asdict(row) for row in rows], "differences": gains}
     replace(folder / "study.json", json.dumps(summary, indent=1) + "\n")
+    require_whole(plan, len(runs))
     return summary
 
 

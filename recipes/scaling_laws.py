@@ -13,9 +13,10 @@ import dataclasses
 import itertools
 import json
 import re
+from pathlib import Path
 from typing import Any
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, require_twin, trained
+from train_cifar import CifarConfig, StudyConfig, named_dataset, require_twin, require_whole, trained
 
 from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError
@@ -45,6 +46,7 @@ class ScalingConfig(StudyConfig):
                 raise InputError(f"--sizes {size}: the width must be a multiple of {HEAD}, a head's")
         for name in self.model_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
             raise InputError(f"--model-kwargs {name}=... is what --sizes varies: leave it out")
+        self.require_own_folder("scaling", r"(\d+x\d+|diffvit\w*)-\w+-\d+")
 
 
 def shape(size: str) -> tuple[int, int] | None:
@@ -80,6 +82,8 @@ def fitted(points: list) -> dict[str, dict]:
         if law := fit_power_law([p for p in points if p.attn == attn], axis):
             laws.setdefault(attn, {})[axis] = dataclasses.asdict(law)
             say(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f}{spread(law.interval)}")
+            if law.misfit is not None and law.misfit < 0.05:
+                say(f"  but the sizes lie on no such law (p = {law.misfit:.2g}): that interval is of the seeds alone")
         if attn != "plain" and (found := loss_ratio(points, axis, attn)):
             ratios.setdefault(attn, {})[axis] = dataclasses.asdict(found)
             say(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f}{spread(found.interval)}")
@@ -88,23 +92,30 @@ def fitted(points: list) -> dict[str, dict]:
     return {"laws": laws, "over_plain": ratios}
 
 
+def keep(folder: Path, points: list, **found: dict) -> dict:
+    """Write the points, and what was found of them; returns what was written."""
+    summary = {"points": [dataclasses.asdict(point) for point in points], **found}
+    replace(folder / "scaling.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
 def main() -> dict:
     config = named_dataset(parse_config(ScalingConfig, description=__doc__))
     from diffvit_timm.analysis.scaling import Point, count_flops, plot_scaling
 
-    points = []
-    for size, single, result, model in trained(planned(config)):
+    points, plan, folder = [], planned(config), config.folder("scaling")
+    for size, single, result, model in trained(plan):
         parameters = sum(p.numel() for p in model.parameters())
         figures = parameters, count_flops(model), result["test_loss"], result["test_accuracy"]
         points.append(Point(size, result["attn"], single.seed, *figures))
+        keep(folder, points)
     say(f"\n{'size':24s} attention   seed   parameters   MFLOPs   test loss   accuracy")
     for p in points:
         sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
         say(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
-    folder = config.folder("scaling")
     plot_scaling(points, folder / "scaling.png", config.title)
-    summary = {"points": [dataclasses.asdict(point) for point in points], **fitted(points)}
-    replace(folder / "scaling.json", json.dumps(summary, indent=1) + "\n")
+    summary = keep(folder, points, **fitted(points))
+    require_whole(plan, len(points))
     return summary
 
 

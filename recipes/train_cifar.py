@@ -11,12 +11,13 @@ Expected results, with hardware and seeds: recipes/README.md.
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffvit_timm import training
-from diffvit_timm.errors import InputError, require_at_least
+from diffvit_timm.errors import DivergedError, InputError, require_at_least
 from diffvit_timm.training import TrainConfig, parse_config, run, say
 from diffvit_timm.training.config import Optimizer
 
@@ -90,6 +91,22 @@ class StudyConfig(CifarConfig):
         """Where the runs, the table and the picture of a study lie."""
         return Path(f"runs/{study}" if self.output == "auto" else self.output).expanduser()
 
+    def require_own_folder(self, study: str, runs: str) -> None:
+        """Refuse a folder of other runs than a study's, or of files.
+
+        Args:
+            study: its name.
+            runs: a pattern of their folders' names.
+        """
+        from diffvit_timm.training.run_folder import new_folder  # not above: --help need not wait for torch
+
+        folder = self.folder(study)
+        there = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
+        if others := [name for name in there if not re.fullmatch(runs, name)]:
+            raise InputError(f"--output {folder} holds {others[0]}, no run of this study: give another folder")
+        if not there:
+            new_folder(folder)
+
     def single(self, study: str, name: str, **options: Any) -> CifarConfig:
         """One training, which goes on where it was killed, and is not made again where it is finished."""
         base = {field.name: getattr(self, field.name) for field in dataclasses.fields(CifarConfig)}
@@ -106,7 +123,7 @@ def require_twin(model: str, option: str) -> None:
 
 
 def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarConfig, dict, Any]]:
-    """Of each training of a plan its name, its options, its result and its best weights.
+    """Of each training of a plan its name, its options, its result and its best weights; none where it diverged.
 
     Raises:
         InputError: as `train`, and before the first training where a model of the plan cannot be made.
@@ -116,19 +133,41 @@ def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarCon
 
     for config in {(config.model, config.model_kwargs, config.attn): config for _, config in plan}.values():
         check_variant(config)
+    finished = 0
     for number, (name, config) in enumerate(plan, start=1):
         say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
-        result = training.train(config, "study")
+        try:
+            result = training.train(config, "study")
+        except DivergedError as error:
+            say(f"without this one: {error}")
+            continue
+        except SystemExit:
+            say("the study goes on with the command that began it")
+            raise
+        finished += 1
         yield name, config, result, load_model(f"local-dir:{config.output}/best", option="--output")
+    if not finished:
+        require_whole(plan, finished)
+
+
+def require_whole(plan: list[tuple[str, CifarConfig]], finished: int) -> None:
+    """
+    Raises:
+        InputError: some trainings of a plan diverged.
+    """
+    if finished < len(plan):
+        raise InputError(
+            f"{len(plan) - finished} of {len(plan)} trainings diverged, and the results are of the others: lower --lr, "
+            "raise --warmup-epochs or use --precision no, with another --output"
+        )
 
 
 def named_dataset(config: ConfigT) -> ConfigT:
     """The configuration with what the dataset's short name stands for, but for what is given otherwise."""
-    fields = type(config).__dataclass_fields__
+    if Path(config.dataset).is_dir():  # a folder of that name
+        return config
     options = DATASETS.get(config.dataset, {}).items()
-    return dataclasses.replace(
-        config, **{k: v for k, v in options if k == "dataset" or getattr(config, k) == fields[k].default}
-    )
+    return dataclasses.replace(config, **{k: v for k, v in options if k == "dataset" or config.is_default(k)})
 
 
 def main() -> dict:

@@ -13,7 +13,7 @@ import timm
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-from diffvit_timm.errors import InputError
+from diffvit_timm.errors import DivergedError, InputError
 from diffvit_timm.hub import save_pretrained
 from diffvit_timm.training import Trainer, parse_config
 
@@ -225,6 +225,8 @@ def test_patches_that_do_not_divide_the_image_are_refused(monkeypatch):
         config(study="patch_size", model="diffvit_foo")
     with pytest.raises(InputError, match="4 x 4 pixels do not divide the 30 of"):
         config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=(30,32)",))
+    with pytest.raises(InputError, match=r"img_size=.* is no size"):
+        config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=abc",))
     config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=(32,32)",))
     config(study="patch_size", model="diffvit_nano", model_kwargs=("img_size=32",))
 
@@ -235,8 +237,52 @@ def test_a_study_does_not_write_over_another_one(tmp_path, monkeypatch):
     (tmp_path / "20-wrong-labels-diff-0" / "config.yaml").touch()
     config = recipe("ablate").AblateConfig
     config(study="noise", output=str(tmp_path))
-    with pytest.raises(InputError, match="holds 20-wrong-labels-diff-0, no run of --study size: give another folder"):
+    with pytest.raises(InputError, match="holds 20-wrong-labels-diff-0, no run of this study: give another folder"):
         config(study="size", output=str(tmp_path))
+    scaling = recipe("scaling_laws").ScalingConfig
+    with pytest.raises(InputError, match="holds 20-wrong-labels-diff-0, no run of this study"):
+        scaling(output=str(tmp_path))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "scaling.json").write_text("mine")
+    for study in (config, scaling):
+        with pytest.raises(InputError, match="own is used already"):
+            study(output=str(tmp_path / "own"))
+
+
+def test_a_training_that_diverges_leaves_the_others_their_table(ablation, monkeypatch):
+    study, folder = ablation
+    fit = Trainer.fit
+
+    def diverge(trainer, checkpoint=None):
+        if getattr(trainer.net, "attn", "") == "diff_v2" or trainer.config.seed == 1:
+            raise DivergedError("the loss is nan")
+        return fit(trainer, checkpoint)
+
+    monkeypatch.setattr(Trainer, "fit", diverge)
+    with pytest.raises(InputError, match="5 of 8 trainings diverged, and the results are of the others: lower --lr"):
+        study("attention")
+    result = json.loads((folder / "study.json").read_text())
+    assert [(row["setting"], row["seeds"]) for row in result["rows"]] == [
+        ("plain", 1), ("the paper's", 1), ("without head norm", 1)
+    ]  # fmt: skip
+    assert set(result["differences"]) == {"the paper's", "without head norm"}
+    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_study_that_a_signal_ends_says_how_to_go_on_and_keeps_its_rows(ablation, monkeypatch, capsys):
+    study, folder = ablation
+    fit = Trainer.fit
+
+    def end(trainer, checkpoint=None):
+        if trainer.net.attn == "plain":
+            return fit(trainer, checkpoint)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Trainer, "fit", end)
+    with pytest.raises(SystemExit):
+        study("attention")
+    assert "the study goes on with the command that began it" in capsys.readouterr().err
+    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-from scipy.stats import t
+from scipy.stats import f, t
 from timm.models import get_model_input_config
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,11 +68,14 @@ class PowerLaw:
     Attributes:
         scale, exponent: least squares of the logarithms.
         interval: 95 % of the exponent, over seeds; None for one run a size.
+        misfit: p of the F test of lack of fit, how often seeds alone would put the means of the sizes as far from the
+            law; None for one run a size.
     """
 
     scale: float
     exponent: float
     interval: tuple[float, float] | None
+    misfit: float | None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.scale * x**-self.exponent
@@ -100,11 +103,18 @@ def fit_power_law(points: Sequence[Point], axis: str) -> PowerLaw | None:
         points: of one kind of attention.
         axis: which attribute is x.
     """
-    if len({point.size for point in points}) < ENOUGH:
+    if _sizes(points, axis) < ENOUGH:
         return None
-    (intercept, slope), errors = _least_squares(points, np.stack([np.ones(len(points)), _logarithms(points, axis)]))
+    x, loss = _logarithms(points, axis), _logarithms(points, "loss")
+    (intercept, slope), errors = _least_squares(points, np.stack([np.ones(len(points)), x]))
     interval = (-slope - errors[1], -slope + errors[1]) if errors else None
-    return PowerLaw(float(np.exp(intercept)), -slope, interval)
+    means = np.array([loss[x == place].mean() for place in x])  # of the size of each point
+    between, within = len(set(x)) - 2, len(x) - len(set(x))
+    misfit = None
+    if spread := np.square(loss - means).sum():
+        ratio = np.square(means - intercept - slope * x).sum() / between / (spread / within)
+        misfit = float(f.sf(ratio, between, within))
+    return PowerLaw(float(np.exp(intercept)), -slope, interval, misfit)
 
 
 def loss_ratio(points: Sequence[Point], axis: str, attn: str = "diff") -> LossRatio | None:
@@ -119,12 +129,16 @@ def loss_ratio(points: Sequence[Point], axis: str, attn: str = "diff") -> LossRa
         attn: what is compared.
     """
     both = [point for point in points if point.attn in (attn, "plain")]
-    if any(len({point.size for point in both if point.attn == kind}) < ENOUGH for kind in (attn, "plain")):
+    if any(_sizes([point for point in both if point.attn == kind], axis) < ENOUGH for kind in (attn, "plain")):
         return None
     own = np.array([float(point.attn == attn) for point in both])
     (_, _, more), errors = _least_squares(both, np.stack([np.ones(len(both)), _logarithms(both, axis), own]))
     interval = (float(np.exp(more - errors[2])), float(np.exp(more + errors[2]))) if errors else None
     return LossRatio(float(np.exp(more)), interval)
+
+
+def _sizes(points: Sequence[Point], axis: str) -> int:
+    return len({getattr(point, axis) for point in points})
 
 
 def _logarithms(points: Sequence[Point], attribute: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
+from ..disk import replace
 from .colours import ATTENTION
 
 __all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
@@ -97,10 +99,11 @@ def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """One line a run."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Run)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(run) for run in runs)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(run) for run in runs)
+    replace(path, lines.getvalue())
 
 
 def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:

@@ -71,7 +71,7 @@ def load_splits(
         group_column: of what no two splits may share, such as patients, where train is divided.
 
     Raises:
-        InputError: the dataset cannot be had, or lacks a column, a class list or a split.
+        InputError: the dataset cannot be had, or lacks a column, a class list or a split; train lacks a class.
     """
     loaded = _load(name, streaming=stream > 0)
     if "train" not in loaded:
@@ -80,7 +80,8 @@ def load_splits(
     image_column = _image_column(name, features, image_column)
     if not isinstance(features.get(label_column), ClassLabel):
         labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-        raise InputError(f"--label-column {label_column} is no class label of {name}: choose one of {labels}")
+        advice = f"choose one of {labels}" if labels else "there is none; datasets' class_encode_column makes one"
+        raise InputError(f"--label-column {label_column} is no class label of {name}: {advice}")
     if features[label_column].num_classes < 2:
         raise InputError(f"--dataset {name} has one class, and nothing to tell it from: give two or more")
 
@@ -134,6 +135,13 @@ def load_splits(
         test, val = _held_out(test, 0.1, name)
     else:
         train, val = _held_out(train, 0.1, name)
+    if not stream:
+        lacking = sorted({*val["label"], *test["label"]} - {*train["label"]})
+        if lacking:
+            raise InputError(
+                f"--dataset {name}: train has no images of {features[label_column].int2str(lacking[0])}, which are "
+                f"validated or tested{': --group-column has too few groups of it' if group_column else ''}"
+            )
     if group_column:
         train, val, test = (split.select_columns(["image", "label"]) for split in (train, val, test))
     return Splits(train, val, test, features[label_column].names)
@@ -204,7 +212,7 @@ def _class_names(name: str, label_column: str, splits: dict[str, Dataset]) -> di
 
 
 def _held_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
-    """The rest, and a share with all classes in the same proportions, which shares no group with it."""
+    """The rest, and a share of it: with all classes in the same proportions, as nearly as whole groups allow."""
     try:
         if "group" in data.column_names:
             from sklearn.model_selection import StratifiedGroupKFold

@@ -182,6 +182,8 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             upright = ImageOps.exif_transpose(opened)
+            if upright.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits, and no known range: save it with 8 or 16 bits a channel")
             if upright.mode.startswith("I;16"):  # convert would clip, not scale
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             if upright.mode == "P" and "transparency" in upright.info:

@@ -26,12 +26,14 @@ class TrainingBatches:
         accelerator: of `make_accelerator`.
 
     Raises:
-        InputError: a stream whose epoch has no batch.
+        InputError: fewer images than a batch, or a stream whose epoch has no batch.
     """
 
     def __init__(self, images: Images, config: TrainConfig, accelerator: Accelerator) -> None:
         self.images: Any = images
         self.streams = isinstance(images, StreamedImages)
+        if config.batch_size > len(images):
+            raise InputError(f"--batch-size {config.batch_size} is more than the {len(images)} training images")
         sampler = None
         if config.repeated_augmentation > 1:
             sampler = RepeatedSampler(len(images), config.repeated_augmentation, config.data_seed)

@@ -206,6 +206,8 @@ class TrainConfig:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
         for name in self.model_arguments.keys() & {"attn", "conversion", "pretrained"}:
             raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
+        if "drop_path_rate" in self.model_arguments:
+            raise InputError("--model-kwargs drop_path_rate=... is an option of its own: pass --drop-path")
 
     @property
     def data_seed(self) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,9 @@ def one_line_errors() -> Iterator[None]:
         if not is_main():
             time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
         _stop(str(error).rpartition("InputError: ")[-1])  # a loader's worker wraps the error in its own traceback
+    except KeyboardInterrupt:
+        say("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -7,6 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from .config import TrainConfig
+from .console import say
 
 
 def build_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
@@ -43,6 +44,8 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """One step an update, of `total`."""
     warmup = min(round(config.warmup_epochs * updates_per_epoch), total)
+    if warmup == total:
+        say(f"--warmup-epochs {config.warmup_epochs:g} is the whole training, which never comes to --lr {config.lr:g}")
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
 
 

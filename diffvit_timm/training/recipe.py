@@ -85,6 +85,10 @@ def _load_splits(config: TrainConfig) -> Splits:
             f"tested on {config.test_share:.0%} of the training images, drawn class by class. Where several show one "
             "patient or scene, that is too easy a test: --group-column keeps them together"
         )
+    for role in ("val", "test"):
+        classes = len(set(getattr(splits, role)["label"]))
+        if classes < len(splits.class_names):
+            say(f"the {role} images are of {classes} of the {len(splits.class_names)} classes")
     if most := config.max_train_samples:
         if most > len(splits.train):
             have = len(splits.train)

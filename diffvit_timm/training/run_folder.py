@@ -90,7 +90,8 @@ def _require_same_options(folder: Path, config: TrainConfig) -> None:
     changed = [name for name in here if name not in free and there.get(name) != here[name]]
     if changed:
         differences = "; ".join(f"--{n.replace('_', '-')} {there.get(n)} there, {here[n]} here" for n in changed)
-        raise InputError(f"--resume {config.resume}: {folder} is a run of other options: {differences}")
+        advice = "give those, or another --output"
+        raise InputError(f"--resume {config.resume}: {folder} is a run of other options: {differences}; {advice}")
 
 
 def new_folder(name: str | Path, option: str = "--output") -> Path:

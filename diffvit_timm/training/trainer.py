@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from ..analysis.attention_maps import can_capture
 from ..data import Splits, evaluation_images, training_images
 from ..diffvit import DiffVisionTransformer
-from ..errors import InputError
+from ..errors import DivergedError, InputError
 from ..statistics import LayerStatistics, layer_statistics
 from .attention_pictures import AttentionPictures
 from .batches import TrainingBatches, evaluation_batches
@@ -380,7 +380,7 @@ class Trainer:
     def _require_finite(self, loss: float, step: int | None = None) -> None:
         if not math.isfinite(loss):
             where = f"at update {step}" if step else f"on the validation images after update {self.step}"
-            raise InputError(
+            raise DivergedError(
                 f"the loss is {loss} {where}: lower --lr {self.config.lr:g}, raise --warmup-epochs "
                 "or use --precision no"
             )

@@ -62,7 +62,8 @@ def test_a_power_law_is_found_again(axis):
 
 
 def test_a_run_a_size_has_no_interval():
-    assert fit_power_law(points(seeds=1), "parameters").interval is None
+    law = fit_power_law(points(seeds=1), "parameters")
+    assert law.interval is law.misfit is None
     assert loss_ratio([*points(seeds=1), *points("plain", seeds=1)], "flops").interval is None
 
 
@@ -73,6 +74,21 @@ def test_the_interval_of_three_seeds_holds_the_truth_in_95_cases_of_100():
     both = [[*points(noise=0.05, draw=draw), *points("plain", noise=0.05, draw=1000 + draw)] for draw in range(400)]
     ratios = [loss_ratio(pair, "flops") for pair in both]
     assert 0.92 < np.mean([ratio.interval[0] < 1 < ratio.interval[1] for ratio in ratios]) < 0.98
+
+
+def test_sizes_that_lie_on_no_law_are_found_out_and_others_wrongly_in_5_cases_of_100():
+    laws = [fit_power_law(points(noise=0.05, draw=draw), "parameters") for draw in range(400)]
+    assert 0.02 < np.mean([law.misfit < 0.05 for law in laws]) < 0.08
+    bent = [
+        dataclasses.replace(p, loss=p.loss * (1.2 if p.parameters in (100_000, 800_000) else 1.0))
+        for p in points(noise=0.05)
+    ]
+    assert fit_power_law(bent, "flops").misfit < 0.01
+
+
+def test_a_size_under_two_names_is_one():
+    twice = [dataclasses.replace(p, size=f"{p.size} again") for p in points(sizes=(1e5, 2e5))]
+    assert fit_power_law([*points(sizes=(1e5, 2e5)), *twice], "parameters") is None
 
 
 def test_three_sizes_are_too_few():

@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -157,7 +158,10 @@ def test_an_absent_label_column_is_refused_with_the_choices(image_folder):
 def test_labels_that_are_plain_numbers_are_refused_because_they_name_no_class(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
-    assert refusal(tmp_path / "d").startswith("--label-column label is no class label")
+    assert refusal(tmp_path / "d") == (
+        f"--label-column label is no class label of {tmp_path / 'd'}: there is none; datasets' class_encode_column "
+        "makes one"
+    )
 
 
 def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_path):
@@ -236,6 +240,17 @@ def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
     rest = 80 - len(splits.test)
     assert len(splits.val) == pytest.approx(0.1 * rest, abs=4)
     assert len(splits.train) + len(splits.val) == rest
+
+
+def test_a_class_that_is_tested_and_not_learned_is_refused(tmp_path):
+    """A patient a class: whoever is held out takes a class along."""
+    write_parquet(tmp_path / "d", "train", names=("cat", "dog", "owl", "fox"), group=(Value("string"), "one"))
+    rows = datasets.load_dataset(str(tmp_path / "d"), split="train")
+    rows = rows.remove_columns("group").add_column("group", [str(label) for label in rows["label"]])
+    rows.to_parquet(tmp_path / "d" / "train.parquet")
+    said = refusal(tmp_path / "d", test_share=0.25, group_column="group")
+    assert "train has no images of" in said
+    assert said.endswith("which are validated or tested: --group-column has too few groups of it")
 
 
 def test_images_of_no_group_are_refused(tmp_path):
@@ -325,6 +340,12 @@ def test_sixteen_bit_greys_keep_their_contrast_instead_of_turning_white():
     for in_chans in (1, 3):
         pixels = pixels_of(png(ramp), in_chans)
         assert abs(pixels.mean() - 127.5) < 3
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_of_32_bits_have_no_range_that_is_known(kind):
+    with pytest.raises(InputError, match="its pixels have 32 bits, and no known range: save it with 8 or 16 bits"):
+        pixels_of(png(Image.fromarray(np.eye(20, dtype=kind)), "tiff"))
 
 
 def test_a_grey_model_gets_one_channel_of_luminance():

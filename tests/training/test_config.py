@@ -111,6 +111,7 @@ def test_a_number_out_of_range_is_refused_with_the_option_and_the_value(option, 
         (dict(eval_only=True, reset_head=True), "--eval-only tests the head that there is: leave out --reset-head"),
         (dict(model_kwargs=("attn=plain",)), "--model-kwargs attn=... is an option of its own: pass --attn"),
         (dict(model_kwargs=("conversion=svd",)), "--model-kwargs conversion=... .* pass --conversion"),
+        (dict(model_kwargs=("drop_path_rate=0.1",)), "--model-kwargs drop_path_rate=... .* pass --drop-path"),
         (dict(model_kwargs=("pretrained=false",)), "--model-kwargs pretrained=... .* pass --pretrained"),
     ],
 )

@@ -108,7 +108,7 @@ def test_the_scheduler_counts_updates_and_keeps_the_ratio_of_the_groups(tiny_mod
         scheduler.step()
 
 
-def test_a_warm_up_longer_than_the_training_still_ends_within_it(tiny_model):
+def test_a_warm_up_longer_than_the_training_still_ends_within_it_and_is_said(tiny_model, capsys):
     cfg = config(epochs=1, warmup_epochs=10.0, lr=1e-3, layer_decay=1.0)
     optimizer = build_optimizer(tiny_model(), cfg)
     scheduler = build_scheduler(optimizer, cfg, updates_per_epoch=3, total=3)
@@ -118,6 +118,7 @@ def test_a_warm_up_longer_than_the_training_still_ends_within_it(tiny_model):
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
+    assert "--warmup-epochs 10 is the whole training, which never comes to --lr 0.001" in capsys.readouterr().err
 
 
 def test_lambda_starts_where_it_is_and_stays_at_its_target():
