@@ -44,6 +44,8 @@ class ScalingConfig(StudyConfig):
                 require_twin(size, "--sizes")
             elif given[0] % HEAD:
                 raise InputError(f"--sizes {size}: the width must be a multiple of {HEAD}, a head's")
+        if not any(map(shape, self.sizes)):
+            self.leave_out("model", "has no effect beside --sizes that are models themselves")
         for name in self.model_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
             raise InputError(f"--model-kwargs {name}=... is what --sizes varies: leave it out")
         self.require_own_folder("scaling", r"(\d+x\d+|diffvit\w*)-\w+-\d+")

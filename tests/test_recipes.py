@@ -175,6 +175,14 @@ def test_sizes_that_are_none_are_refused(sizes, message, monkeypatch):
         parse_config(recipe("scaling_laws").ScalingConfig, ["--sizes", *sizes.split()])
 
 
+def test_a_model_beside_sizes_that_are_models_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    options = ["--model", "diffvit_nano", "--sizes"]
+    with pytest.raises(InputError, match="--model diffvit_nano has no effect beside --sizes"):
+        parse_config(recipe("scaling_laws").ScalingConfig, [*options, "diffvit_micro_patch8_32"])
+    parse_config(recipe("scaling_laws").ScalingConfig, [*options, "32x1"])
+
+
 def test_what_the_sizes_vary_is_no_argument_of_the_model(monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     with pytest.raises(InputError, match=r"--model-kwargs depth=\.\.\. is what --sizes varies"):
