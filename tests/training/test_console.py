@@ -55,6 +55,13 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(capsys):
     )
 
 
+def test_ctrl_c_is_one_line_too(capsys):
+    with pytest.raises(SystemExit) as caught:
+        console.run(failing(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(PermissionError):
         console.run(failing(PermissionError()))
