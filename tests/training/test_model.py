@@ -218,11 +218,6 @@ def test_what_is_asked_of_a_conversion_is_not_dropped_in_silence(checkpoint, pla
     assert "--model-kwargs" in refusal(dataclasses.replace(own(ours, attn="diff"), model_kwargs=("lambda_init=0.3",)))
 
 
-def test_an_argument_of_the_users_is_not_overridden_by_an_option_left_alone():
-    model = made(config(model_kwargs=(*SMALL, "drop_path_rate=0.2")))
-    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
-
-
 def test_a_probe_does_not_replace_the_users_own_head_unless_asked(checkpoint):
     assert "--head-init probe" in refusal(own(checkpoint[1], head_init="probe"))
     made(own(checkpoint[1], head_init="probe", reset_head=True))
