@@ -4,9 +4,9 @@
     python recipes/scaling_laws.py --dataset cifar100 --batch-size 64 \\
         --sizes diffvit_10m_patch8_224 diffvit_25m_patch8_224 diffvit_50m_patch8_224                    # a GPU's work
 
-Runs lie in --output, one folder each, with the training loss (the mean of --log-every updates; 1: of each) and each
-epoch's validation loss in metrics.jsonl; what is finished there is not run again, what was killed goes on. How to train
-is said by train_cifar.py's options. Results: recipes/README.md.
+Runs lie in --output, one folder each, with the training loss (the mean of --log-every updates; 1: of each) and the
+validation loss (each epoch's; --val-every 1: after each update) in metrics.jsonl; what is finished there is not run
+again, what was killed goes on. How to train is said by train_cifar.py's options. Results: recipes/README.md.
 """
 
 import dataclasses

@@ -128,6 +128,8 @@ class TrainConfig:
     """Processes that load images; 0: none beside the training."""
     log_every: int = 10
     """Updates between two rows of metrics.jsonl."""
+    val_every: int = 0
+    """Updates between two validations within an epoch, which go into metrics.jsonl too; 0: after each epoch alone."""
     attention_every: int = 0
     """Epochs between two pictures of what four validation images are attended to; 0: none."""
     trackers: tuple[str, ...] = ()
@@ -157,6 +159,7 @@ class TrainConfig:
             self._require(name, getattr(self, name) > 0, "must be above 0")
         for name in (
             "warmup_epochs",
+            "val_every",
             "weight_decay",
             "clip_grad",
             "mixup",

@@ -12,22 +12,25 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
     """Draw the rows of metrics.jsonl.
 
     Args:
-        rows: rows with `epoch` and `train_loss`, `lr` (updates) or `val_loss`, `val_accuracy`, `lambda` (epochs).
+        rows: rows with `epoch` and `train_loss`, `lr` (updates) or `val_loss`, `val_accuracy`, and after whole epochs
+            `lambda`.
         path: of the PNG.
         title: what was trained, on what.
     """
     updates = [row for row in rows if "train_loss" in row]
-    epochs = [row for row in rows if "val_accuracy" in row]
+    validations = [row for row in rows if "val_accuracy" in row]
+    epochs = [row for row in validations if "lambda" in row]
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     figure.suptitle(title, wrap=True)
     (loss, accuracy), (rate, lam) = figure.subplots(2, 2, sharex=True)
 
     loss.plot([row["epoch"] for row in updates], [row["train_loss"] for row in updates], color=BLUE, label="train")
-    loss.plot([row["epoch"] for row in epochs], [row["val_loss"] for row in epochs], "o-", color=VERMILION, label="val")
+    places = [row["epoch"] for row in validations]
+    loss.plot(places, [row["val_loss"] for row in validations], "o-", color=VERMILION, label="val")
     loss.set_title("Loss (nats; train with its regularisation)")
     loss.legend()
 
-    accuracy.plot([row["epoch"] for row in epochs], [row["val_accuracy"] for row in epochs], "o-", color=VERMILION)
+    accuracy.plot(places, [row["val_accuracy"] for row in validations], "o-", color=VERMILION)
     accuracy.set_title("Validation accuracy (top-1)")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
 

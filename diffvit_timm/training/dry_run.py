@@ -50,11 +50,12 @@ def dry_run(
         accelerator.wait_for_everyone()
     update = trainer.train_seconds - trainer.before[-1]
     updates, epochs = config.length(trainer.updates_per_epoch)
-    seconds = updates * update + (epochs * len(splits.val) + len(splits.test)) * seconds_an_image
+    evaluations = epochs + (updates // config.val_every if config.val_every else 0)
+    seconds = updates * update + (evaluations * len(splits.val) + len(splits.test)) * seconds_an_image
     memory = _peak_memory(accelerator.device) / 2**30
     say(
-        f"dry run: {updates} updates of {update:.2f} s and {epochs} evaluations are about {seconds / 60:.0f} minutes; "
-        f"at most {memory:.2f} GiB so far; saved and loaded to the same bits"
+        f"dry run: {updates} updates of {update:.2f} s and {evaluations} evaluations are about {seconds / 60:.0f} "
+        f"minutes; at most {memory:.2f} GiB so far; saved and loaded to the same bits"
     )
     return {
         "dry_run": True,

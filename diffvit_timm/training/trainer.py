@@ -305,9 +305,7 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         """One epoch, or what a checkpoint left of it."""
         start = time.perf_counter()
-        self.model.train()
-        for module in self.frozen:  # neither drops paths nor counts statistics
-            module.eval()
+        self._training_mode()
         done = self.step - epoch * self.updates_per_epoch
         end = min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
         with progress(f"epoch {epoch + 1}", end - done) as advance:
@@ -315,20 +313,34 @@ class Trainer:
                 itertools.islice(self.batches.of_epoch(epoch, done), end - done), start=done + 1
             ):
                 self.losses.append(self._update(images, labels))
-                last, text = batch == end, ""
+                last, text, at = batch == end, "", epoch + batch / self.updates_per_epoch
                 row_is_due = self.step % self.config.log_every == 0 or last
                 if row_is_due:
                     loss = self._check_losses(self.losses)
                     self.losses.clear()
-                    at = epoch + batch / self.updates_per_epoch
                     self._log(step=self.step, epoch=at, train_loss=loss, lr=self.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
                 now = time.perf_counter()
                 self.train_seconds, start = self.train_seconds + now - start, now
+                if not last and self.config.val_every and self.step % self.config.val_every == 0:
+                    self._validate_within(at)
+                    start = time.perf_counter()
                 self._stop_if_asked(together=row_is_due)
                 if not last and self._checkpoint_is_due():  # that of a whole epoch waits for its evaluation
                     self._save_checkpoint()
+
+    def _training_mode(self) -> None:
+        self.model.train()
+        for module in self.frozen:  # neither drops paths nor counts statistics
+            module.eval()
+
+    def _validate_within(self, epoch: float) -> None:
+        """A row of metrics between two epochs; nothing is chosen by it."""
+        # a checkpoint that a signal takes meanwhile would leave the row out
+        val = self.evaluate(self.val_loader, f"val {epoch:.2f}", stops=False)
+        self._log(epoch=epoch, val_accuracy=val.accuracy, val_loss=val.loss)
+        self._training_mode()
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimizer update from one batch; returns its mean loss, on the device."""
@@ -386,8 +398,8 @@ class Trainer:
             )
 
     @torch.inference_mode()
-    def evaluate(self, loader: DataLoader, label: str) -> Accuracy:
-        """Accuracy on a prepared loader, each image counted once on any number of processes."""
+    def evaluate(self, loader: DataLoader, label: str, stops: bool = True) -> Accuracy:
+        """Accuracy on a prepared loader, each image counted once on any number of processes; a signal stops it."""
         model = self.judged if self.ema else self.model
         model.eval()
         columns: list[tuple[Tensor, ...]] = []
@@ -398,7 +410,8 @@ class Trainer:
                 losses = F.cross_entropy(logits.float(), labels, reduction="none")
                 columns.append(self.accelerator.gather_for_metrics((logits.argmax(-1), labels, losses)))
                 advance("")
-                self._stop_if_asked(together=False)
+                if stops:
+                    self._stop_if_asked(together=False)
         return Accuracy.of(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
 
     def _log(self, **row) -> None:

@@ -36,11 +36,12 @@ def curves(axis):
 
 
 def test_every_curve_is_the_column_that_its_title_names(drawn):
-    figure, axes = drawn([*UPDATES[:2], EPOCHS[0], UPDATES[2], EPOCHS[1]])
+    within = {"epoch": 1.5, "val_accuracy": 0.6, "val_loss": 1.4}
+    figure, axes = drawn([*UPDATES[:2], EPOCHS[0], within, UPDATES[2], EPOCHS[1]])
     assert figure.get_suptitle() == "tiny on pets"
-    assert curves(axes["Loss"]) == [([0.5, 1.0, 2.0], [2.0, 1.5, 1.0]), ([1.0, 2.0], [1.7, 1.2])]
+    assert curves(axes["Loss"]) == [([0.5, 1.0, 2.0], [2.0, 1.5, 1.0]), ([1.0, 1.5, 2.0], [1.7, 1.4, 1.2])]
     assert [text.get_text() for text in axes["Loss"].get_legend().get_texts()] == ["train", "val"]
-    assert curves(axes["Validation"]) == [([1.0, 2.0], [0.5, 0.75])]
+    assert curves(axes["Validation"]) == [([1.0, 1.5, 2.0], [0.5, 0.6, 0.75])]
     assert curves(axes["Learning"]) == [([0.5, 1.0, 2.0], [0.1, 0.05, 0.0])]
     assert curves(axes["Lambda"]) == [([1.0, 2.0], pair) for pair in ([0.05, 0.1], [0.06, 0.12], [0.07, 0.14])]
     assert [text.get_text() for text in axes["Lambda"].get_legend().get_texts()] == ["block 0", "block 2"]

@@ -146,6 +146,16 @@ def test_metrics_have_a_row_every_log_every_updates_and_one_an_epoch(trainer):
     assert run.step == 8
 
 
+def test_validations_within_an_epoch_are_rows_that_change_nothing_of_the_training(trainer):
+    shape = {"drop_path_rate": 0.5}
+    runs = [trainer(shape=shape, epochs=2, val_every=every, log_every=1) for every in (0, 2)]
+    for run in runs:
+        run.fit()
+    without, more = (rows_of(run.output) for run in runs)
+    assert [row["epoch"] for row in more if "val_loss" in row] == [0.5, 1.0, 1.5, 2.0]  # of 4 updates each
+    assert [row for row in more if "val_loss" not in row or "lambda" in row] == without
+
+
 def test_a_row_is_the_mean_loss_since_the_last_one(trainer):
     each, some = trainer(log_every=1, epochs=1), trainer(log_every=2, epochs=1)
     each.fit(), some.fit()
