@@ -12,7 +12,8 @@ import itertools
 import json
 from typing import Any, Literal
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, require_whole, trained
+from studies import StudyConfig, require_whole, trained
+from train_cifar import CifarConfig, named_dataset
 
 from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError

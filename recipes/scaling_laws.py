@@ -16,7 +16,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train_cifar import CifarConfig, StudyConfig, named_dataset, require_twin, require_whole, trained
+from studies import StudyConfig, require_twin, require_whole, trained
+from train_cifar import CifarConfig, named_dataset
 
 from diffvit_timm.disk import replace
 from diffvit_timm.errors import InputError
