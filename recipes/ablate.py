@@ -106,9 +106,10 @@ def _require_whole_patches(config: AblateConfig) -> None:
     from diffvit_timm.hub import check_model
 
     check_model(config.model, pretrained=False)
-    sides = to_2tuple(config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:])
+    size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:]
+    sides = to_2tuple(size)
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise InputError(f"--model-kwargs img_size={sides} is no size: pass one number of pixels, or (height, width)")
+        raise InputError(f"--model-kwargs img_size={size} is no size: pass one number of pixels, or (height, width)")
     for side, (name, (_, arguments)) in itertools.product(sides, STUDIES["patch_size"].items()):
         if side % arguments["patch_size"]:
             raise InputError(
