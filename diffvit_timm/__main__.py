@@ -17,7 +17,7 @@ from .data import decode_image, load_images
 from .data.images import MODES
 from .disk import filling
 from .distill import distill_layers
-from .errors import InputError, require_at_least, require_device
+from .errors import InputError, require_at_least, require_device, require_images
 from .export import Format, export_model
 from .hub import check_model, class_names, load_model, model_name, save_pretrained
 from .publish import pull_run, push_run
@@ -138,11 +138,7 @@ def predict(
         as_json: print JSON.
     """
     require_at_least(1, top=top)
-    if not images:
-        raise InputError("no images: name at least one file")
-    for path in images:
-        if not path.is_file():
-            raise InputError(f"image {path} is not a file: check the path")
+    require_images(images)
     network, transform, mode = _ready(model, device)
     if not network.num_classes:
         raise InputError(f"--model {model} has no head, and so no classes to name")

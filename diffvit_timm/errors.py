@@ -1,5 +1,8 @@
 """The errors for bad input."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class InputError(Exception):
     """Input that the user can mend: one line that names the option, the value and the fix."""
@@ -18,6 +21,18 @@ def require_at_least(least: int, **options: int) -> None:
     for name, value in options.items():
         if value < least:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+
+
+def require_images(images: Sequence[Path]) -> None:
+    """
+    Raises:
+        InputError: no image, or one that is not a file.
+    """
+    if not images:
+        raise InputError("no images: name at least one file")
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"image {path} is not a file: check the path")
 
 
 def require_device(device: str) -> None:

@@ -24,7 +24,7 @@ from diffvit_timm.analysis.overlay import patched_box
 from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.data import decode_image
 from diffvit_timm.data.images import MODES
-from diffvit_timm.errors import InputError
+from diffvit_timm.errors import InputError, require_images
 from diffvit_timm.hub import check_model, class_names, load_model, model_name, short_names
 from diffvit_timm.pos_embed import PosEmbed2d
 from diffvit_timm.training import parse_config, resolve_output, run, say
@@ -45,14 +45,10 @@ class VisualizeConfig:
     """Folder of the pictures, new or empty; auto: runs/attention-DATE-TIME."""
 
     def __post_init__(self) -> None:
-        if not self.images:
-            raise InputError("no images: name at least one file")
+        require_images(self.images)
         stems = [path.stem for path in self.images]
         if len(set(stems)) < len(stems):
             raise InputError(f"images {' '.join(map(str, self.images))}: two have one name, which their pictures take")
-        for path in self.images:
-            if not path.is_file():
-                raise InputError(f"image {path} is not a file: check the path")
 
 
 class Maps(NamedTuple):

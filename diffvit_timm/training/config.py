@@ -207,10 +207,9 @@ class TrainConfig:
             raise InputError(f"--dry-run starts anew: leave out --resume {self.resume}")
         for pair in self.model_kwargs:
             self._require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
-        for name in self.model_arguments.keys() & {"attn", "conversion", "pretrained"}:
-            raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{name}")
-        if "drop_path_rate" in self.model_arguments:
-            raise InputError("--model-kwargs drop_path_rate=... is an option of its own: pass --drop-path")
+        own = {"attn": "attn", "conversion": "conversion", "pretrained": "pretrained", "drop_path_rate": "drop-path"}
+        for name in self.model_arguments.keys() & own.keys():
+            raise InputError(f"--model-kwargs {name}=... is an option of its own: pass --{own[name]}")
 
     @property
     def data_seed(self) -> int:
