@@ -1,19 +1,34 @@
 """Differential Vision Transformers for timm: importing this package registers the `diffvit_*` models.
 
-Its names (__init__.pyi) are imported where they are first used, so that the help of a recipe need not wait for torch.
+import timm, diffvit_timm
+model = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37)
 """
 
-import sys
-
-import lazy_loader
-
-from .registration import RegisterAfterTimm
+from .conversion.distillation import distill_layers
+from .conversion.report import ConversionReport, conversion_report
+from .conversion.weights import convert_state_dict, logit_rotation
+from .inspection.attention_maps import capture_attention
+from .layers.attention import DifferentialAttention, lambda_init_schedule
+from .layers.attention_v2 import DifferentialAttentionV2
+from .layers.functional import differential_attention, differential_maps
+from .models import diffvit  # noqa: F401 (registers the models)
+from .models.diff_vision_transformer import DiffVisionTransformer
+from .models.from_vit import from_vit
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-if "timm" in sys.modules:
-    from . import diffvit  # noqa: F401
-else:
-    sys.meta_path.insert(0, RegisterAfterTimm())
+__all__ = [
+    "ConversionReport",
+    "DiffVisionTransformer",
+    "DifferentialAttention",
+    "DifferentialAttentionV2",
+    "capture_attention",
+    "conversion_report",
+    "convert_state_dict",
+    "differential_attention",
+    "differential_maps",
+    "distill_layers",
+    "from_vit",
+    "lambda_init_schedule",
+    "logit_rotation",
+]

@@ -11,20 +11,22 @@ import tyro
 from timm.data import create_transform
 from torch import Tensor
 
-from .analysis.benchmark import inference_step, interleaved, paired_ratio
-from .conversion import READS_IMAGES, from_vit, resolve_method
-from .data import decode_image, load_images
-from .data.images import MODES
-from .disk import filling
-from .distill import distill_layers
+from .cli.console import one_line_errors
+from .console import say
+from .conversion.distillation import distill_layers
+from .conversion.report import conversion_report
+from .conversion.sources import check_source, vit_args
+from .conversion.weights import READS_IMAGES, resolve_method
+from .data.datasets import load_images
+from .data.images import MODES, decode_image
+from .data.loading import image_batches, model_data_config
 from .errors import InputError, require_at_least, require_device, require_images
-from .export import Format, export_model
-from .hub import check_model, class_names, load_model, model_name, save_pretrained
-from .publish import pull_run, push_run
-from .report import conversion_report
-from .sources import check_source, vit_args
-from .training import image_batches, new_folder, one_line_errors, say
-from .training.model import model_data_config
+from .files import filling, new_folder
+from .hub.export import Format, export_model
+from .hub.publishing import pull_run, push_run
+from .models.from_vit import from_vit
+from .models.pretrained import check_model, class_names, load_model, model_name, save_pretrained
+from .studies.timing import inference_step, interleaved, paired_ratio
 
 app = tyro.extras.SubcommandApp()
 

@@ -15,9 +15,11 @@ from typing import Any, Literal
 from studies import StudyConfig, require_whole, trained
 from train_cifar import CifarConfig, named_dataset
 
-from diffvit_timm.disk import replace
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import parse_config, run, say
+from diffvit_timm.files import replace
 
 Study = Literal[
     "patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda", "noise"
@@ -90,7 +92,7 @@ def _folder_name(setting: str) -> str:
 
 
 def _require_papers_layer(config: AblateConfig) -> None:
-    from diffvit_timm.diffvit import FROM_SCRATCH  # not above: --help need not wait for torch
+    from diffvit_timm.models.diffvit import FROM_SCRATCH  # not above: --help need not wait for torch
 
     if config.model not in FROM_SCRATCH:
         raise InputError(
@@ -103,7 +105,7 @@ def _require_whole_patches(config: AblateConfig) -> None:
     import timm  # not above: --help need not wait for torch
     from timm.layers import to_2tuple
 
-    from diffvit_timm.hub import check_model
+    from diffvit_timm.models.pretrained import check_model
 
     check_model(config.model, pretrained=False)
     size = config.model_arguments.get("img_size") or timm.get_pretrained_cfg(config.model).input_size[1:]
@@ -134,7 +136,7 @@ def planned(config: AblateConfig) -> list[tuple[str, CifarConfig]]:
 
 def differences(config: AblateConfig, runs: list) -> dict[str, tuple[float, float | None, int]]:
     """Of each setting how much more accurate it is than its plain twin, or than the study's baseline."""
-    from diffvit_timm.analysis.studies import difference  # not above: --help is first
+    from diffvit_timm.studies.results import difference  # not above: --help is first
 
     baseline, gains = BASELINE.get(config.study), {}
     say(f"\nless {baseline or 'its plain twin'}, in pairs of seeds (95 % interval):")
@@ -153,7 +155,7 @@ def differences(config: AblateConfig, runs: list) -> dict[str, tuple[float, floa
 
 def main() -> dict:
     config = named_dataset(parse_config(AblateConfig, description=__doc__))
-    from diffvit_timm.analysis.studies import Run, plot_study, summarise, write_csv  # --help is first
+    from diffvit_timm.studies.results import Run, plot_study, summarise, write_csv  # --help is first
 
     runs, plan, folder = [], planned(config), config.folder(f"ablate-{config.study}")
     for name, single, result, model in trained(plan):

@@ -22,16 +22,20 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from diffvit_timm.analysis.benchmark import hardware_name, inference_step, interleaved, peak_bytes, weight_bytes
-from diffvit_timm.analysis.colours import LINES
-from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores
-from diffvit_timm.analysis.zero_shot import open_clip_or_stop
-from diffvit_timm.data import ImageDataset, eval_transform, load_splits
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say, track
+from diffvit_timm.data.augment import eval_transform
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name, short_names
-from diffvit_timm.training import new_folder, parse_config, run, say
-from diffvit_timm.training.console import track
-from diffvit_timm.training.model import model_data_config
+from diffvit_timm.files import new_folder
+from diffvit_timm.inspection.colours import LINES
+from diffvit_timm.models.pretrained import check_model, load_model, model_name, short_names
+from diffvit_timm.studies.timing import hardware_name, inference_step, interleaved, peak_bytes, weight_bytes
+from diffvit_timm.zero_shot.class_names import class_outputs, class_scores
+from diffvit_timm.zero_shot.clip import open_clip_or_stop
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLIP = "clip:"

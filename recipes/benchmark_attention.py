@@ -20,7 +20,13 @@ import timm
 import torch
 
 import diffvit_timm  # noqa: F401 (registers the models)
-from diffvit_timm.analysis.benchmark import (
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.conversion.sources import vit_args
+from diffvit_timm.errors import InputError, require_at_least, require_device
+from diffvit_timm.models.pretrained import check_model
+from diffvit_timm.studies.timing import (
     explicit_maps,
     hardware_name,
     inference_step,
@@ -29,10 +35,6 @@ from diffvit_timm.analysis.benchmark import (
     paired_ratio,
     training_step,
 )
-from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model
-from diffvit_timm.sources import vit_args
-from diffvit_timm.training import parse_config, run, say
 
 PLAIN, TIMM = "plain ViT", "timm, attn_layer='diff'"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -22,17 +22,21 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffvit_timm.analysis import disagreement
-from diffvit_timm.analysis.clip_tower import convert_tower
-from diffvit_timm.analysis.imagenet_classes import class_outputs, class_scores, read_class_map
-from diffvit_timm.analysis.zero_shot import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
-from diffvit_timm.data import ImageDataset, Splits, decode_image, load_splits, without_seed
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say, track
+from diffvit_timm.data.augment import without_seed
+from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.data.images import ImageDataset, decode_image
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name, short_names
-from diffvit_timm.training import parse_config, resolve_output, run, say
-from diffvit_timm.training.console import track
+from diffvit_timm.files import output_folder
+from diffvit_timm.models.pretrained import check_model, load_model, model_name, short_names
 from diffvit_timm.training.metrics import Accuracy
-from diffvit_timm.training.model import model_data_config
+from diffvit_timm.zero_shot import disagreement
+from diffvit_timm.zero_shot.class_names import class_outputs, class_scores, read_class_map
+from diffvit_timm.zero_shot.clip import Clip, load_clip, logits, read_templates, readable, zero_shot_classifier
+from diffvit_timm.zero_shot.tower import convert_tower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +185,7 @@ def draw(scores: dict[str, np.ndarray], labels: np.ndarray, split: Any, config: 
 
 def main() -> dict:
     config = parse_config(CompareConfig, description=__doc__)
-    folder = resolve_output(config, "clip")
+    folder = output_folder(config.output, "clip")
     templates = read_templates(config.templates, config.dataset)
     if config.supervised:
         check_model(model_name(config.supervised), option="--supervised")

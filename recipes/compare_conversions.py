@@ -16,11 +16,14 @@ import timm
 from torch import Tensor
 
 from diffvit_timm import conversion_report, distill_layers, from_vit
-from diffvit_timm.data import load_splits
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.conversion.sources import check_source
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.hub import check_model, load_model
-from diffvit_timm.sources import check_source
-from diffvit_timm.training import image_batches, parse_config, run, say
+from diffvit_timm.models.pretrained import check_model, load_model
 
 
 @dataclasses.dataclass(frozen=True)

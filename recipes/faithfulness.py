@@ -15,15 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffvit_timm.analysis import figures
-from diffvit_timm.analysis.attention_maps import can_capture
-from diffvit_timm.analysis.faithfulness import Curve, area_under, perturbation_curve
-from diffvit_timm.analysis.rollout import heat_maps
-from diffvit_timm.analysis.studies import mean_interval
-from diffvit_timm.data import load_splits
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError, require_at_least, require_device
-from diffvit_timm.hub import check_model, load_model, model_name, short_names
-from diffvit_timm.training import image_batches, parse_config, resolve_output, run, say
+from diffvit_timm.files import output_folder
+from diffvit_timm.inspection import figures
+from diffvit_timm.inspection.attention_maps import can_capture
+from diffvit_timm.inspection.perturbation import Curve, area_under, perturbation_curve
+from diffvit_timm.inspection.rollout import heat_maps
+from diffvit_timm.models.pretrained import check_model, load_model, model_name, short_names
+from diffvit_timm.studies.results import mean_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +91,7 @@ def summary(curve: np.ndarray) -> dict[str, float | int | None]:
 
 def main() -> dict:
     config = parse_config(FaithfulnessConfig, description=__doc__)
-    folder = resolve_output(config, "faithfulness")
+    folder = output_folder(config.output, "faithfulness")
     short = short_names(config.models, "--models")
     for name in config.models:
         check_model(model_name(name), option="--models")

@@ -14,9 +14,16 @@ Expected results, with hardware and seeds: recipes/README.md.
 import copy
 import dataclasses
 
-from diffvit_timm import data, training
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.data.datasets import digits_splits
+from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, parse_config, run, say
+from diffvit_timm.training.accelerator import make_accelerator
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.recipe import train
+from diffvit_timm.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +42,7 @@ class PetsConfig(TrainConfig):
 
 def demo(config: PetsConfig) -> dict:
     """The main job on bundled data: train a plain ViT, convert it, fine-tune it and its plain twin on new images."""
-    output = training.resolve_output(config, "demo")
+    output = output_folder(config.output, "demo")
     if config.conversion not in ("auto", "svd", "slice"):
         raise InputError(f"--conversion {config.conversion}: the demo takes svd or slice")
     for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
@@ -44,10 +51,10 @@ def demo(config: PetsConfig) -> dict:
     import torch
 
     from diffvit_timm import conversion_report, from_vit
-    from diffvit_timm.conversion import resolve_method
+    from diffvit_timm.conversion.weights import resolve_method
 
-    accelerator = training.make_accelerator(config, output)
-    source_data, target_data = data.digits_splits()
+    accelerator = make_accelerator(config, output)
+    source_data, target_data = digits_splits()
     source_config = dataclasses.replace(
         config, dataset="digits", model="plain ViT", attn="plain", epochs=60, batch_size=64, lr=2e-3, layer_decay=1.0,
         warmup_epochs=5, augment="none", mixup=0.8, cutmix=1.0, workers=0
@@ -60,16 +67,16 @@ def demo(config: PetsConfig) -> dict:
         "diffvit_tiny_patch16", attn="plain", img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=4, num_heads=4,
         num_classes=10, pretrained_cfg_overlay=dict(mean=(0.5,), std=(0.5,), crop_pct=1.0)
     )  # fmt: skip
-    pretrained = training.Trainer(source_config, accelerator, source, source_data, output / "source").fit()
+    pretrained = Trainer(source_config, accelerator, source, source_data, output / "source").fit()
 
     model, twin = from_vit(source, config.conversion), copy.deepcopy(source)
-    report = conversion_report(source, model, training.image_batches(source, target_data.test))
+    report = conversion_report(source, model, image_batches(source, target_data.test))
     say(str(report))
     conversion = {"method": resolve_method(config.conversion, "diff"), **report.summary()}
-    trainer = training.Trainer(tuning_config, accelerator, model, target_data, output / "diff", conversion)
+    trainer = Trainer(tuning_config, accelerator, model, target_data, output / "diff", conversion)
     converted = trainer.evaluate(trainer.test_loader, "converted")
     tuned = trainer.fit()
-    plain = training.Trainer(twin_config, accelerator, twin, target_data, output / "plain").fit()
+    plain = Trainer(twin_config, accelerator, twin, target_data, output / "plain").fit()
 
     accelerator.end_training()
 
@@ -95,7 +102,7 @@ def _accuracy(result: dict) -> tuple[float, tuple[float, float]]:
 
 def main() -> dict:
     config = parse_config(PetsConfig, description=__doc__)
-    return demo(config) if config.demo else training.train(config, "finetune_pets")
+    return demo(config) if config.demo else train(config, "finetune_pets")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from typing import Any
 from studies import StudyConfig, require_twin, require_whole, trained
 from train_cifar import CifarConfig, named_dataset
 
-from diffvit_timm.disk import replace
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import parse_config, run, say
+from diffvit_timm.files import replace
 
 HEAD = 32  # the width of a head, where sizes are widths and depths
 
@@ -35,7 +37,7 @@ class ScalingConfig(StudyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from diffvit_timm.hub import check_model  # not above: --help need not wait for torch
+        from diffvit_timm.models.pretrained import check_model  # not above: --help need not wait for torch
 
         if not self.sizes or len(set(self.sizes)) < len(self.sizes):
             raise InputError(f"--sizes {' '.join(self.sizes)}: give one or more, each once")
@@ -77,7 +79,7 @@ def spread(interval: tuple[float, float] | None) -> str:
 
 def fitted(points: list) -> dict[str, dict]:
     """What is said of the points and kept: a power law an attention, and each attention beside plain at equal size."""
-    from diffvit_timm.analysis.scaling import ENOUGH, fit_power_law, loss_ratio  # not above: --help is first
+    from diffvit_timm.studies.power_law import ENOUGH, fit_power_law, loss_ratio  # not above: --help is first
 
     laws: dict[str, dict] = {}
     ratios: dict[str, dict] = {}
@@ -104,7 +106,7 @@ def keep(folder: Path, points: list, **found: dict) -> dict:
 
 def main() -> dict:
     config = named_dataset(parse_config(ScalingConfig, description=__doc__))
-    from diffvit_timm.analysis.scaling import Point, count_flops, plot_scaling
+    from diffvit_timm.studies.power_law import Point, count_flops, plot_scaling
 
     points, plan, folder = [], planned(config), config.folder("scaling")
     for size, single, result, model in trained(plan):

@@ -9,9 +9,9 @@ from typing import Any
 
 from train_cifar import CifarConfig
 
-from diffvit_timm import training
+from diffvit_timm.console import say
 from diffvit_timm.errors import DivergedError, InputError, require_at_least
-from diffvit_timm.training import say
+from diffvit_timm.training.recipe import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StudyConfig(CifarConfig):
             study: its name.
             runs: a pattern of their folders' names.
         """
-        from diffvit_timm.training.run_folder import new_folder  # not above: --help need not wait for torch
+        from diffvit_timm.files import new_folder  # not above: --help need not wait for torch
 
         folder = self.folder(study)
         there = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
@@ -82,7 +82,7 @@ def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarCon
     Raises:
         InputError: as `train`, and before the first training where a model of the plan cannot be made.
     """
-    from diffvit_timm.hub import load_model  # not above: --help need not wait for torch
+    from diffvit_timm.models.pretrained import load_model  # not above: --help need not wait for torch
     from diffvit_timm.training.model import check_variant
 
     for config in {(config.model, config.model_kwargs, config.attn): config for _, config in plan}.values():
@@ -91,7 +91,7 @@ def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarCon
     for number, (name, config) in enumerate(plan, start=1):
         say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
         try:
-            result = training.train(config, "study")
+            result = train(config, "study")
         except DivergedError as error:
             say(f"without this one: {error}")
             continue

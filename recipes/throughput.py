@@ -25,13 +25,19 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, dispatch_clip_grad
 
-from diffvit_timm.analysis.benchmark import paired_ratio
-from diffvit_timm.data import Splits, decode_image, load_splits
-from diffvit_timm.data.images import MODES
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.data.images import MODES, decode_image
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator, parse_config, run, say
+from diffvit_timm.studies.timing import paired_ratio
+from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.batches import TrainingBatches
-from diffvit_timm.training.model import create_model, model_data_config
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.model import create_model
+from diffvit_timm.training.trainer import Trainer
 
 WITHOUT_EFFECT = (
     "epochs", "stream", "test_share", "group_column", "max_train_samples", "label_noise", "input_noise", "teacher",

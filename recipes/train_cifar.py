@@ -13,9 +13,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffvit_timm import training
-from diffvit_timm.training import TrainConfig, parse_config, run
-from diffvit_timm.training.config import Optimizer
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.training.config import Optimizer, TrainConfig
+from diffvit_timm.training.recipe import train
 
 # Of each short name the options that it stands for.
 DATASETS: dict[str, dict[str, Any]] = {
@@ -66,7 +67,7 @@ def named_dataset(config: ConfigT) -> ConfigT:
 
 def main() -> dict:
     config = named_dataset(parse_config(CifarConfig, description=__doc__))
-    return training.train(config, "train_cifar")
+    return train(config, "train_cifar")
 
 
 if __name__ == "__main__":

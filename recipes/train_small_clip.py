@@ -17,11 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffvit_timm.analysis.zero_shot import TEMPLATES, open_clip_or_stop, readable
-from diffvit_timm.data import ImageDataset, load_splits, without_seed
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say, track
+from diffvit_timm.data.augment import without_seed
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.training import new_folder, parse_config, run, say
-from diffvit_timm.training.console import track
+from diffvit_timm.files import new_folder
+from diffvit_timm.zero_shot.clip import TEMPLATES, open_clip_or_stop, readable
 
 # Sentences to learn from; those of zero_shot.TEMPLATES that are not here are new to the model.
 CAPTIONS = ('a photo of the number: "{}".', "a {}.", "this is {}", "a small picture of {}.")

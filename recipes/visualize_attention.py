@@ -17,18 +17,20 @@ import tyro
 from timm.data import create_transform
 from torch import Tensor
 
-from diffvit_timm.analysis import figures
-from diffvit_timm.analysis.attention_maps import CapturedAttention, capture_attention
-from diffvit_timm.analysis.head_statistics import HeadStatistics, head_statistics
-from diffvit_timm.analysis.overlay import patched_box
-from diffvit_timm.analysis.rollout import HeatMaps, Part, heat_maps, rollout
-from diffvit_timm.data import decode_image
-from diffvit_timm.data.images import MODES
+from diffvit_timm.cli.console import run
+from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.console import say
+from diffvit_timm.data.images import MODES, decode_image
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_images
-from diffvit_timm.hub import check_model, class_names, load_model, model_name, short_names
-from diffvit_timm.pos_embed import PosEmbed2d
-from diffvit_timm.training import parse_config, resolve_output, run, say
-from diffvit_timm.training.model import model_data_config
+from diffvit_timm.files import output_folder
+from diffvit_timm.inspection import figures
+from diffvit_timm.inspection.attention_maps import CapturedAttention, capture_attention
+from diffvit_timm.inspection.head_statistics import HeadStatistics, head_statistics
+from diffvit_timm.inspection.overlay import patched_box
+from diffvit_timm.inspection.rollout import HeatMaps, Part, heat_maps, rollout
+from diffvit_timm.layers.pos_embed import PosEmbed2d
+from diffvit_timm.models.pretrained import check_model, class_names, load_model, model_name, short_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +197,7 @@ def draw_models(looks: list[Look], folder: Path) -> None:
 
 def main() -> dict:
     config = parse_config(VisualizeConfig, description=__doc__)
-    folder = resolve_output(config, "attention")
+    folder = output_folder(config.output, "attention")
     given = [(config.model, "--model"), *((name, "--compare") for name in config.compare)]
     for name, option in given:
         check_model(model_name(name), option=option)

@@ -81,7 +81,7 @@ def stream_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def splits(image_folder):
     """32 train, 4 val and 18 test images of 3 classes."""
-    from diffvit_timm.data import load_splits
+    from diffvit_timm.data.datasets import load_splits
 
     return load_splits(str(image_folder))
 

@@ -13,9 +13,10 @@ import timm
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from diffvit_timm.cli.parser import parse_config
 from diffvit_timm.errors import DivergedError, InputError
-from diffvit_timm.hub import save_pretrained
-from diffvit_timm.training import Trainer, parse_config
+from diffvit_timm.models.pretrained import save_pretrained
+from diffvit_timm.training.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -1,5 +1,1 @@
-"""Datasets by name or folder, their images, and augmentation."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Datasets, their images, and augmentation."""

@@ -1,5 +1,1 @@
-"""One trainer on accelerate for every recipe."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""One trainer for every recipe, on accelerate."""

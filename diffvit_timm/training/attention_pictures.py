@@ -11,14 +11,13 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
-from ..analysis.attention_maps import CapturedAttention
-from ..analysis.figures import Picture, plot_overlays, save
-from ..analysis.overlay import patched_box
-from ..analysis.rollout import heat_maps
-from ..data import decode_image
-from ..data.images import MODES
+from ..data.images import MODES, decode_image
+from ..data.loading import model_data_config
 from ..errors import InputError
-from .model import model_data_config
+from ..inspection.attention_maps import CapturedAttention
+from ..inspection.figures import Picture, plot_overlays, save
+from ..inspection.overlay import patched_box
+from ..inspection.rollout import heat_maps
 
 __all__ = ["AttentionPictures"]
 

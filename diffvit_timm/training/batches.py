@@ -8,7 +8,9 @@ from accelerate import Accelerator, skip_first_batches
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import ImageDataset, RepeatedSampler, SmallImages, StreamedImages
+from ..data.images import ImageDataset, SmallImages
+from ..data.sampler import RepeatedSampler
+from ..data.stream import StreamedImages
 from ..errors import InputError
 from .config import TrainConfig
 

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..disk import remove_folder, whole_folder
 from ..errors import InputError
+from ..files import remove_folder, whole_folder
 
 __all__ = ["Checkpoints", "load_checkpoint"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..analysis.colours import BLUE, GREEN, VERMILION
+from ..inspection.colours import BLUE, GREEN, VERMILION
 
 
 def plot_training(rows: list[dict], path: Path, title: str) -> None:

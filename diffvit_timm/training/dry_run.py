@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data import Splits
-from ..hub import load_model
+from ..console import say
+from ..data.datasets import Splits
+from ..models.pretrained import load_model
 from .config import TrainConfig
-from .console import say
 from .trainer import Trainer
 
 __all__ = ["dry_run"]

@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
+from ..console import say
 from ..errors import InputError
-from .console import say
 
 __all__ = ["passes_that_fit"]
 

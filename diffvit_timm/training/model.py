@@ -1,34 +1,29 @@
 """The model that a configuration asks for, and what its conversion kept."""
 
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
-from timm.data import resolve_data_config
 from timm.models import (
     VisionTransformer,
-    get_model_input_config,
     group_parameters,
     parse_model_name,
 )
 from timm.models.vision_transformer import init_weights_vit_timm
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
-from ..conversion import READS_IMAGES, from_vit, resolve_method
-from ..data import ImageDataset, Splits, eval_transform
-from ..diffvit import DiffVisionTransformer
+from ..conversion.report import ConversionReport, conversion_report
+from ..conversion.weights import READS_IMAGES, resolve_method
+from ..data.datasets import Splits
+from ..data.loading import image_batches
 from ..errors import InputError
-from ..hub import check_model, load_model
-from ..report import ConversionReport, conversion_report
+from ..models.diff_vision_transformer import DiffVisionTransformer
+from ..models.from_vit import from_vit
+from ..models.pretrained import check_model, load_model
 from .config import TrainConfig
-from .console import track
 
 REPORT_IMAGES = 128
 WITHOUT_WEIGHTS = "pass --no-pretrained"
-IMAGE_BATCH = 32
 
 # arguments of --model-kwargs that a plain ViT does not take, and its conversion does
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
@@ -191,38 +186,3 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     return model.train(), kept
-
-
-def model_data_config(model: Any) -> dict:
-    """timm's data settings of a model (mean, std, interpolation, crop), at the size and channels it has now.
-
-    Raises:
-        InputError: channels that are neither grey nor colour.
-    """
-    config = resolve_data_config(pretrained_cfg={**model.pretrained_cfg, **get_model_input_config(model)})
-    channels = config["input_size"][0]
-    if channels not in (1, 3):
-        raise InputError(f"--model-kwargs in_chans={channels}: images are read as grey (1) or colour (3)")
-    for name in ("mean", "std"):
-        if len(config[name]) != channels:  # a grey model of a colour checkpoint
-            config[name] = (sum(config[name]) / len(config[name]),) * channels
-    return config
-
-
-def image_batches(
-    model: nn.Module, split: Dataset, most: int = sys.maxsize, label: str | None = None
-) -> Iterator[Tensor]:
-    """Images of a split as the model wants them in evaluation, batches (n, C, H, W): all in order, or `most` drawn.
-
-    With a label, their progress is shown under it.
-
-    Raises:
-        InputError: as `model_data_config`, or an image that does not decode.
-    """
-    data_config = model_data_config(model)
-    if most < len(split):
-        split = split.shuffle(seed=0).take(most)  # the first ones are often all of one class
-    images = ImageDataset(split, eval_transform(data_config), in_chans=data_config["input_size"][0])
-    loader = DataLoader(images, batch_size=IMAGE_BATCH)
-    batches = (batch for batch, _ in loader)
-    return track(batches, label, len(loader)) if label else batches

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2
 
+from ..console import say
 from .config import TrainConfig
-from .console import say
 
 
 def build_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:

@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import nn
 
-from ..data import Splits
+from ..console import say
+from ..data.datasets import Splits
+from ..data.loading import image_batches
 from ..errors import InputError
-from .console import say
-from .model import image_batches
 
 # scikit-learn's C, the inverse of the L2 penalty, on standardised features; validation loss chooses.
 STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-3.0, 1.1, 0.5))

@@ -6,18 +6,19 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ..data import Splits, load_splits, with_input_noise, with_label_noise
+from ..console import is_main, say
+from ..data.datasets import Splits, load_splits
+from ..data.noise import with_input_noise, with_label_noise
 from ..errors import InputError
-from ..hub import check_model
-from ..publish import check_repository, push_run
+from ..hub.publishing import check_repository, push_run
+from ..models.pretrained import check_model
 from .accelerator import make_accelerator
 from .config import TrainConfig
-from .console import is_main, say
-from .distillation import load_teacher
 from .dry_run import dry_run
 from .model import WITHOUT_WEIGHTS, conversion_method, create_model, owns_head
 from .probe import fit_linear_probe
 from .run_folder import RunFolder, resolve_run
+from .teacher import load_teacher
 from .trainer import Trainer
 
 __all__ = ["train"]

@@ -1,24 +1,21 @@
 """The folder of a run: what was asked, where it ran, what happened, and the best weights."""
 
 import dataclasses
-import datetime
 import json
 import os
 import platform
 import shlex
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import yaml
 from torch import nn
 
-from ..disk import recover_folder, replace, whole_folder, writing
 from ..errors import InputError
-from ..hub import save_pretrained
+from ..files import new_folder, output_folder, recover_folder, replace, whole_folder, writing
+from ..models.pretrained import save_pretrained
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 
@@ -39,23 +36,6 @@ FREE_OPTIONS = (
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 
 
-class HasOutput(Protocol):
-    """The options of a recipe that writes a folder."""
-
-    @property
-    def output(self) -> str: ...
-
-
-def resolve_output(config: HasOutput, recipe: str) -> Path:
-    """The folder that a run will use, by --output, where 'auto' is runs/RECIPE-DATE-TIME; nothing is made yet.
-
-    Raises:
-        InputError: it holds something already, or cannot be written.
-    """
-    automatic = f"runs/{recipe}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    return new_folder(automatic if config.output == "auto" else config.output)
-
-
 def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
     """The folder that a run will use, and the checkpoint that it goes on from, if any; nothing is made yet.
 
@@ -63,7 +43,7 @@ def resolve_run(config: TrainConfig, recipe: str) -> tuple[Path, Path | None]:
         InputError: as `resolve_output`; nothing to resume, or a run of other options, with the difference.
     """
     if config.resume == "never":
-        return resolve_output(config, recipe), None
+        return output_folder(config.output, recipe), None
     if config.resume == "auto":
         if config.output == "auto":
             raise InputError("--resume auto needs the folder of the run: pass --output FOLDER")
@@ -92,26 +72,6 @@ def _require_same_options(folder: Path, config: TrainConfig) -> None:
         differences = "; ".join(f"--{n.replace('_', '-')} {there.get(n)} there, {here[n]} here" for n in changed)
         advice = "give those, or another --output"
         raise InputError(f"--resume {config.resume}: {folder} is a run of other options: {differences}; {advice}")
-
-
-def new_folder(name: str | Path, option: str = "--output") -> Path:
-    """The path of a folder that can be written, and is new or empty; nothing is made yet.
-
-    Raises:
-        InputError: it holds something already, or cannot be written.
-    """
-    path = Path(name).expanduser()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{option} {path} is a file: give a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{option} {path} is used already: give a new folder, or empty it yourself")
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=parent):  # permission bits do not tell: root, read-only mounts, quotas
-            pass
-    except OSError as error:
-        raise InputError(f"{option} {path} cannot be written ({error}): give another folder") from error
-    return path
 
 
 class RunFolder:

@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from ..analysis.attention_maps import can_capture
-from ..data import Splits, evaluation_images, training_images
-from ..diffvit import DiffVisionTransformer
+from ..console import progress, say
+from ..data.datasets import Splits
+from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..errors import DivergedError, InputError
-from ..statistics import LayerStatistics, layer_statistics
+from ..inspection.attention_maps import can_capture
+from ..inspection.layer_statistics import LayerStatistics, layer_statistics
+from ..models.diff_vision_transformer import DiffVisionTransformer
 from .attention_pictures import AttentionPictures
 from .batches import TrainingBatches, evaluation_batches
 from .checkpoint import Checkpoints, load_checkpoint
 from .config import TrainConfig
-from .console import progress, say
 from .curves import plot_training
-from .distillation import distillation_loss
 from .memory import passes_that_fit
 from .metrics import Accuracy
-from .model import image_batches, model_data_config
 from .optim import build_optimizer, build_scheduler, lambda_ramp
 from .run_folder import RunFolder
 from .sharding import load_optimizer_state, load_weights, whole_optimizer_state, whole_weights
 from .signals import StopSignal
+from .teacher import distillation_loss
 
 EMA = "ema."  # before the names of averaged weights in a checkpoint
 STATISTICS_IMAGES = 16  # of the validation split, for lambda and negative attention mass after each epoch

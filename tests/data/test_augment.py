@@ -11,7 +11,9 @@ from PIL import Image
 from scipy.stats import fisher_exact
 from torch.utils.data import DataLoader
 
-from diffvit_timm.data import STEPS, ImageDataset, eval_transform, parse_policy, train_transform
+from diffvit_timm.data.augment import eval_transform, train_transform
+from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.steps import STEPS, parse_policy
 from diffvit_timm.errors import InputError
 
 DATA_CONFIG = dict(

@@ -10,8 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
 
-from diffvit_timm.data import ImageDataset, digits_splits, load_splits
-from diffvit_timm.data.datasets import _nearest
+from diffvit_timm.data.datasets import _nearest, digits_splits, load_splits
+from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError
 
 

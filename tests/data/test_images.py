@@ -7,14 +7,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffvit_timm.data import (
-    ImageDataset,
-    RepeatedSampler,
-    SmallImages,
-    eval_transform,
-    evaluation_images,
-    training_images,
-)
+from diffvit_timm.data.augment import eval_transform
+from diffvit_timm.data.images import ImageDataset, SmallImages
+from diffvit_timm.data.loading import evaluation_images, training_images
+from diffvit_timm.data.sampler import RepeatedSampler
 from diffvit_timm.errors import InputError
 
 CONFIG = dict(

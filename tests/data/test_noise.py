@@ -8,8 +8,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffvit_timm.data import load_splits, with_input_noise, with_label_noise
-from diffvit_timm.training import TrainConfig
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.noise import with_input_noise, with_label_noise
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.recipe import _load_splits
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from diffvit_timm.data import ImageDataset, Stream, StreamedImages, load_splits, train_transform
+from diffvit_timm.data.augment import train_transform
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.stream import Stream, StreamedImages
 from diffvit_timm.errors import InputError
 
 CONFIG = dict(

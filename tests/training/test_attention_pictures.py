@@ -11,8 +11,9 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, train
 from diffvit_timm.training.attention_pictures import AttentionPictures
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.recipe import train
 
 SHAPE = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 

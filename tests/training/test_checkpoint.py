@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffvit_timm.data import load_splits
+from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
 from diffvit_timm.training import checkpoint as checkpoint_module
+from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, resolve_run
+from diffvit_timm.training.trainer import Trainer
 
 # everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda, an average; 4 updates an epoch
 OPTIONS = dict(

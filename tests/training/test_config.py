@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
+from diffvit_timm.cli.parser import parse_config
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, parse_config
+from diffvit_timm.training.config import TrainConfig
 
 REQUIRED = ["--dataset", "pets", "--model", "diffvit_tiny_patch16"]
 

@@ -9,11 +9,12 @@ from datasets import Dataset
 from timm.layers import Attention
 
 from diffvit_timm import DifferentialAttention, DifferentialAttentionV2, DiffVisionTransformer
-from diffvit_timm.data import Splits, load_splits
+from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.data.loading import image_batches, model_data_config
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub import save_pretrained
-from diffvit_timm.training import TrainConfig, image_batches
-from diffvit_timm.training.model import create_model, model_data_config
+from diffvit_timm.models.pretrained import save_pretrained
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.model import create_model
 
 NAMES = ["cat", "dog", "owl"]
 SMALL = ("depth=2", "img_size=32")

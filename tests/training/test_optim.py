@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffvit_timm.training import TrainConfig
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import build_optimizer, build_scheduler, lambda_ramp, warmup_cosine
 
 

@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import image_batches
 from diffvit_timm.training.probe import STRENGTHS, fit_linear_probe
 
 

@@ -7,9 +7,11 @@ import pytest
 import timm
 import torch
 
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, recipe, train
-from diffvit_timm.training.model import model_data_config
+from diffvit_timm.training import recipe
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.recipe import train
 
 
 def small(folder, tmp_path, **options):
@@ -103,7 +105,7 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(image_folder, tmp_
      ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"})],
 )  # fmt: skip
 def test_freezing_names_what_keeps_its_weights(image_folder, tmp_path, freeze, trained):
-    from diffvit_timm.data import load_splits
+    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
     model, _ = create_model(small(image_folder, tmp_path, freeze=freeze), load_splits(str(image_folder)))
@@ -117,7 +119,7 @@ def test_freezing_names_what_keeps_its_weights(image_folder, tmp_path, freeze, t
 
 
 def test_a_frozen_backbone_leaves_both_heads_of_a_distilled_model(image_folder, tmp_path):
-    from diffvit_timm.data import load_splits
+    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
     config = dataclasses.replace(

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.training import TrainConfig, make_accelerator
+from diffvit_timm.training.accelerator import make_accelerator
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import build_optimizer
 from diffvit_timm.training.sharding import load_optimizer_state, load_weights, whole_optimizer_state, whole_weights
 
@@ -22,8 +23,10 @@ from pathlib import Path
 import timm, torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 import diffvit_timm
-from diffvit_timm.data import load_splits
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.trainer import Trainer
+from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.run_folder import resolve_run
 from diffvit_timm.training.sharding import whole_weights
 

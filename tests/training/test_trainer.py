@@ -16,11 +16,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
 
-from diffvit_timm.data import ImageDataset
+from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError
-from diffvit_timm.statistics import layer_statistics
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
+from diffvit_timm.inspection.layer_statistics import layer_statistics
+from diffvit_timm.training.accelerator import make_accelerator
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import warmup_cosine
+from diffvit_timm.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -482,8 +484,11 @@ import json, sys
 import timm, torch
 import diffvit_timm
 from pathlib import Path
-from diffvit_timm.data import ImageDataset, load_splits
-from diffvit_timm.training import TrainConfig, Trainer, make_accelerator
+from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.trainer import Trainer
+from diffvit_timm.training.accelerator import make_accelerator
 
 folder, output, batch_size = sys.argv[1:]
 config = TrainConfig(

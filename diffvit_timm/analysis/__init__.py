@@ -1,1 +1,0 @@
-"""Measuring and looking: everything that is done with a model but training it."""

@@ -1,0 +1,1 @@
+"""How plain attention becomes differential: weights, calibration, distillation, report."""

@@ -1,0 +1,1 @@
+"""Runs on the Hub, their model cards, and export to other formats."""

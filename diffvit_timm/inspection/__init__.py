@@ -1,0 +1,1 @@
+"""What a trained network attends to: attention maps, rollout, statistics, faithfulness, figures."""

@@ -1,0 +1,1 @@
+"""Differential attention, position embeddings of two dimensions, and how to watch layers."""

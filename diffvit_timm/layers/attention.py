@@ -1,0 +1,216 @@
+"""Differential attention as in its paper (version 1).
+
+`Differential Transformer` - https://arxiv.org/abs/2410.05258, equations 1 to 3
+Reference implementation: https://github.com/microsoft/unilm/tree/master/Diff-Transformer
+The names, shapes and head order of the parameters are those of timm.layers.DiffAttention: state dicts travel both ways.
+"""
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import (
+    RmsNorm,
+    use_fused_attn,
+)
+from torch import Tensor, nn
+
+from .base import DifferentialLayer
+from .kernels.layout import HEAD_NORM_EPS
+
+__all__ = ["DifferentialAttention", "lambda_init_schedule"]
+
+
+def lambda_init_schedule(depth: int) -> float:
+    """The paper's lambda_init of block `depth`, counted from 0 (section 2.1; the paper's l is `depth + 1`)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+
+
+class DifferentialAttention(DifferentialLayer):
+    """Multi-head differential self-attention (V1).
+
+    A head owns a pair of maps. Its lambda is `exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init`
+    (equation 2); its output passes an RMSNorm shared by the heads and is multiplied by the constant
+    `1 - lambda_init` (equation 3, head_norm=True).
+
+    `lambda_init` is a buffer. On the paper's schedule it stays out of the state dict, which then is exactly timm's;
+    a number, given here, by `set_lambda_init` or by a checkpoint, is saved and must be there on loading.
+    """
+
+    branch_dims: tuple[int, int]
+    qk_norm: torch.jit.Final[bool]
+    head_norm: torch.jit.Final[bool]
+    dual_lambda: torch.jit.Final[bool]
+    lambda_a: Tensor
+    lambda_b: Tensor
+    lambda_q1: Tensor
+    lambda_k1: Tensor
+    lambda_q2: Tensor
+    lambda_k2: Tensor
+    branch_widths: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: type[nn.Module] | None = None,
+        depth: int = 0,
+        dual_lambda: bool = False,
+        head_norm: bool = True,
+        lambda_init: float | str = "schedule",
+        branch_dims: tuple[int, int] | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        """
+        Args:
+            dim: width of the tokens.
+            num_heads: number of heads, each with a pair of maps; a head is `dim / num_heads` wide.
+            qkv_bias, proj_bias: biases of the projections.
+            qk_norm: normalise the queries and keys of each branch; needs branches of equal width.
+            scale_norm: normalise before the output projection.
+            attn_drop, proj_drop: dropout on the maps, and after the output projection.
+            norm_layer: of qk_norm and scale_norm (default: RmsNorm).
+            depth: index of the block, from 0; the schedule of lambda_init reads it. timm's `attn_layer=` passes none to
+                a layer that is not timm's: use `attn='diff'` of the models here.
+            dual_lambda: two scalars in the place of the four lambda vectors.
+            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init`.
+            lambda_init: a number, or 'schedule' for the paper's `0.8 - 0.6 exp(-0.3 depth)`.
+            branch_dims: widths (d1, d2) of the two branches of a head; None halves it, as the paper and timm do.
+                The softmax scale is `(head width / 2) ** -0.5` whatever the branch widths.
+
+        Raises:
+            ValueError: widths that do not divide, or a lambda_init that is neither a number nor 'schedule'.
+        """
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
+        head_dim = dim // num_heads
+        if branch_dims is None and head_dim % 2:
+            raise ValueError(
+                f"a head of odd width {head_dim} (dim={dim}, num_heads={num_heads}) cannot be halved: "
+                f"change num_heads, or pass branch_dims=({head_dim // 2 + 1}, {head_dim // 2})"
+            )
+        d1, d2 = branch_dims or (head_dim // 2, head_dim // 2)
+        if d1 + d2 != head_dim or min(d1, d2) < 1:
+            raise ValueError(f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, a head's")
+        if qk_norm and d1 != d2:
+            raise ValueError(f"qk_norm=True needs branches of equal width, not branch_dims=({d1}, {d2})")
+        if lambda_init != "schedule" and (isinstance(lambda_init, str) or not math.isfinite(lambda_init)):
+            raise ValueError(f"lambda_init={lambda_init!r} is neither a number nor 'schedule'")
+        norm_layer = norm_layer or RmsNorm
+
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.branch_dims = (d1, d2)
+        self.scale = (head_dim / 2) ** -0.5
+        self.fused_attn = use_fused_attn()
+        self.qk_norm = qk_norm
+        self.head_norm = head_norm
+        self.dual_lambda = dual_lambda
+
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias, **dd)
+        self.q_norm = norm_layer(d1, **dd) if qk_norm else nn.Identity()
+        self.k_norm = norm_layer(d1, **dd) if qk_norm else nn.Identity()
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.norm = norm_layer(dim, **dd) if scale_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.sub_norm: Any = RmsNorm(head_dim, eps=HEAD_NORM_EPS, **dd) if head_norm else nn.Identity()
+
+        # float32 whatever `dtype`, as in timm: lambda is a difference of exponentials
+        names = ("lambda_a", "lambda_b") if dual_lambda else ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+        shape = () if dual_lambda else (head_dim // 2,)
+        for name in names:
+            setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=torch.float32)))
+        scheduled = isinstance(lambda_init, str)
+        self._lambda_start = lambda_init_schedule(depth) if scheduled else float(lambda_init)
+        self.register_buffer(
+            "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
+        )
+        if d1 != d2:  # no shape tells the cut: weights of another one would load and compute something else
+            # floats, as averages of weights (EMA) would cut the fraction of an integer off at each step
+            self.register_buffer("branch_widths", torch.empty(2, dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The paper's initialisation of lambda (the projections initialise themselves, or the model does)."""
+        self.lambda_init.fill_(self._lambda_start)
+        if self.branch_dims[0] != self.branch_dims[1]:
+            self.branch_widths.copy_(torch.tensor(self.branch_dims))
+        if self.dual_lambda:
+            nn.init.zeros_(self.lambda_a)
+            nn.init.zeros_(self.lambda_b)
+        else:
+            for vector in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
+                nn.init.normal_(vector, std=0.1)
+
+    @torch.jit.ignore
+    def init_non_persistent_buffers(self) -> None:
+        """timm's hook: fill what no checkpoint brings, after loading onto the meta device."""
+        if "lambda_init" in self._non_persistent_buffers_set:
+            self.lambda_init.fill_(self._lambda_start)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        if prefix + "lambda_init" in state_dict:
+            self._non_persistent_buffers_set.discard("lambda_init")
+        if prefix + "branch_widths" in state_dict:
+            there = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
+            if there != self.branch_dims:
+                errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {there} there")
+        if prefix + "qkv.weight" in state_dict and not any(key.startswith(prefix + "lambda_") for key in state_dict):
+            errors.append(  # the shapes fit, and strict=False would leave a network that knows nothing
+                f"{prefix}qkv.weight is plain attention's, which must be converted: by from_vit, or create_model with "
+                "pretrained=True"
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        """lambda, a float32 scalar, the same for all tokens x (equation 2)."""
+        if self.dual_lambda:
+            return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
+        lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
+        lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
+        return lambda_1 - lambda_2 + self.lambda_init
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (B, H, N, head width) each, of tokens x (B, N, dim); branch 1 first in q and k."""
+        B, N, _ = x.shape
+        # Unbound before they are transposed: the gradients come in this memory order, and are stacked in one copy.
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self.qk_norm:
+            pair = (B, self.num_heads, N, 2, self.head_dim // 2)
+            # under autocast some norms give float32
+            q = self.q_norm(q.reshape(pair)).flatten(-2).to(v.dtype)
+            k = self.k_norm(k.reshape(pair)).flatten(-2).to(v.dtype)
+        return q, k, v
+
+    def head_norm_weight(self) -> Tensor | None:
+        """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""
+        return self.sub_norm.weight * (1 - self.lambda_init) if self.head_norm else None
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def fuse(self) -> "DifferentialAttention":
+        """Fold the weight of the head norm and the factor 1 - lambda_init into `proj`, in place, for inference.
+
+        Where scale_norm follows, or there is no head norm, there is nothing to fold. Returns itself, as timm's
+        reparameterize_model puts what it gets in the layer's place.
+        """
+        if self.head_norm and isinstance(self.norm, nn.Identity):
+            weight = self.sub_norm.weight * (1 - self.lambda_init)
+            self.proj.weight.mul_(weight.repeat(self.num_heads))
+            self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))
+        return self
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """(B, H, N, head width) merged to (B, N, dim)."""
+        return self.norm(x.transpose(1, 2).flatten(2))

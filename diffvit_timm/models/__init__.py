@@ -1,0 +1,1 @@
+"""The registered Diff-ViT variants, and conversion of any plain ViT."""

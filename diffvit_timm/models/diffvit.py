@@ -1,0 +1,376 @@
+"""Differential Vision Transformers: timm's VisionTransformer with differential attention, as timm models.
+
+    import timm, diffvit_timm
+    model = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37)
+    plain = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37, attn='plain')   # its plain twin
+
+The pretrained tags name plain ViT checkpoints that timm hosts on the Hub; loading one converts it (conversion.py).
+
+Papers: `Differential Transformer` - https://arxiv.org/abs/2410.05258
+        `Differential Transformer V2` - https://huggingface.co/blog/microsoft/diff-attn-v2
+        `An Image is Worth 16x16 Words` - https://arxiv.org/abs/2010.11929
+"""
+
+import dataclasses
+from functools import partial
+
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
+from torch import Tensor
+
+from ..conversion.weights import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
+from ..layers.pos_embed import resample_axis
+from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
+
+__all__ = ["FROM_SCRATCH", "SOURCES"]
+
+
+def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
+    """Refuse a checkpoint that does not fill the model, its classifier apart.
+
+    timm loads non-strictly as soon as num_classes differs, and would then leave a forgotten block random.
+    """
+    head = ("head.weight", "head.bias")
+    missing = [key for key in model.state_dict() if key not in state_dict and key not in head]
+    unexpected = [key for key in state_dict if key not in model.state_dict() and key not in head]
+    unexpected = [key for key in unexpected if not key.endswith(".lambda_init")]  # a scheduled layer takes a number
+    if missing or unexpected:
+        hint = "; pass fc_norm=False to keep the checkpoint's final norm" if "fc_norm.weight" in missing else ""
+        raise RuntimeError(
+            f"the checkpoint does not fit the model: missing {missing or 'nothing'}, "
+            f"unexpected {unexpected or 'nothing'}{hint}"
+        )
+
+
+def _fit_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> dict[str, Tensor]:
+    """The axes of a learned position embedding of two dimensions, resampled to the model's grid."""
+    axes = dict(zip(LEARNED_AXES, model.patch_embed.grid_size, strict=True))
+    return {key: resample_axis(value, axes[key]) if key in axes else value for key, value in state_dict.items()}
+
+
+def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str | None) -> dict[str, Tensor]:
+    """The state dict to load: a plain ViT's converted, a Diff-ViT's as it is, both resampled to the model's grid."""
+    try:
+        state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
+        state_dict = _fit_axes(state_dict, model)
+        if model.attn == "plain" and is_differential(state_dict):
+            raise RuntimeError("the checkpoint is a Diff-ViT's and the model plain: pass attn='diff'")
+        if model.attn != "plain" and not is_differential(state_dict):
+            state_dict = convert_state_dict(state_dict, model, method)
+    except TypeError as error:  # timm would swallow it and call this function again without the model
+        raise RuntimeError(f"the checkpoint could not be converted: {error}") from error
+    _check_keys(state_dict, model)
+    return state_dict
+
+
+def _create_diffvit(
+    variant: str, pretrained: bool = False, conversion: str | None = None, attn: str = "diff", **kwargs
+) -> DiffVisionTransformer:
+    """Build a variant with the defaults of converted nets, and load its weights through the converting filter.
+
+    Without branch_dims, three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved,
+    94 % so, no data seen), lambda starts at 0.05, and there is no head norm: it would undo the conversion. The paper's
+    net is `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`. conversion='pairs' halves the heads.
+    """
+    if attn == "diff":
+        heads: int = kwargs["num_heads"]
+        head_dim = kwargs["embed_dim"] // heads
+        d1 = head_dim * 3 // 4
+        if conversion == "pairs":
+            if kwargs.get("branch_dims") is not None:
+                raise ValueError("conversion 'pairs' gives each head of a pair a branch: leave out branch_dims")
+            kwargs.update(pairs_kwargs(heads, head_dim))
+        kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
+    if conversion is not None and attn == "plain":
+        raise ValueError(f"conversion={conversion!r} is of differential attention: attn='plain' needs none")
+    method = resolve_method(conversion, attn) if attn in METHODS else None  # the model refuses an unknown attn
+    return build_model_with_cfg(
+        DiffVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=partial(checkpoint_filter_fn, method=method),
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
+        attn=attn,
+        **kwargs,
+    )
+
+
+def _cfg(source: str) -> PretrainedCfg:
+    """The pretrained config of a plain ViT that timm hosts, with its own mean, std, crop and interpolation."""
+    cfg = get_pretrained_cfg(source)
+    return dataclasses.replace(cfg, url="", custom_load=False, architecture=None, tag=None)
+
+
+# The first tag of a variant is its default.
+SOURCES = {
+    "diffvit_tiny_patch16.augreg_in21k_ft_in1k": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_tiny_patch16.augreg_in21k": "vit_tiny_patch16_224.augreg_in21k",
+    "diffvit_tiny_patch16.deit_in1k": "deit_tiny_patch16_224.fb_in1k",
+    "diffvit_small_patch16.augreg_in21k_ft_in1k": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_small_patch16.augreg_in21k": "vit_small_patch16_224.augreg_in21k",
+    "diffvit_small_patch16.augreg_in1k": "vit_small_patch16_224.augreg_in1k",
+    "diffvit_small_patch16.deit_in1k": "deit_small_patch16_224.fb_in1k",
+    "diffvit_small_patch16.dino": "vit_small_patch16_224.dino",
+    "diffvit_base_patch16.augreg2_in21k_ft_in1k": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "diffvit_base_patch16.augreg_in21k_ft_in1k": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_base_patch16.augreg_in21k": "vit_base_patch16_224.augreg_in21k",
+    "diffvit_base_patch16.augreg_in1k": "vit_base_patch16_224.augreg_in1k",
+    "diffvit_base_patch16.deit_in1k": "deit_base_patch16_224.fb_in1k",
+    "diffvit_base_patch16.dino": "vit_base_patch16_224.dino",
+    "diffvit_base_patch16.mae": "vit_base_patch16_224.mae",
+    "diffvit_base_patch32.augreg_in21k_ft_in1k": "vit_base_patch32_224.augreg_in21k_ft_in1k",
+    "diffvit_base_patch32.augreg_in21k": "vit_base_patch32_224.augreg_in21k",
+    "diffvit_base_patch32.augreg_in1k": "vit_base_patch32_224.augreg_in1k",
+    "diffvit_large_patch16.augreg_in21k_ft_in1k": "vit_large_patch16_224.augreg_in21k_ft_in1k",
+    "diffvit_large_patch16.augreg_in21k": "vit_large_patch16_224.augreg_in21k",
+    "diffvit_large_patch16.mae": "vit_large_patch16_224.mae",
+    "diffvit_small_patch16_deit3.in22k_ft_in1k": "deit3_small_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_small_patch16_deit3.in1k": "deit3_small_patch16_224.fb_in1k",
+    "diffvit_base_patch16_deit3.in22k_ft_in1k": "deit3_base_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_base_patch16_deit3.in1k": "deit3_base_patch16_224.fb_in1k",
+    "diffvit_large_patch16_deit3.in22k_ft_in1k": "deit3_large_patch16_224.fb_in22k_ft_in1k",
+    "diffvit_large_patch16_deit3.in1k": "deit3_large_patch16_224.fb_in1k",
+    "diffvit_base_patch16_clip.laion2b_ft_in12k_in1k": "vit_base_patch16_clip_224.laion2b_ft_in12k_in1k",
+    "diffvit_base_patch16_clip.openai_ft_in12k_in1k": "vit_base_patch16_clip_224.openai_ft_in12k_in1k",
+    "diffvit_base_patch16_clip.laion2b": "vit_base_patch16_clip_224.laion2b",
+    "diffvit_base_patch16_clip_quickgelu.openai": "vit_base_patch16_clip_quickgelu_224.openai",
+    "diffvit_base_patch32_clip.laion2b_ft_in12k_in1k": "vit_base_patch32_clip_224.laion2b_ft_in12k_in1k",
+    "diffvit_base_patch32_clip.laion2b": "vit_base_patch32_clip_224.laion2b",
+    "diffvit_base_patch32_clip_quickgelu.openai": "vit_base_patch32_clip_quickgelu_224.openai",
+}
+# The second version takes the sources of the first.
+SOURCES |= {
+    name.replace("diffvit_", "diffvit2_"): source
+    for name, source in SOURCES.items()
+    if name.split(".")[0] in ("diffvit_tiny_patch16", "diffvit_small_patch16", "diffvit_base_patch16")
+}
+
+# What has no checkpoint: channels, height and width of its images.
+FROM_SCRATCH = {
+    "diffvit_nano": (1, 28, 28),
+    "diffvit_micro_patch2_32": (3, 32, 32),
+    "diffvit_micro_patch4_32": (3, 32, 32),
+    "diffvit_micro_patch8_32": (3, 32, 32),
+    "diffvit_10m_patch8_224": (3, 224, 224),
+    "diffvit_25m_patch8_224": (3, 224, 224),
+    "diffvit_50m_patch8_224": (3, 224, 224),
+    "diffvit_10m_patch16_512": (3, 512, 512),
+    "diffvit_25m_patch16_512": (3, 512, 512),
+    "diffvit_50m_patch16_512": (3, 512, 512),
+}
+
+
+def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:
+    return PretrainedCfg(
+        input_size=input_size,
+        fixed_input_size=True,  # and so timm makes the model for images of this size
+        num_classes=10,
+        mean=(0.5,) * input_size[0],
+        std=(0.5,) * input_size[0],
+        crop_pct=1.0,
+        interpolation="bicubic",
+        first_conv="patch_embed.proj",
+        classifier="head",
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _cfg(source) for name, source in SOURCES.items()}
+    | {name: _scratch_cfg(input_size) for name, input_size in FROM_SCRATCH.items()}
+)
+
+
+# Shapes that both versions have.
+TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+BASE = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+
+
+@register_model
+def diffvit_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-Ti/16, from ViT and DeiT checkpoints."""
+    return _create_diffvit("diffvit_tiny_patch16", pretrained=pretrained, **dict(TINY, **kwargs))
+
+
+@register_model
+def diffvit_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16, from ViT, DeiT and DINO checkpoints."""
+    return _create_diffvit("diffvit_small_patch16", pretrained=pretrained, **dict(SMALL, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16, from ViT, DeiT, DINO and MAE checkpoints."""
+    return _create_diffvit("diffvit_base_patch16", pretrained=pretrained, **dict(BASE, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32, from ViT checkpoints."""
+    model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
+    return _create_diffvit("diffvit_base_patch32", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_large_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-L/16, from ViT and MAE checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
+    return _create_diffvit("diffvit_large_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_small_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_small_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_base_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_large_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-L/16 with layer scale, from DeiT-3 checkpoints."""
+    model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16, no_embed_class=True, init_values=1e-6)
+    return _create_diffvit("diffvit_large_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with pre-norm, from CLIP image towers."""
+    model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
+    return _create_diffvit("diffvit_base_patch16_clip", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch16_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    model_args = dict(
+        patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
+    )
+    return _create_diffvit("diffvit_base_patch16_clip_quickgelu", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32 with pre-norm, from CLIP image towers."""
+    model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
+    return _create_diffvit("diffvit_base_patch32_clip", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/32 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    model_args = dict(
+        patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
+    )
+    return _create_diffvit("diffvit_base_patch32_clip_quickgelu", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit2_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-Ti/16 with version 2 of differential attention, from the checkpoints of diffvit_tiny_patch16."""
+    model_args = dict(TINY, attn="diff_v2")
+    return _create_diffvit("diffvit2_tiny_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit2_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-S/16 with version 2 of differential attention, from the checkpoints of diffvit_small_patch16."""
+    model_args = dict(SMALL, attn="diff_v2")
+    return _create_diffvit("diffvit2_small_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """Diff-ViT-B/16 with version 2 of differential attention, from the checkpoints of diffvit_base_patch16."""
+    model_args = dict(BASE, attn="diff_v2")
+    return _create_diffvit("diffvit2_base_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVisionTransformer:
+    """A variant without checkpoints: the paper's own layer, its halves, schedule of lambda and norm of each head."""
+    if kwargs.get("attn", "diff") == "diff":
+        half = kwargs["embed_dim"] // kwargs["num_heads"] // 2
+        kwargs = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | kwargs
+    return _create_diffvit(variant, pretrained=pretrained, **kwargs)
+
+
+@register_model
+def diffvit_nano(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """37 k parameters, for grey images of 28 pixels such as MNIST."""
+    model_args = dict(patch_size=4, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
+    return _create_from_scratch("diffvit_nano", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_micro_patch2_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 256 patches."""
+    model_args = dict(patch_size=2, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch2_32", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_micro_patch4_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 64 patches."""
+    model_args = dict(patch_size=4, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch4_32", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_micro_patch8_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """0.8 M parameters, for images of 32 pixels such as CIFAR, 16 patches."""
+    model_args = dict(patch_size=8, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
+    return _create_from_scratch("diffvit_micro_patch8_32", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_10m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """11 M parameters, 784 patches: scaling on CIFAR-100."""
+    model_args = dict(patch_size=8, embed_dim=384, depth=6, num_heads=6)
+    return _create_from_scratch("diffvit_10m_patch8_224", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_25m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """26 M parameters, 784 patches: scaling on CIFAR-100."""
+    model_args = dict(patch_size=8, embed_dim=512, depth=8, num_heads=8)
+    return _create_from_scratch("diffvit_25m_patch8_224", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_50m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """50 M parameters, 784 patches: scaling on CIFAR-100."""
+    model_args = dict(patch_size=8, embed_dim=640, depth=10, num_heads=10)
+    return _create_from_scratch("diffvit_50m_patch8_224", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_10m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """11 M parameters, 1,024 patches: scaling on BACH."""
+    model_args = dict(patch_size=16, embed_dim=384, depth=6, num_heads=6)
+    return _create_from_scratch("diffvit_10m_patch16_512", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_25m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """26 M parameters, 1,024 patches: scaling on BACH."""
+    model_args = dict(patch_size=16, embed_dim=512, depth=8, num_heads=8)
+    return _create_from_scratch("diffvit_25m_patch16_512", pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def diffvit_50m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
+    """50 M parameters, 1,024 patches: scaling on BACH."""
+    model_args = dict(patch_size=16, embed_dim=640, depth=10, num_heads=10)
+    return _create_from_scratch("diffvit_50m_patch16_512", pretrained, **dict(model_args, **kwargs))

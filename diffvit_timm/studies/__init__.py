@@ -1,0 +1,1 @@
+"""Many runs as tables and pictures: ablations, scaling laws, timing."""

@@ -1,0 +1,1 @@
+"""CLIP as a zero-shot classifier, beside supervised networks."""

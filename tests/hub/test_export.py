@@ -1,0 +1,71 @@
+"""Exported networks compute what the network computes, at any batch size."""
+
+import pytest
+import torch
+from torch import nn
+
+from diffvit_timm.errors import InputError
+from diffvit_timm.hub import export
+from diffvit_timm.hub.export import export_model
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"head_norm": True, "lambda_init": "schedule"}, {"attn": "diff_v2", "pos_embed": "sincos"}, {"attn": "plain"},
+     {"class_token": False, "global_pool": "avg", "reg_tokens": 2}],
+    ids=["diff", "paper", "diff_v2", "plain", "average"],
+)  # fmt: skip
+def test_the_exported_network_is_the_network_at_any_batch_size(tiny_model, tmp_path, form, settings):
+    model = tiny_model(**settings).eval()
+    exported = export_model(model, tmp_path / f"net{export.SUFFIXES[form]}", form, IMAGES)
+    assert exported.difference < 1e-5
+    images = torch.randn(7, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.run(images), model(images), atol=1e-5, rtol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{export.SUFFIXES[form]}"]
+
+
+def test_eight_bits_are_smaller_and_close(tiny_model, tmp_path):
+    model = tiny_model(embed_dim=128).eval()
+    whole = export_model(model, tmp_path / "net.onnx", "onnx", IMAGES)
+    small = export_model(model, tmp_path / "net8.onnx", "onnx_int8", IMAGES)
+    assert small.path.stat().st_size < 0.4 * whole.path.stat().st_size
+    assert 0 < small.difference < 0.1
+
+
+def test_a_form_that_computes_something_else_is_not_kept(tiny_model, tmp_path, monkeypatch):
+    load = export._load_pt2
+
+    def wrong(path):
+        run = load(path)
+        return lambda images: run(images) + 1e-2
+
+    monkeypatch.setattr(export, "_load_pt2", wrong)
+    with pytest.raises(RuntimeError, match="pt2 computes something else"):
+        export_model(tiny_model().eval(), tmp_path / "net.pt2", "pt2", IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_suffix_and_missing_packages_are_one_line(tiny_model, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"--form onnx is a \.onnx file"):
+        export_model(tiny_model(), tmp_path / "net.pt", "onnx", IMAGES)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"needs onnxscript: pip install 'diffvit_timm\[onnx\]'"):
+        export_model(tiny_model(), tmp_path / "net.onnx", "onnx", IMAGES)
+    assert not list(tmp_path.iterdir())
+
+
+class Branching(nn.Module):
+    """Reads a number of its images, which no program can."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.sum().item() > 0 else -x.flatten(1)
+
+
+def test_a_network_that_cannot_be_exported_is_not_blamed_on_the_disk(tmp_path):
+    with pytest.raises(InputError, match="--form pt2: torch cannot export this network"):
+        export_model(Branching().eval(), tmp_path / "net.pt2", "pt2", torch.rand(2, 3, 4, 4))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,89 @@
+"""The operator as PyTorch sees it: autograd, torch.compile, autocast, export, and what it keeps for backward."""
+
+import pytest
+import timm
+import torch
+import torch._dynamo
+from formula import branch_dims, expected, inputs, relative_errors
+
+import diffvit_timm  # noqa: F401 (registers the models)
+from diffvit_timm import differential_attention
+from diffvit_timm.layers.kernels.operator import attend, attend_and_norm, has_kernel
+from diffvit_timm.studies.timing import kept_bytes
+
+SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+@pytest.mark.parametrize("dims", [(12, 4), (16, None)])
+def test_it_keeps_the_rules_of_custom_operators(dims):
+    q, k, v, lam, _ = (t.float().requires_grad_() for t in inputs(tokens=5, dims=dims))
+    widths = None if dims[1] is None else list(dims)
+    torch.library.opcheck(attend, (q, k, v, lam, widths, 0.3))
+    q, k, v, lam = (t.detach() for t in (q, k, v, lam))
+    torch.library.opcheck(attend_and_norm, (q, k, v, lam, torch.rand(16), widths, 0.3))
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_a_compiled_model_has_no_graph_break_and_no_second_compilation_for_another_batch(attn):
+    model = timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in (2, 3, 5, 8):
+            x = torch.randn(batch, 3, 32, 32)
+            out = compiled(x)
+            torch.testing.assert_close(out, model(x), rtol=1e-4, atol=1e-5)
+            out.sum().backward()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_a_training_step_keeps_what_the_plain_one_keeps(attn):
+    settings = dict(img_size=112, depth=2, num_classes=10)
+    x = torch.randn(2, 3, 112, 112)
+    plain, ours = (timm.create_model("diffvit_tiny_patch16", attn=a, **settings) for a in ("plain", attn))
+    assert kept_bytes(ours, x) <= 1.1 * kept_bytes(plain, x)
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+def test_autocast_reaches_the_kernel_in_half_precision(head_norm):
+    model = timm.create_model("diffvit_tiny_patch16", head_norm=head_norm, **SMALL)
+    x = torch.randn(2, 3, 32, 32)
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x)
+    half.float().sum().backward()
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - exact).norm() < 0.05 * exact.norm()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_exported_model_has_no_operator_of_ours():
+    model = timm.create_model("diffvit_tiny_patch16", **SMALL).eval()
+    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),))
+    assert not [node for node in program.graph.nodes if "diffvit_timm" in str(node.target)]
+
+
+def test_masks_and_dropout_take_another_way_to_the_same_numbers():
+    q, k, v, lam, _ = (t.float() for t in inputs())
+    everything = torch.ones(9, 9, dtype=torch.bool)
+    masked = differential_attention(q, k, v, lam, (8, 8), 0.3, attn_mask=everything)
+    torch.testing.assert_close(masked, differential_attention(q, k, v, lam, (8, 8), 0.3))
+
+
+@pytest.mark.parametrize(("tokens", "dims"), [(9, (16, None)), (1300, (12, 4))])
+def test_where_flash_attention_is_the_faster_one_inference_takes_it(tokens, dims):
+    *tensors, grad = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
+    widths = branch_dims(dims)
+    assert has_kernel(tensors[0], tensors[2], widths)
+    with torch.no_grad():
+        assert not has_kernel(tensors[0], tensors[2], widths)
+        out = differential_attention(*tensors, widths, 0.3)
+    assert relative_errors([out], expected(*tensors, grad, dims, 0.3)[:1])[0] < 2e-6
+
+
+def test_devices_without_a_kernel_are_told_apart():
+    here, nowhere = torch.empty(1, 1, 9, 16), torch.empty(1, 1, 9, 16, device="meta")
+    assert has_kernel(here, here, (12, 4))
+    assert not has_kernel(nowhere, nowhere, (12, 4))
