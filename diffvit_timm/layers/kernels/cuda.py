@@ -256,10 +256,10 @@ def _widths(q: Tensor, v: Tensor, branch_dims: BranchDims) -> dict[str, int]:
     return widths | dict(P1=_power_of_2(d1), P2=_power_of_2(d2), PV=_power_of_2(v.shape[-1]))
 
 
-def blocks(padded_width: int) -> dict[str, int]:
-    """BLOCKS, and for wide heads fewer loads ahead: Triton's three take more shared memory than Ampere's GPUs for
-    graphics have (99 KiB)."""
-    return BLOCKS if padded_width <= ROW_WIDTH else BLOCKS | dict(num_stages=2)
+def blocks(padded_width: int, tile: dict[str, int] = BLOCKS) -> dict[str, int]:
+    """The tile, with fewer loads ahead for wide heads: Triton's default of three takes more shared memory than Ampere's
+    GPUs for graphics have (99 KiB)."""
+    return tile if padded_width <= ROW_WIDTH else tile | dict(num_stages=2)
 
 
 def forward_tile(N: int, padded_width: int) -> dict[str, int]:
@@ -317,6 +317,7 @@ def backward(
         )  # fmt: skip
         _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]),)](
             q, k, v, lam, grad, grad_k, grad_v, rows,
-            *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths, **KEY_GRADIENT_BLOCKS
+            *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths,
+            **blocks(widths["PV"], KEY_GRADIENT_BLOCKS)
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_lam

@@ -37,7 +37,7 @@ def test_it_compiles_for_gpus_that_are_not_here(capability, dims, tokens, norm):
     forward = (kernel._forward_kernel, kernel.forward_tile(tokens, widths["PV"]))
     gradients = [
         (kernel._query_gradient_kernel, kernel.blocks(widths["PV"])),
-        (kernel._key_gradient_kernel, kernel.KEY_GRADIENT_BLOCKS),
+        (kernel._key_gradient_kernel, kernel.blocks(widths["PV"], kernel.KEY_GRADIENT_BLOCKS)),
     ]
     for function, tile in [forward] if norm else [forward, *gradients]:
         constants = {**widths, **tile}
