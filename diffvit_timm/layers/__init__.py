@@ -1,1 +1,1 @@
-"""Differential attention, position embeddings of two dimensions, and how to watch layers."""
+"""Differential attention layers, two-dimensional position embeddings, and hooks to observe the layers of a network."""

@@ -1,18 +1,16 @@
-"""Differential attention as in its paper (version 1).
+"""Differential attention as published (version 1).
 
 `Differential Transformer` - https://arxiv.org/abs/2410.05258, equations 1 to 3
 Reference implementation: https://github.com/microsoft/unilm/tree/master/Diff-Transformer
-The names, shapes and head order of the parameters are those of timm.layers.DiffAttention: state dicts travel both ways.
+The parameters have the names, shapes and head order of timm.layers.DiffAttention, so each layer can load the state dict
+of the other.
 """
 
 import math
 from typing import Any
 
 import torch
-from timm.layers import (
-    RmsNorm,
-    use_fused_attn,
-)
+from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
 from .base import DifferentialLayer
@@ -22,19 +20,21 @@ __all__ = ["DifferentialAttention", "lambda_init_schedule"]
 
 
 def lambda_init_schedule(depth: int) -> float:
-    """The paper's lambda_init of block `depth`, counted from 0 (section 2.1; the paper's l is `depth + 1`)."""
+    """Return the paper's lambda_init for block `depth`, counted from 0 (section 2.1; the paper's l is `depth + 1`)."""
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
 class DifferentialAttention(DifferentialLayer):
     """Multi-head differential self-attention (V1).
 
-    A head owns a pair of maps. Its lambda is `exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init`
-    (equation 2); its output passes an RMSNorm shared by the heads and is multiplied by the constant
-    `1 - lambda_init` (equation 3, head_norm=True).
+    Each head has a pair of maps. All heads of the layer share one
+    `lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init` (equation 2). With head_norm=True
+    the output of each head passes an RMSNorm, whose weight the heads share, and is multiplied by the constant
+    `1 - lambda_init` (equation 3).
 
-    `lambda_init` is a buffer. On the paper's schedule it stays out of the state dict, which then is exactly timm's;
-    a number, given here, by `set_lambda_init` or by a checkpoint, is saved and must be there on loading.
+    `lambda_init` is a buffer. If it follows the paper's schedule, it is not part of the state dict, which then has
+    exactly timm's keys. If it is a number, which the constructor, `set_lambda_init` or a checkpoint sets, it is saved,
+    and a checkpoint must contain it.
     """
 
     branch_dims: tuple[int, int]
@@ -71,27 +71,29 @@ class DifferentialAttention(DifferentialLayer):
         """
         Args:
             dim: width of the tokens.
-            num_heads: number of heads, each with a pair of maps; a head is `dim / num_heads` wide.
-            qkv_bias, proj_bias: biases of the projections.
-            qk_norm: normalise the queries and keys of each branch; needs branches of equal width.
-            scale_norm: normalise before the output projection.
-            attn_drop, proj_drop: dropout on the maps, and after the output projection.
-            norm_layer: of qk_norm and scale_norm (default: RmsNorm).
-            depth: index of the block, from 0; the schedule of lambda_init reads it. timm's `attn_layer=` passes none to
-                a layer that is not timm's: use `attn='diff'` of the models here.
-            dual_lambda: two scalars in the place of the four lambda vectors.
-            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init`.
+            num_heads: number of heads, each with a pair of maps. A head is `dim / num_heads` wide.
+            qkv_bias: whether to use a bias in the query, key and value projections.
+            qk_norm: whether to normalise the queries and keys of each branch. The branches must have equal widths.
+            scale_norm: whether to normalise the tokens before the output projection.
+            proj_bias: whether to use a bias in the output projection.
+            attn_drop: dropout rate of the maps.
+            proj_drop: dropout rate after the output projection.
+            norm_layer: norm layer of qk_norm and scale_norm, RmsNorm by default.
+            depth: index of the block, counted from 0, for the schedule of lambda_init. timm does not pass it to an
+                `attn_layer` from outside timm, so choose this layer with `attn='diff'` of this package's models.
+            dual_lambda: whether to use two scalars instead of the four lambda vectors.
+            head_norm: whether to apply an RMSNorm to each head's output and to multiply it by `1 - lambda_init`.
             lambda_init: a number, or 'schedule' for the paper's `0.8 - 0.6 exp(-0.3 depth)`.
-            branch_dims: widths (d1, d2) of the two branches of a head; None halves it, as the paper and timm do.
-                The softmax scale is `(head width / 2) ** -0.5` whatever the branch widths.
+            branch_dims: widths (d1, d2) of the two branches of a head. By default both are half the head, as in the
+                paper and timm. The softmax scale is `(head width / 2) ** -0.5` for any widths.
 
         Raises:
-            ValueError: widths that do not divide, or a lambda_init that is neither a number nor 'schedule'.
+            ValueError: invalid widths, or a lambda_init that is neither a finite number nor 'schedule'.
         """
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         if dim % num_heads:
-            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         head_dim = dim // num_heads
         if branch_dims is None and head_dim % 2:
             raise ValueError(
@@ -100,11 +102,13 @@ class DifferentialAttention(DifferentialLayer):
             )
         d1, d2 = branch_dims or (head_dim // 2, head_dim // 2)
         if d1 + d2 != head_dim or min(d1, d2) < 1:
-            raise ValueError(f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, a head's")
+            raise ValueError(
+                f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, the width of a head"
+            )
         if qk_norm and d1 != d2:
-            raise ValueError(f"qk_norm=True needs branches of equal width, not branch_dims=({d1}, {d2})")
+            raise ValueError(f"qk_norm=True needs two branches of equal width: change branch_dims=({d1}, {d2})")
         if lambda_init != "schedule" and (isinstance(lambda_init, str) or not math.isfinite(lambda_init)):
-            raise ValueError(f"lambda_init={lambda_init!r} is neither a number nor 'schedule'")
+            raise ValueError(f"lambda_init={lambda_init!r} must be a finite number or 'schedule'")
         norm_layer = norm_layer or RmsNorm
 
         self.num_heads = num_heads
@@ -125,7 +129,7 @@ class DifferentialAttention(DifferentialLayer):
         self.proj_drop = nn.Dropout(proj_drop)
         self.sub_norm: Any = RmsNorm(head_dim, eps=HEAD_NORM_EPS, **dd) if head_norm else nn.Identity()
 
-        # float32 whatever `dtype`, as in timm: lambda is a difference of exponentials
+        # Lambda is a difference of exponentials, so its parameters are float32 for every `dtype`, as in timm.
         names = ("lambda_a", "lambda_b") if dual_lambda else ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
         shape = () if dual_lambda else (head_dim // 2,)
         for name in names:
@@ -135,13 +139,15 @@ class DifferentialAttention(DifferentialLayer):
         self.register_buffer(
             "lambda_init", torch.empty((), device=device, dtype=torch.float32), persistent=not scheduled
         )
-        if d1 != d2:  # no shape tells the cut: weights of another one would load and compute something else
-            # floats, as averages of weights (EMA) would cut the fraction of an integer off at each step
+        if d1 != d2:
+            # The shapes of the weights do not depend on the branch widths, so weights for other widths would load and
+            # compute something else. The saved widths reveal them. They are floats because an average of weights (EMA)
+            # would round an integer buffer down at each step.
             self.register_buffer("branch_widths", torch.empty(2, dtype=torch.float32, device=device))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The paper's initialisation of lambda (the projections initialise themselves, or the model does)."""
+        """Initialise lambda as in the paper. The projections initialise themselves, or the model initialises them."""
         self.lambda_init.fill_(self._lambda_start)
         if self.branch_dims[0] != self.branch_dims[1]:
             self.branch_widths.copy_(torch.tensor(self.branch_dims))
@@ -154,7 +160,7 @@ class DifferentialAttention(DifferentialLayer):
 
     @torch.jit.ignore
     def init_non_persistent_buffers(self) -> None:
-        """timm's hook: fill what no checkpoint brings, after loading onto the meta device."""
+        """Fill the buffers that no checkpoint contains. timm calls this hook on a model made on the meta device."""
         if "lambda_init" in self._non_persistent_buffers_set:
             self.lambda_init.fill_(self._lambda_start)
 
@@ -162,18 +168,19 @@ class DifferentialAttention(DifferentialLayer):
         if prefix + "lambda_init" in state_dict:
             self._non_persistent_buffers_set.discard("lambda_init")
         if prefix + "branch_widths" in state_dict:
-            there = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
-            if there != self.branch_dims:
-                errors.append(f"{prefix}branch_dims is {self.branch_dims} here and {there} there")
+            loaded = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
+            if loaded != self.branch_dims:
+                errors.append(f"{prefix}branch_dims is {self.branch_dims} in this layer and {loaded} in the checkpoint")
         if prefix + "qkv.weight" in state_dict and not any(key.startswith(prefix + "lambda_") for key in state_dict):
-            errors.append(  # the shapes fit, and strict=False would leave a network that knows nothing
-                f"{prefix}qkv.weight is plain attention's, which must be converted: by from_vit, or create_model with "
-                "pretrained=True"
+            # The shapes fit, so load_state_dict(strict=False) would load these weights without converting them.
+            errors.append(
+                f"{prefix}qkv.weight comes from plain attention and must be converted: use from_vit, or create_model "
+                "with pretrained=True"
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def compute_lambda(self, x: Tensor) -> Tensor:
-        """lambda, a float32 scalar, the same for all tokens x (equation 2)."""
+        """Compute lambda, a float32 scalar that does not depend on the tokens x (equation 2)."""
         if self.dual_lambda:
             return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
         lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
@@ -181,20 +188,21 @@ class DifferentialAttention(DifferentialLayer):
         return lambda_1 - lambda_2 + self.lambda_init
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, (B, H, N, head width) each, of tokens x (B, N, dim); branch 1 first in q and k."""
+        """Project tokens x, (B, N, dim), to q, k and v, (B, H, N, head width) each; branch 1 comes first in q and k."""
         B, N, _ = x.shape
-        # Unbound before they are transposed: the gradients come in this memory order, and are stacked in one copy.
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        # The kernels write the gradients in the memory order (B, N, H, head width). Because q, k and v are unbound
+        # before they are transposed, autograd stacks these gradients with one copy.
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).unbind(2)  # (B, N, H, head width)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, N, head width)
         if self.qk_norm:
-            pair = (B, self.num_heads, N, 2, self.head_dim // 2)
-            # under autocast some norms give float32
+            pair = (B, self.num_heads, N, 2, self.head_dim // 2)  # the two branches apart
+            # Some norms return float32 under autocast.
             q = self.q_norm(q.reshape(pair)).flatten(-2).to(v.dtype)
             k = self.k_norm(k.reshape(pair)).flatten(-2).to(v.dtype)
         return q, k, v
 
     def head_norm_weight(self) -> Tensor | None:
-        """Of the norm of each head, with the factor 1 - lambda_init in it; equation 3."""
+        """Weight of the RMSNorm of each head, (head width,), times 1 - lambda_init (equation 3), or None."""
         return self.sub_norm.weight * (1 - self.lambda_init) if self.head_norm else None
 
     @torch.jit.ignore
@@ -202,15 +210,17 @@ class DifferentialAttention(DifferentialLayer):
     def fuse(self) -> "DifferentialAttention":
         """Fold the weight of the head norm and the factor 1 - lambda_init into `proj`, in place, for inference.
 
-        Where scale_norm follows, or there is no head norm, there is nothing to fold. Returns itself, as timm's
-        reparameterize_model puts what it gets in the layer's place.
+        The layer does not change if it has no head norm, or if a scale_norm stands between the head norm and `proj`.
+
+        Returns:
+            The layer itself, because timm's reparameterize_model replaces each layer with the result of this method.
         """
         if self.head_norm and isinstance(self.norm, nn.Identity):
             weight = self.sub_norm.weight * (1 - self.lambda_init)
             self.proj.weight.mul_(weight.repeat(self.num_heads))
-            self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))
+            self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))  # so that head_norm_weight() is 1
         return self
 
     def merge_heads(self, x: Tensor) -> Tensor:
-        """(B, H, N, head width) merged to (B, N, dim)."""
+        """Merge the outputs of the heads, (B, H, N, head width), to (B, N, dim)."""
         return self.norm(x.transpose(1, 2).flatten(2))

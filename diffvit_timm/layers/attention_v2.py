@@ -13,14 +13,16 @@ __all__ = ["DifferentialAttentionV2"]
 
 
 class DifferentialAttentionV2(DifferentialLayer):
-    """Multi-head differential self-attention, version 2: two queries a head over one key and value, and no norm.
+    """Multi-head differential self-attention, version 2.
 
-    `lambda = sigmoid(lambda_proj(x) + logit(lambda_init))`, a number a token and head; `lambda_init` is a buffer, and
-    with 0.5 this is the authors' layer. Rows of `qkv`: the queries of head i at 2i (branch 1) and 2i + 1 (branch 2),
-    as in theirs, then the keys, then the values.
+    Each head has two queries over one key and one value, and no norm.
+    `lambda = sigmoid(lambda_proj(x) + logit(lambda_init))` is one number per token and head. `lambda_init` is a buffer;
+    with 0.5 this is the authors' layer. The rows of `qkv` are the queries, the keys and the values. In units of the
+    head width, the queries of head i are at 2i (branch 1) and 2i + 1 (branch 2), as in the authors' layer.
     """
 
-    lambda_init: Tensor  # TorchScript reads a class's own annotations, or else its parents', which it does not know
+    # TorchScript reads the annotations of a class or, if it has none, those of its parents, which it does not resolve.
+    lambda_init: Tensor
 
     def __init__(
         self,
@@ -37,22 +39,24 @@ class DifferentialAttentionV2(DifferentialLayer):
         """
         Args:
             dim: width of the tokens.
-            num_heads: number of heads, each with a pair of maps; a head is `dim / num_heads` wide.
-            qkv_bias, proj_bias: biases of the projections.
-            attn_drop, proj_drop: dropout on the maps, and after the output projection.
-            lambda_init: lambda where lambda_proj gives 0.
+            num_heads: number of heads, each with a pair of maps. A head is `dim / num_heads` wide.
+            qkv_bias: whether to use a bias in the query, key and value projections.
+            proj_bias: whether to use a bias in the output projection.
+            attn_drop: dropout rate of the maps.
+            proj_drop: dropout rate after the output projection.
+            lambda_init: value of lambda if the output of lambda_proj is 0.
 
         Raises:
-            ValueError: widths that do not divide, or a lambda_init that no sigmoid gives.
+            ValueError: a width that num_heads does not divide, or a lambda_init outside (0, 1).
         """
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         if dim % num_heads:
-            raise ValueError(f"dim={dim} does not divide into num_heads={num_heads} heads of equal width")
-        self._require_sigmoid(lambda_init)
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
+        self._require_between_0_and_1(lambda_init)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.branch_dims = None  # both branches read all of k
+        self.branch_dims = None  # both branches read all channels of k
         self.scale = self.head_dim**-0.5
         self.fused_attn = use_fused_attn()
         self._lambda_start = float(lambda_init)
@@ -66,36 +70,39 @@ class DifferentialAttentionV2(DifferentialLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fill lambda_init (the projections initialise themselves, or the model does)."""
+        """Fill lambda_init. The projections initialise themselves, or the model initialises them."""
         self.lambda_init.fill_(self._lambda_start)
 
     @staticmethod
-    def _require_sigmoid(lambda_init: float | str) -> None:
+    def _require_between_0_and_1(lambda_init: float | str) -> None:
         if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
-            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: V2's lambda is a sigmoid")
+            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: lambda of version 2 is a sigmoid")
 
     @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
-        """As in `DifferentialLayer`.
+        """Set lambda_init in place, as in `DifferentialLayer`.
 
         Raises:
-            ValueError: a value that no sigmoid gives.
+            ValueError: a value outside (0, 1).
         """
-        self._require_sigmoid(value)
+        self._require_between_0_and_1(value)
         super().set_lambda_init(value)
 
     def compute_lambda(self, x: Tensor) -> Tensor:
-        """lambda of tokens x (B, N, dim): (B, H, N, 1), float32."""
-        logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())
+        """Compute lambda, (B, H, N, 1) in float32, for tokens x, (B, N, dim)."""
+        logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())  # (B, N, H)
         return torch.sigmoid(logits).transpose(1, 2).unsqueeze(-1)
 
     def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, N, 2 head widths), branch 1 first, k and v (B, H, N, head width) of tokens x (B, N, dim)."""
+        """Project tokens x, (B, N, dim), to q, (B, H, N, 2 head widths), and k and v, (B, H, N, head width) each.
+
+        The query of branch 1 comes first in q.
+        """
         dim = x.shape[-1]
         q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return q, k, v
 
     def merge_heads(self, x: Tensor) -> Tensor:
-        """(B, H, N, head width) merged to (B, N, dim)."""
+        """Merge the outputs of the heads, (B, H, N, head width), to (B, N, dim)."""
         return x.transpose(1, 2).flatten(2)

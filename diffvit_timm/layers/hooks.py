@@ -1,4 +1,4 @@
-"""Run images through a network and look at what its attention layers make of them."""
+"""Run images through a network and observe the inputs and outputs of its layers."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ __all__ = ["batches_for", "evaluating", "observe_layers"]
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Models in evaluation mode for the time; each of their modules is in its own again afterwards."""
+    """Context manager: put models into evaluation mode, and restore the mode of each of their modules afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     try:
         for model in models:
@@ -24,41 +24,50 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images in batches, on the model's device and in its dtype; of a batch with targets, too, the first part.
+    """Yield images in batches, on the model's device and in its dtype.
+
+    Args:
+        model: model whose first parameter determines the device and dtype.
+        images: normalised images, (n, C, H, W), which are split into batches of 16, or batches of such images. If a
+            batch is a list or tuple, such as (images, targets), its first element is used.
 
     Raises:
-        ValueError: what are no batches of normalised images.
+        ValueError: a batch that is not (n, C, H, W) or not of a floating-point dtype.
     """
-    like = next(model.parameters())
+    parameter = next(model.parameters())
     for batch in images.split(16) if isinstance(images, Tensor) else images:
         if isinstance(batch, (list, tuple)):
             batch = batch[0]
         if batch.ndim != 4 or not batch.is_floating_point():
-            shape, kind = tuple(batch.shape), batch.dtype
-            raise ValueError(f"images must be (n, C, H, W) and normalised, so of floats, not {shape} of {kind}")
-        yield batch.to(like)
+            shape, dtype = tuple(batch.shape), batch.dtype
+            raise ValueError(f"images must be normalised floats of shape (n, C, H, W), not {dtype} of shape {shape}")
+        yield batch.to(parameter)
 
 
 @torch.no_grad()
 def observe_layers(
-    model: VisionTransformer, layers: Sequence[nn.Module], images: Tensor | Iterable[Tensor], see: Callable[..., None]
+    model: VisionTransformer,
+    layers: Sequence[nn.Module],
+    images: Tensor | Iterable[Tensor],
+    callback: Callable[..., None],
 ) -> int:
-    """Call `see(index, layer, tokens, output)` for each layer and batch, the model in evaluation mode for the time.
+    """Run images through a model in evaluation mode, and call a function for each layer and batch.
 
     Args:
-        model: has timm's forward_features; not changed.
-        layers: of the model, called with tokens (B, N, dim).
-        images: (n, C, H, W), normalised as the model wants them, or batches of such, read once.
-        see: what to do; must not keep the tensors if memory is not to grow.
+        model: model with timm's forward_features. It is not changed.
+        layers: layers of the model that take tokens, (B, N, dim).
+        images: images, (n, C, H, W), normalised for the model, or batches of such images, which are read once.
+        callback: function that is called as `callback(index, layer, tokens, output)`. If it stores the tensors, memory
+            use grows with the number of images.
 
     Returns:
         The number of images.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or batches that `batches_for` does not accept.
     """
     hooks = [
-        layer.register_forward_hook(lambda module, args, output, index=index: see(index, module, args[0], output))
+        layer.register_forward_hook(lambda module, args, output, index=index: callback(index, module, args[0], output))
         for index, layer in enumerate(layers)
     ]
     count = 0
@@ -71,5 +80,5 @@ def observe_layers(
         for hook in hooks:
             hook.remove()
     if not count:
-        raise ValueError("images is empty: at least one image is needed")
+        raise ValueError("images is empty: pass at least one image")
     return count

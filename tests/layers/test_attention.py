@@ -15,10 +15,11 @@ from diffvit_timm import (
     differential_maps,
     lambda_init_schedule,
 )
+from diffvit_timm.layers.base import differential_layers
 
 
 def formula(q, k, v, lam, branch_dims, scale, visible=None):
-    """Equation 1, one query at a time, in float64; `visible` is a bool mask (B, H, N, N)."""
+    """Compute equation 1 in float64, one query at a time. `visible` is a boolean mask, (B, H, N, N)."""
     q, k, v, lam = q.double(), k.double(), v.double(), lam.item()
     d1 = branch_dims[0]
     out = torch.zeros_like(v)
@@ -52,7 +53,7 @@ def random_layer(**kwargs):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dims", [(8, 8), (12, 4), (5, 6), (1, 15)])
 @pytest.mark.parametrize("n", [1, 2, 9])
-def test_both_paths_are_the_papers_formula(fused, dims, n):
+def test_both_paths_equal_the_papers_formula(fused, dims, n):
     q, k, v, lam = inputs(n, dims)
     out = differential_attention(q, k, v, lam, dims, 0.4, fused=fused)
     assert relative_error(out, formula(q, k, v, lam, dims, 0.4)) < 1e-5
@@ -80,7 +81,7 @@ def test_masks_hide_the_same_keys_from_both_maps(fused):
 
 
 @pytest.mark.parametrize("dims", [(8, 8), (12, 4)])
-def test_gradients_of_the_fused_path_are_those_of_the_reference(dims):
+def test_gradients_of_the_fused_path_equal_those_of_the_reference(dims):
     gradients = []
     for fused in (False, True):
         tensors = [t.requires_grad_() for t in inputs(dims=dims)]
@@ -92,7 +93,7 @@ def test_gradients_of_the_fused_path_are_those_of_the_reference(dims):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_float32_lambda_serves_bfloat16_queries(fused):
+def test_a_float32_lambda_works_with_bfloat16_queries(fused):
     q, k, v, lam = inputs()
     exact = differential_attention(q, k, v, lam, (8, 8), 0.25)
     half = [tensor.bfloat16().requires_grad_() for tensor in (q, k, v)]
@@ -105,17 +106,17 @@ def test_a_float32_lambda_serves_bfloat16_queries(fused):
 
 def test_torch_func_takes_gradients_through_a_layer():
     layer, x = random_layer(), torch.randn(2, 9, 48)
-    given = dict(layer.named_parameters())
+    parameters = dict(layer.named_parameters())
 
-    def loss(parameters):
-        return torch.func.functional_call(layer, parameters, (x,)).square().mean()
+    def loss(values):
+        return torch.func.functional_call(layer, values, (x,)).square().mean()
 
-    loss(given).backward()
-    for name, gradient in torch.func.grad(loss)(given).items():
-        torch.testing.assert_close(gradient, given[name].grad, atol=1e-5, rtol=1e-4)
+    loss(parameters).backward()
+    for name, gradient in torch.func.grad(loss)(parameters).items():
+        torch.testing.assert_close(gradient, parameters[name].grad, atol=1e-5, rtol=1e-4)
 
 
-def test_the_maps_are_softmaxes_taken_before_the_subtraction_over_the_keys():
+def test_each_map_is_a_softmax_over_the_keys():
     q, k, _, _ = inputs()
     map1, map2 = differential_maps(q, k, (12, 4), 0.4)
     for attention in (map1, map2):
@@ -123,7 +124,7 @@ def test_the_maps_are_softmaxes_taken_before_the_subtraction_over_the_keys():
         assert (attention >= 0).all()
 
 
-def test_attention_is_over_tokens_so_a_permutation_of_the_tokens_permutes_the_output():
+def test_a_permutation_of_the_tokens_permutes_the_output():
     layer, x = random_layer(), torch.randn(2, 9, 48)
     order = torch.randperm(9)
     torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], rtol=1e-4, atol=1e-5)
@@ -138,7 +139,7 @@ def test_attention_is_over_tokens_so_a_permutation_of_the_tokens_permutes_the_ou
         dict(dual_lambda=True, proj_bias=False),
     ],
 )
-def test_state_dicts_travel_to_and_from_timm_with_equal_outputs(kwargs):
+def test_state_dicts_load_from_and_into_timms_layer_with_equal_outputs(kwargs):
     torch.manual_seed(0)
     theirs = DiffAttention(96, num_heads=3, depth=4, **kwargs)
     ours = DifferentialAttention(96, num_heads=3, depth=4, **kwargs)
@@ -155,12 +156,13 @@ def test_state_dicts_travel_to_and_from_timm_with_equal_outputs(kwargs):
 
 
 def test_the_schedule_starts_at_block_0_with_0_2():
-    assert lambda_init_schedule(0) == pytest.approx(0.2)  # the paper's l = 1; a port that mixes bases starts at -0.01
+    # Block 0 is l = 1 in the paper. With l = 0 it would be 0.8 - 0.6 exp(0.3) = -0.01.
+    assert lambda_init_schedule(0) == pytest.approx(0.2)
     assert lambda_init_schedule(1) == pytest.approx(0.8 - 0.6 * math.exp(-0.3))
     assert DifferentialAttention(16, num_heads=1, depth=5).lambda_init.item() == pytest.approx(lambda_init_schedule(5))
 
 
-def test_lambda_is_one_number_for_the_layer_by_equation_2():
+def test_lambda_is_one_number_per_layer_by_equation_2():
     layer = random_layer()
     q1, k1, q2, k2 = (getattr(layer, name).double() for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"))
     expected = torch.exp(q1 @ k1) - torch.exp(q2 @ k2) + lambda_init_schedule(2)
@@ -176,7 +178,7 @@ def test_lambda_init_survives_saving_and_loading(value, tmp_path):
         state = torch.load(tmp_path / "layer.pt")
         if value == "schedule" and "lambda_init" in other.state_dict():
             with pytest.raises(RuntimeError, match="lambda_init"):
-                other.load_state_dict(state)  # a number must not be left standing in silence
+                other.load_state_dict(state)  # the number in the layer must not stay unnoticed
             continue
         other.load_state_dict(state)
         x = torch.randn(1, 5, 48)
@@ -199,17 +201,17 @@ def test_without_head_norm_the_output_is_the_formula_projected():
     assert relative_error(layer(x), expected) < 1e-5
 
 
-@pytest.mark.parametrize("way", ["kernel", "kernel with gradients", "masked", "explicit maps"])
-def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init(way):
+@pytest.mark.parametrize("path", ["kernel", "kernel with gradients", "masked", "explicit maps"])
+def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init(path):
     layer, x = random_layer(), torch.randn(2, 7, 48)
-    layer.fused_attn = way != "explicit maps"
+    layer.fused_attn = path != "explicit maps"
     q, k, v = layer.project_qkv(x)
     out = formula(q, k, v, layer.compute_lambda(None), (8, 8), 8**-0.5)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.sub_norm.weight.double()
     out = (out * (1 - lambda_init_schedule(2))).transpose(1, 2).flatten(2)
     expected = out @ layer.proj.weight.double().T + layer.proj.bias.double()
-    with torch.set_grad_enabled(way == "kernel with gradients"):
-        actual = layer(x, attn_mask=torch.ones(7, 7, dtype=torch.bool) if way == "masked" else None)
+    with torch.set_grad_enabled(path == "kernel with gradients"):
+        actual = layer(x, attn_mask=torch.ones(7, 7, dtype=torch.bool) if path == "masked" else None)
     assert relative_error(actual, expected) < 1e-5
 
 
@@ -227,13 +229,13 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean(fused):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_dtype_is_that_of_the_tokens_and_lambda_stays_float32(dtype):
+def test_the_output_has_the_dtype_of_the_tokens_and_lambda_stays_float32(dtype):
     layer = DifferentialAttention(48, num_heads=3, dtype=dtype, lambda_init=0.05)
     assert layer(torch.randn(1, 5, 48, dtype=dtype)).dtype == dtype
     assert layer.lambda_q1.dtype == layer.lambda_init.dtype == torch.float32
 
 
-def test_a_layer_made_on_the_meta_device_is_whole_after_materialising():
+def test_reset_parameters_initialises_a_layer_made_on_the_meta_device():
     layer = DifferentialAttention(48, num_heads=3, device="meta", lambda_init=0.05).to_empty(device="cpu")
     layer.reset_parameters()
     assert layer.lambda_init.item() == pytest.approx(0.05)
@@ -246,16 +248,16 @@ def test_timms_hook_fills_the_schedule_after_loading_onto_the_meta_device():
     assert layer.lambda_init.item() == pytest.approx(lambda_init_schedule(2))
 
 
-def test_weights_cut_elsewhere_are_refused_though_every_shape_fits():
+def test_weights_for_other_branch_widths_are_refused_though_every_shape_fits():
     wide, wider, halved = (random_layer(branch_dims=dims) for dims in ((12, 4), (14, 2), (8, 8)))
-    with pytest.raises(RuntimeError, match=r"branch_dims is \(14, 2\) here and \(12, 4\) there"):
+    with pytest.raises(RuntimeError, match=r"branch_dims is \(14, 2\) in this layer and \(12, 4\) in the checkpoint"):
         wider.load_state_dict(wide.state_dict())
     for source, target in ((wide, halved), (halved, wide)):
         with pytest.raises(RuntimeError, match="branch_widths"):
             target.load_state_dict(source.state_dict())
 
 
-def test_averages_of_weights_keep_the_cut():
+def test_averages_of_weights_keep_the_branch_widths():
     layer = random_layer(branch_dims=(12, 4))
     average = ModelEmaV2(layer, decay=0.9)
     for _ in range(3):
@@ -263,15 +265,17 @@ def test_averages_of_weights_keep_the_cut():
     layer.load_state_dict(average.module.state_dict())
 
 
-def test_weights_of_plain_attention_are_refused_by_lenient_loading_too():
+def test_weights_of_plain_attention_are_refused_also_with_strict_false():
     layer = random_layer()
     plain = {key: value for key, value in layer.state_dict().items() if key.startswith(("qkv", "proj"))}
-    with pytest.raises(RuntimeError, match=r"qkv.weight is plain attention's, which must be converted: by from_vit"):
+    with pytest.raises(
+        RuntimeError, match=r"qkv.weight comes from plain attention and must be converted: use from_vit"
+    ):
         layer.load_state_dict(plain, strict=False)
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_float32_mask_serves_a_bfloat16_layer(fused):
+def test_a_float32_mask_works_in_a_bfloat16_layer(fused):
     layer = random_layer().to(torch.bfloat16)
     layer.fused_attn = fused
     assert layer(torch.randn(1, 5, 48).bfloat16(), attn_mask=torch.zeros(5, 5)).dtype == torch.bfloat16
@@ -281,19 +285,19 @@ def test_a_float32_mask_serves_a_bfloat16_layer(fused):
     ("kwargs", "message"),
     [
         (dict(dim=45, num_heads=3), "odd width 15"),
-        (dict(dim=50, num_heads=3), "does not divide"),
+        (dict(dim=50, num_heads=3), "dim=50 must be a multiple of num_heads=3"),
         (dict(dim=48, num_heads=3, branch_dims=(8, 9)), "sum to 16"),
         (dict(dim=48, num_heads=3, branch_dims=(16, 0)), "positive"),
         (dict(dim=48, num_heads=3, branch_dims=(12, 4), qk_norm=True), "equal width"),
         (dict(dim=48, num_heads=3, lambda_init="paper"), "'schedule'"),
     ],
 )
-def test_impossible_settings_are_refused_with_the_numbers(kwargs, message):
+def test_invalid_settings_are_refused_with_their_values(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DifferentialAttention(**kwargs)
 
 
-def test_an_odd_head_can_be_cut_by_hand():
+def test_a_head_of_odd_width_works_with_branch_dims():
     assert DifferentialAttention(45, num_heads=3, branch_dims=(8, 7))(torch.randn(1, 4, 45)).shape == (1, 4, 45)
 
 
@@ -306,7 +310,10 @@ def random_layer_v2(**kwargs):
 
 
 def formula_v2(layer, x, visible=None):
-    """The authors' DiffAttnV2 in float64: 2H query heads over H keys and values, head 2i less lambda times 2i + 1."""
+    """Compute the authors' DiffAttnV2 in float64.
+
+    It has 2H query heads over H keys and values. Output i is query head 2i minus lambda times query head 2i + 1.
+    """
     x, heads, d = x.double(), layer.num_heads, layer.head_dim
     B, N, dim = x.shape
     rows = x @ layer.qkv.weight.double().T + layer.qkv.bias.double()
@@ -325,19 +332,19 @@ def formula_v2(layer, x, visible=None):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("lambda_init", [0.5, 0.1])
 @pytest.mark.parametrize("n", [1, 2, 9])
-def test_version_2_is_the_authors_formula(fused, lambda_init, n):
+def test_version_2_equals_the_authors_formula(fused, lambda_init, n):
     layer, x = random_layer_v2(lambda_init=lambda_init), torch.randn(2, n, 48)
     layer.fused_attn = fused
     assert relative_error(layer(x), formula_v2(layer, x)) < 1e-5
 
 
 @pytest.mark.parametrize("layer", [random_layer, random_layer_v2])
-def test_no_images_give_no_outputs(layer):
+def test_an_empty_batch_gives_an_empty_output(layer):
     assert layer()(torch.empty(0, 5, 48)).shape == (0, 5, 48)
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_version_2_takes_masks(fused):
+def test_version_2_applies_masks(fused):
     layer, x = random_layer_v2(), torch.randn(2, 9, 48)
     layer.fused_attn = fused
     causal = torch.ones(9, 9, dtype=torch.bool).tril()
@@ -358,7 +365,7 @@ def test_gradients_of_version_2_agree_between_the_paths():
         assert relative_error(fused, reference) < 1e-5
 
 
-def test_lambda_of_version_2_is_a_number_a_token_and_head_within_0_and_1():
+def test_lambda_of_version_2_is_one_number_per_token_and_head_between_0_and_1():
     layer, x = random_layer_v2(lambda_init=0.2), torch.randn(2, 9, 48)
     lam = layer.compute_lambda(x)
     assert lam.shape == (2, 3, 9, 1)
@@ -382,19 +389,26 @@ def test_version_2_keeps_the_dtype_of_its_tokens(dtype):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(dim=50, num_heads=3), "does not divide"),
+        (dict(dim=50, num_heads=3), "dim=50 must be a multiple of num_heads=3"),
         (dict(dim=48, num_heads=3, lambda_init=1.0), "between 0 and 1"),
         (dict(dim=48, num_heads=3, lambda_init="schedule"), "between 0 and 1"),
     ],
 )
-def test_impossible_settings_of_version_2_are_refused(kwargs, message):
+def test_invalid_settings_of_version_2_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DifferentialAttentionV2(**kwargs)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1.5])
-def test_version_2_refuses_a_lambda_that_no_sigmoid_gives_also_later(value):
+def test_version_2_refuses_a_later_lambda_init_outside_0_and_1(value):
     layer = DifferentialAttentionV2(16, num_heads=2)
     with pytest.raises(ValueError, match="must be between 0 and 1"):
         layer.set_lambda_init(value)
     assert layer.lambda_init.item() == 0.5
+
+
+def test_differential_layers_are_listed_in_the_order_of_the_modules():
+    layers = [random_layer(), random_layer_v2(), random_layer()]
+    model = nn.Sequential(layers[0], nn.ModuleDict({"attn": layers[1], "mlp": nn.Linear(48, 48)}), layers[2])
+    assert differential_layers(model) == layers
+    assert differential_layers(nn.Linear(48, 48)) == []

@@ -1,1 +1,1 @@
-"""Kernels of differential attention, one file a device; `differential_attention` chooses."""
+"""Kernels of differential attention, one file per device. `differential_attention` chooses between them."""

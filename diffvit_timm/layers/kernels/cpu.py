@@ -1,7 +1,13 @@
-"""Differential attention on a CPU: the maps of a tile are made in the cache, and made again in the backward pass.
+"""Differential attention on a CPU. The maps of a tile are computed in the cache, and recomputed in the backward pass.
 
-Flash attention would be called on twice the queries, each half zeros, and computes every product of them. Here each
-branch costs its own width, the maps are subtracted before they meet the values, and no map outlives its tile.
+PyTorch's flash attention would need twice the queries, each half zeros, and would compute every product with the zeros.
+Here each branch costs only its own width, the maps are subtracted before they are multiplied with the values, and no
+map outlives its tile.
+
+A tile is a group of images with all their queries or, if an image is too large, a group of queries of one image. A tile
+always has all N keys, so its rows of the maps are complete and no online softmax is needed.
+
+Shapes: B images, H heads, N tokens, R queries in a tile. BH is the images of a tile times the heads.
 """
 
 import math
@@ -14,40 +20,49 @@ from torch import Tensor
 
 from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first, split_branches
 
-__all__ = ["backward", "forward", "pays"]
+__all__ = ["backward", "forward", "is_faster"]
 
-# Of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 each: 1 and 8 MiB are slower. Of long images a tile is
-# larger: products of fewer queries with thousands of keys cost more than the cache gains.
+# Size of the two maps of a tile. Measured on 2 cores with 1 MiB of L2 cache each: 1 and 8 MiB are slower.
 TILE_BYTES = 4 << 20
+# Minimum number of queries in a tile, which makes the tiles of large images larger than TILE_BYTES: products of fewer
+# queries with thousands of keys cost more than the cache gains.
 TILE_QUERIES = 256
 
-# Tokens up to which the tiles are faster in float32.
+# Number of tokens up to which the tiles are faster in float32.
 FLOAT32_TOKENS = 1280
 
 softmax_backward_out = torch.ops.aten._softmax_backward_data.out
 
 
-def pays(v: Tensor, branch_dims: BranchDims) -> bool:
-    """Whether the tiles are faster, without gradients, than flash attention on twice the queries.
+def is_faster(v: Tensor, branch_dims: BranchDims) -> bool:
+    """Return whether the tiles are faster, without gradients, than flash attention on twice the queries.
 
-    Not so in float32, whose products are half as fast as those of bfloat16 and where flash attention's are the same:
-    with version 2, of whose queries no half is zeros, and with many tokens.
+    In float32 they are slower with many tokens, and in version 2, whose queries have no zeros. The reason is that the
+    products of the tiles are half as fast in float32 as in bfloat16, while those of flash attention are equally fast.
     """
     return v.dtype != torch.float32 or (branch_dims is not None and v.shape[-2] <= FLOAT32_TOKENS)
 
 
-def _tiles(shape: Sequence[int], itemsize: int) -> tuple[int, int]:
-    """How many images and how many of their N queries make a tile, of (B, H, N, ...); fewer than all N only alone."""
+def _tile_size(shape: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """Choose the numbers of images and of queries per image in a tile.
+
+    Args:
+        shape: shape of the values, (B, H, N, ...).
+        itemsize: bytes per entry of a map.
+
+    Returns:
+        The number of images, and the number of queries, which is below N only for a single image.
+    """
     B, H, N = shape[:3]
-    row = 2 * H * N * itemsize
-    images = max(1, min(B, TILE_BYTES // (row * N)))
-    queries = min(N, max(TILE_QUERIES, TILE_BYTES // row)) if images == 1 else N
-    return _evenly(B, images), _evenly(N, queries)
+    row_bytes = 2 * H * N * itemsize  # both maps of one query, for all heads
+    images = max(1, min(B, TILE_BYTES // (row_bytes * N)))
+    queries = min(N, max(TILE_QUERIES, TILE_BYTES // row_bytes)) if images == 1 else N
+    return _even_step(B, images), _even_step(N, queries)
 
 
-def _evenly(total: int, most: int) -> int:
-    """The largest part of `total` when it is cut into as few parts of about equal size as keep to `most`."""
-    parts = max(1, math.ceil(total / most))
+def _even_step(total: int, max_step: int) -> int:
+    """Return the step that cuts `total` into as few parts of at most `max_step` as possible, of about equal size."""
+    parts = max(1, math.ceil(total / max_step))
     return max(1, math.ceil(total / parts))
 
 
@@ -55,44 +70,45 @@ def _slices(total: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, total)) for start in range(0, total, step))
 
 
-def _flat(x: Tensor) -> Tensor:
-    """(B, H, N, d) as (B H, N, d), contiguous where it was not."""
+def _merge_heads(x: Tensor) -> Tensor:
+    """Reshape (B, H, N, d) to (BH, N, d) for batched matrix products. This copies x unless it is contiguous."""
     return x.reshape(-1, *x.shape[-2:])
 
 
-def _part(branches: Sequence[Tensor], where: Any) -> tuple[Tensor, Tensor]:
-    """A part of the queries or keys of both branches, flat; version 2's one key is copied once."""
-    one, other = branches
-    first = _flat(one[where])
-    return first, first if other is one else _flat(other[where])
+def _tile_of(branches: Sequence[Tensor], index: Any) -> tuple[Tensor, Tensor]:
+    """Select a tile of the queries or keys of both branches, as (BH, R, d1) and (BH, R, d2)."""
+    branch1, branch2 = branches
+    tile1 = _merge_heads(branch1[index])
+    # Both branches of version 2 have the same keys, which are copied only once.
+    return tile1, tile1 if branch2 is branch1 else _merge_heads(branch2[index])
 
 
-def _put(part: Tensor, to: Tensor, first: bool = True) -> None:
-    """Write a part of the result, or add it to what an earlier tile wrote."""
-    part = part.view(to.shape)
-    if first:
-        to.copy_(part)
+def _write(tile: Tensor, out: Tensor, add: bool = False) -> None:
+    """Write a tile, (BH, R, d), to its place in the result, or add it to what earlier tiles wrote there."""
+    tile = tile.view(out.shape)
+    if add:
+        out.add_(tile)
     else:
-        to.add_(part)
+        out.copy_(tile)
 
 
-def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """scale a b, (B, R, S) of (B, R, d) and (B, d, S), in one pass: to scale a first would copy it."""
+def _scaled_bmm(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """Compute scale a b, (BH, R, S), from (BH, R, d) and (BH, d, S). Scaling a or b beforehand would copy it."""
     out = a.new_empty(*a.shape[:2], b.shape[2]) if out is None else out
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _maps(queries: Sequence[Tensor], keys: Sequence[Tensor], scale: float, memory: Tensor) -> Tensor:
-    """(2, B H, R, N), in `memory`, from the queries (B H, R, d) and keys (B H, N, d) of each branch."""
-    maps = _view(memory, (2, *queries[0].shape[:2], keys[0].shape[1]))
+def _softmax_maps(queries: Sequence[Tensor], keys: Sequence[Tensor], scale: float, maps_buf: Tensor) -> Tensor:
+    """Compute both maps, (2, BH, R, N), in a buffer, from the queries (BH, R, d) and keys (BH, N, d) of each branch."""
+    maps = _view_buffer(maps_buf, (2, *queries[0].shape[:2], keys[0].shape[1]))
     for q, k, logits in zip(queries, keys, maps, strict=True):
-        _product(q, k.mT, scale, out=logits)
+        _scaled_bmm(q, k.mT, scale, out=logits)
     return torch.softmax(maps, dim=-1, out=maps)
 
 
-def _view(memory: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first of `memory`, in a shape."""
-    return memory[: torch.Size(shape).numel()].view(shape)
+def _view_buffer(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """View the beginning of a flat buffer in a shape. The last tile can be smaller than the buffer."""
+    return buffer[: torch.Size(shape).numel()].view(shape)
 
 
 def forward(
@@ -104,54 +120,65 @@ def forward(
     scale: float,
     norm_weight: Tensor | None = None,
 ) -> Tensor:
-    """As `operator.attend`, or with norm_weight as `operator.attend_and_norm`."""
+    """Compute `operator.attend` or, with norm_weight, `operator.attend_and_norm`."""
     B, H, N, _ = v.shape
-    out = empty_tokens_first(v)
-    images, rows = _tiles(v.shape, v.element_size())
-    memory = v.new_empty(2 * images * H * rows * N)
-    # before they are copied: products of a part of the channels are slower
+    out = empty_tokens_first(v)  # (B, H, N, Dv)
+    tile_images, tile_queries = _tile_size(v.shape, v.element_size())
+    maps_buf = v.new_empty(2 * tile_images * H * tile_queries * N)
+    # The branches are split before a tile is copied, because products of a part of the channels are slower.
     all_queries, all_keys = zip(*split_branches(q, k, branch_dims), strict=True)
-    for image in _slices(B, images):
-        keys, values = _part(all_keys, image), _flat(v[image])
-        for query in _slices(N, rows):
-            map1, map2 = _maps(_part(all_queries, (image, slice(None), query)), keys, scale, memory)
-            map1.addcmul_(map2, _flat(lam[image, :, query]), value=-1)
-            heads = torch.bmm(map1, values)
+    for images in _slices(B, tile_images):
+        keys, values = _tile_of(all_keys, images), _merge_heads(v[images])  # (BH, N, d1 or d2), (BH, N, Dv)
+        for rows in _slices(N, tile_queries):
+            queries = _tile_of(all_queries, (images, slice(None), rows))  # (BH, R, d1 or d2)
+            map1, map2 = _softmax_maps(queries, keys, scale, maps_buf)  # (BH, R, N)
+            # D = A1 - lambda A2, in the memory of A1.
+            map1.addcmul_(map2, _merge_heads(lam[images, :, rows]), value=-1)
+            heads = torch.bmm(map1, values)  # (BH, R, Dv)
             if norm_weight is not None:
                 heads = F.rms_norm(heads, norm_weight.shape, norm_weight, HEAD_NORM_EPS)
-            _put(heads, out[image, :, query])
+            _write(heads, out[images, :, rows])
     return out
 
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `operator.attend_backward`."""
+    """Compute `operator.attend_backward`, whose docstring has the equations."""
     B, H, N, _ = v.shape
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
-    images, rows = _tiles(v.shape, v.element_size())
-    memory, more = v.new_empty(2, 2 * images * H * rows * N)
+    tile_images, tile_queries = _tile_size(v.shape, v.element_size())
+    maps_buf, grads_buf = v.new_empty(2, 2 * tile_images * H * tile_queries * N)
     all_queries, all_keys = zip(*split_branches(q, k, branch_dims), strict=True)
-    for image in _slices(B, images):
-        keys, values = _part(all_keys, image), _flat(v[image])
-        for query in _slices(N, rows):
-            queries = _part(all_queries, (image, slice(None), query))
-            maps = _maps(queries, keys, scale, memory)
-            product, grad_map = _view(more, maps.shape)
-            grads, lams, first = _flat(grad[image, :, query]), _flat(lam[image, :, query]), query.start == 0
+    for images in _slices(B, tile_images):
+        keys, values = _tile_of(all_keys, images), _merge_heads(v[images])  # (BH, N, d1 or d2), (BH, N, Dv)
+        for rows in _slices(N, tile_queries):
+            queries = _tile_of(all_queries, (images, slice(None), rows))  # (BH, R, d1 or d2)
+            maps = _softmax_maps(queries, keys, scale, maps_buf)  # (2, BH, R, N)
+            scratch, grad_map = _view_buffer(grads_buf, maps.shape)  # (BH, R, N) each
+            grad_out = _merge_heads(grad[images, :, rows])  # (BH, R, Dv)
+            lams = _merge_heads(lam[images, :, rows])  # (BH, R, 1)
+            add = rows.start > 0  # the keys and values of an image receive gradients from each of its tiles
 
-            torch.bmm(grads, values.mT, out=grad_map)
-            torch.mul(grad_map, maps[1], out=product)
-            _put(product.sum(-1, keepdim=True).neg_(), grad_lam[image, :, query])
-            torch.addcmul(maps[0], maps[1], lams, value=-1, out=product)
-            _put(torch.bmm(product.mT, grads), grad_v[image], first)
+            # G = grad V^T, the gradient of D = A1 - lambda A2; dlambda = -rowsum(G A2).
+            torch.bmm(grad_out, values.mT, out=grad_map)
+            torch.mul(grad_map, maps[1], out=scratch)
+            _write(scratch.sum(-1, keepdim=True).neg_(), grad_lam[images, :, rows])
+            # dV = D^T grad.
+            torch.addcmul(maps[0], maps[1], lams, value=-1, out=scratch)
+            _write(torch.bmm(scratch.mT, grad_out), grad_v[images], add)
 
-            for one in maps:  # each map becomes the gradient of its logits
-                softmax_backward_out(grad_map, one, -1, one.dtype, grad_input=one)
-            (to_q1, to_k1), (to_q2, to_k2) = split_branches(grad_q[image, :, query], grad_k[image], branch_dims)
-            _put(_product(maps[0], keys[0], scale), to_q1)
-            _put(_product(maps[0].mT, queries[0], scale), to_k1, first)
-            _put(_product(maps[1], keys[1], -scale).mul_(lams), to_q2)
-            second = _product(maps[1].mT, lams * queries[1], -scale)
-            _put(second, to_k2, first and branch_dims is not None)  # or all in one key
+            # Each map Ai becomes Ai (G - rowsum(G Ai)), the gradient of its logits. For branch 2 the factor -lambda is
+            # still missing. It is applied to q2 and dq2 below, which are smaller than the map.
+            for attention in maps:
+                softmax_backward_out(grad_map, attention, -1, attention.dtype, grad_input=attention)
+            (grad_q1, grad_k1), (grad_q2, grad_k2) = split_branches(
+                grad_q[images, :, rows], grad_k[images], branch_dims
+            )
+            _write(_scaled_bmm(maps[0], keys[0], scale), grad_q1)
+            _write(_scaled_bmm(maps[0].mT, queries[0], scale), grad_k1, add)
+            _write(_scaled_bmm(maps[1], keys[1], -scale).mul_(lams), grad_q2)
+            # In version 2 grad_k2 is grad_k1, so the gradient of branch 2 is always added to that of branch 1.
+            tile_grad_k2 = _scaled_bmm(maps[1].mT, lams * queries[1], -scale)
+            _write(tile_grad_k2, grad_k2, add or branch_dims is None)
     return grad_q, grad_k, grad_v, grad_lam

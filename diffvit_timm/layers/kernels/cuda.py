@@ -1,9 +1,27 @@
-"""Differential attention on a CUDA GPU, in Triton: both softmaxes on chip, subtracted, and one product with the values.
+"""Differential attention on a CUDA GPU, in Triton. Both softmaxes and their difference stay on the chip.
 
-Up to ROW_KEYS keys a program holds whole rows of both maps, and computes each product once: the arithmetic of plain
-attention and a second exponential. Beyond, and in the backward pass, it makes the maps twice, block by block: for their
-normalisers, and to use them. The gradient of the queries and of lambda is one kernel, that of the keys and values
-another, as in flash attention (https://arxiv.org/abs/2307.08691); nothing of N x N reaches memory.
+The kernels follow FlashAttention-2 (https://arxiv.org/abs/2307.08691), with two maps and one product with the values:
+nothing of size N x N reaches the memory of the GPU. Up to WHOLE_ROW_KEYS keys, a program of the forward pass holds
+whole rows of both maps and computes each product once, which is the arithmetic of plain attention and a second
+exponential. With more keys, and in the backward pass, a program computes the maps block by block and twice: first for
+their normalisers, then to use them. As in FlashAttention-2, one kernel computes the gradients of the queries (and of
+lambda), and another one those of the keys and values.
+
+Names, beside those of FlashAttention-2:
+
+    B, H, N         images, heads, tokens; a program works on one head of one image, `head` counts all B H of them
+    D1, D2, DV      widths of the two branches and of the values; *_PAD are the next powers of 2, which Triton needs
+    K2_OFFSET       first channel of branch 2 in the keys, or 0 in version 2, where both branches have the same keys
+    BLOCK_Q, BLOCK_K    queries and keys in a block
+    stride_qb, stride_qh, stride_qn    strides of q over images, heads and tokens; its channels lie side by side
+    map1, map2      A1 and A2 (P)
+    lse1, lse2      log-sum-exp of the logits of a row (L); a map is exp(logits - lse)
+    grad_map        G = grad V^T, the gradient of D = A1 - lambda A2 (dP)
+    delta1, delta2  rowsum(A1 G) and rowsum(A2 G) (D)
+    grad_logits1    A1 (G - delta1) (dS)
+
+Logits and lse are in units of log 2, because exp2 is what a GPU computes: `scale_log2` is the softmax scale times
+log2(e). Sums are in float32, and "ieee" keeps float32 products from being rounded to TF32.
 """
 
 import torch
@@ -15,267 +33,308 @@ from .layout import HEAD_NORM_EPS, BranchDims, empty_tokens_first
 
 __all__ = ["backward", "forward"]
 
-# Two maps of 32 whole rows, and a head, that 8 warps hold in registers (ptxas for sm_80 and sm_90: no spills).
-ROW_KEYS, ROW_WIDTH = 256, 64
-# Elsewhere, at a time.
-BLOCKS = dict(QUERIES=64, KEYS=64, num_warps=4)
-KEY_GRADIENT_BLOCKS = dict(QUERIES=32, KEYS=64, num_warps=4)
-LOG2_E = 1.4426950408889634  # the kernels take powers of 2
+# Up to this number of keys and this head width, 8 warps hold 32 whole rows of both maps, and a head, in registers
+# (ptxas for sm_80 and sm_90: no spills).
+WHOLE_ROW_KEYS, WHOLE_ROW_WIDTH = 256, 64
+# Blocks of the forward kernel for more keys or wider heads, and of the gradient of the queries.
+BLOCKS = dict(BLOCK_Q=64, BLOCK_K=64, num_warps=4)
+KEY_GRADIENT_BLOCKS = dict(BLOCK_Q=32, BLOCK_K=64, num_warps=4)
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _load(pointer, rows, stride, row_count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
-    """(rows, PADDED) of a matrix (row_count, WIDTH) whose columns lie side by side, zeros beyond."""
+def _load_rows(pointer, rows, stride, row_count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Load rows of a matrix (row_count, WIDTH) whose columns lie side by side as (rows, PADDED), with zeros outside."""
     columns = tl.arange(0, PADDED)
     inside = (rows[:, None] < row_count) & (columns[None, :] < WIDTH)
     return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _store(pointer, values, rows, stride, row_count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+def _store_rows(pointer, values, rows, stride, row_count, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Store (rows, PADDED) as rows of a matrix (row_count, WIDTH), without what lies outside of it."""
     columns = tl.arange(0, PADDED)
     inside = (rows[:, None] < row_count) & (columns[None, :] < WIDTH)
     tl.store(pointer + rows[:, None] * stride + columns[None, :], values.to(pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _logits(q, k, keys, N, scale):
-    """(queries, keys), in units of log 2, -inf where there is no key."""
-    return tl.where(keys[None, :] < N, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, float("-inf"))
+def _logits(q, k, keys, N, scale_log2):
+    """Compute the logits, (queries, keys), in units of log 2. They are -inf for keys beyond the last one."""
+    return tl.where(keys[None, :] < N, tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2, float("-inf"))
 
 
 @triton.jit
-def _update(largest, total, logits):
-    """The running maximum and sum of powers of each row; the new powers, and the factor on sums of the old ones."""
-    new = tl.maximum(largest, tl.max(logits, 1))
-    powers, old = tl.exp2(logits - new[:, None]), tl.exp2(largest - new)
-    return new, total * old + tl.sum(powers, 1), powers, old
+def _online_softmax(row_max, row_sum, logits):
+    """Update the running maximum and sum of exponentials of each row with a block of logits (online softmax).
+
+    Returns:
+        The new maximum and sum, the exponentials of the block, and the factor that rescales older sums to the new
+        maximum.
+    """
+    new_max = tl.maximum(row_max, tl.max(logits, 1))
+    exps, rescale = tl.exp2(logits - new_max[:, None]), tl.exp2(row_max - new_max)
+    return new_max, row_sum * rescale + tl.sum(exps, 1), exps, rescale
 
 
 @triton.jit
 def _softmax(logits):
-    powers = tl.exp2(logits - tl.max(logits, 1)[:, None])
-    return powers / tl.sum(powers, 1)[:, None]
+    """Compute the softmax of whole rows."""
+    exps = tl.exp2(logits - tl.max(logits, 1)[:, None])
+    return exps / tl.sum(exps, 1)[:, None]
 
 
 @triton.jit
-def _block(
-    q1, q2, grads, k, v, k_row, v_row, start, N, scale, KEYS: tl.constexpr,
-    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2: tl.constexpr,
-    P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
+def _logits_and_grad_map(
+    q1, q2, grad, k, v, stride_kn, stride_vn, start, N, scale_log2, BLOCK_K: tl.constexpr,
+    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
+    D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
 ):  # fmt: skip
-    """The keys of both branches from `start` on, the logits of both, and the gradient that reaches the maps."""
-    keys = start + tl.arange(0, KEYS)
-    k1, k2 = _load(k, keys, k_row, N, D1, P1), _load(k + K2, keys, k_row, N, D2, P2)
-    into_map = tl.dot(grads, tl.trans(_load(v, keys, v_row, N, DV, PV)), input_precision="ieee")
-    return k1, k2, _logits(q1, k1, keys, N, scale), _logits(q2, k2, keys, N, scale), into_map
+    """Load the block of keys that begins at `start`, and compute the logits of both branches and grad_map for it."""
+    keys = start + tl.arange(0, BLOCK_K)
+    k1 = _load_rows(k, keys, stride_kn, N, D1, D1_PAD)
+    k2 = _load_rows(k + K2_OFFSET, keys, stride_kn, N, D2, D2_PAD)
+    values = _load_rows(v, keys, stride_vn, N, DV, DV_PAD)
+    grad_map = tl.dot(grad, tl.trans(values), input_precision="ieee")  # (BLOCK_Q, BLOCK_K)
+    return k1, k2, _logits(q1, k1, keys, N, scale_log2), _logits(q2, k2, keys, N, scale_log2), grad_map
 
 
 @triton.jit
-def _place(N, STEP: tl.constexpr):
-    """Which head of all images a program is for, and where its STEP of N rows begin: one axis, the others are short."""
-    steps = tl.cdiv(N, STEP)
-    return tl.program_id(0) // steps, tl.program_id(0) % steps * STEP
+def _head_and_first_row(N, BLOCK: tl.constexpr):
+    """Return the head of this program, counted over all images, and the first of its BLOCK rows.
+
+    The grid has one axis for both, because CUDA limits the length of the other axes.
+    """
+    blocks = tl.cdiv(N, BLOCK)
+    return tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK
 
 
 @triton.jit
-def _head(pointer, index, batch_stride, head_stride, H):
-    """Where the matrix of head `index` of all images begins."""
-    return pointer + (index // H).to(tl.int64) * batch_stride + (index % H).to(tl.int64) * head_stride
+def _head_pointer(pointer, head, batch_stride, head_stride, H):
+    """Return the address of the matrix of a head, counted over all images. The offset can exceed 32 bits."""
+    return pointer + (head // H).to(tl.int64) * batch_stride + (head % H).to(tl.int64) * head_stride
 
 
 @triton.jit
 def _forward_kernel(
     q, k, v, lam, out, norm_weight,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, l_batch, l_head, l_row,
-    o_batch, o_head, o_row,
-    H, N, scale, eps,
-    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2: tl.constexpr,
-    P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WHOLE_ROWS: tl.constexpr,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_lb, stride_lh, stride_ln, stride_ob, stride_oh, stride_on,
+    H, N, scale_log2, eps,
+    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
+    D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE_ROWS: tl.constexpr,
 ):  # fmt: skip
-    index, first = _place(N, QUERIES)
-    q, k, v = (
-        _head(q, index, q_batch, q_head, H),
-        _head(k, index, k_batch, k_head, H),
-        _head(v, index, v_batch, v_head, H),
-    )
-    out, lam = _head(out, index, o_batch, o_head, H), _head(lam, index, l_batch, l_head, H)
-    queries = first + tl.arange(0, QUERIES)
-    q1, q2 = _load(q, queries, q_row, N, D1, P1), _load(q + D1, queries, q_row, N, D2, P2)
-    weight = tl.load(lam + queries * l_row, mask=queries < N, other=0.0).to(tl.float32)[:, None]
+    """Compute the output of a block of queries of one head, with the norm of the head if there is a norm_weight."""
+    head, first = _head_and_first_row(N, BLOCK_Q)
+    q = _head_pointer(q, head, stride_qb, stride_qh, H)
+    k = _head_pointer(k, head, stride_kb, stride_kh, H)
+    v = _head_pointer(v, head, stride_vb, stride_vh, H)
+    out = _head_pointer(out, head, stride_ob, stride_oh, H)
+    lam = _head_pointer(lam, head, stride_lb, stride_lh, H)
+    queries = first + tl.arange(0, BLOCK_Q)
+    q1 = _load_rows(q, queries, stride_qn, N, D1, D1_PAD)  # (BLOCK_Q, D1_PAD)
+    q2 = _load_rows(q + D1, queries, stride_qn, N, D2, D2_PAD)  # (BLOCK_Q, D2_PAD)
+    lams = tl.load(lam + queries * stride_ln, mask=queries < N, other=0.0).to(tl.float32)[:, None]  # (BLOCK_Q, 1)
     if WHOLE_ROWS:
-        keys = tl.arange(0, KEYS)
-        map1 = _softmax(_logits(q1, _load(k, keys, k_row, N, D1, P1), keys, N, scale))
-        map2 = _softmax(_logits(q2, _load(k + K2, keys, k_row, N, D2, P2), keys, N, scale))
-        values = _load(v, keys, v_row, N, DV, PV)
-        total = tl.dot((map1 - weight * map2).to(values.dtype), values, input_precision="ieee")
+        # One block has all keys, so each softmax is complete at once.
+        keys = tl.arange(0, BLOCK_K)
+        map1 = _softmax(_logits(q1, _load_rows(k, keys, stride_kn, N, D1, D1_PAD), keys, N, scale_log2))
+        map2 = _softmax(_logits(q2, _load_rows(k + K2_OFFSET, keys, stride_kn, N, D2, D2_PAD), keys, N, scale_log2))
+        values = _load_rows(v, keys, stride_vn, N, DV, DV_PAD)
+        acc = tl.dot((map1 - lams * map2).to(values.dtype), values, input_precision="ieee")  # (BLOCK_Q, DV_PAD)
     else:
-        max1, max2 = tl.full([QUERIES], float("-inf"), tl.float32), tl.full([QUERIES], float("-inf"), tl.float32)
-        sum1, sum2 = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
-        for start in range(0, N, KEYS):
-            keys = start + tl.arange(0, KEYS)
-            logits1 = _logits(q1, _load(k, keys, k_row, N, D1, P1), keys, N, scale)
-            logits2 = _logits(q2, _load(k + K2, keys, k_row, N, D2, P2), keys, N, scale)
-            max1, sum1, _, _ = _update(max1, sum1, logits1)
-            max2, sum2, _, _ = _update(max2, sum2, logits2)
-        norm1, norm2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2)
-        total = tl.zeros([QUERIES, PV], tl.float32)
-        for start in range(0, N, KEYS):
-            keys = start + tl.arange(0, KEYS)
-            map1 = tl.exp2(_logits(q1, _load(k, keys, k_row, N, D1, P1), keys, N, scale) - norm1[:, None])
-            map2 = tl.exp2(_logits(q2, _load(k + K2, keys, k_row, N, D2, P2), keys, N, scale) - norm2[:, None])
-            values = _load(v, keys, v_row, N, DV, PV)
-            total += tl.dot((map1 - weight * map2).to(values.dtype), values, input_precision="ieee")
+        # Pass 1 over the keys: the log-sum-exp of each row of both maps.
+        max1, max2 = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.full([BLOCK_Q], float("-inf"), tl.float32)
+        sum1, sum2 = tl.zeros([BLOCK_Q], tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+        for start in range(0, N, BLOCK_K):
+            keys = start + tl.arange(0, BLOCK_K)
+            logits1 = _logits(q1, _load_rows(k, keys, stride_kn, N, D1, D1_PAD), keys, N, scale_log2)
+            logits2 = _logits(q2, _load_rows(k + K2_OFFSET, keys, stride_kn, N, D2, D2_PAD), keys, N, scale_log2)
+            max1, sum1, _, _ = _online_softmax(max1, sum1, logits1)
+            max2, sum2, _, _ = _online_softmax(max2, sum2, logits2)
+        lse1, lse2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2)
+        # Pass 2 over the keys: the normalised maps, their difference, and its product with the values.
+        acc = tl.zeros([BLOCK_Q, DV_PAD], tl.float32)
+        for start in range(0, N, BLOCK_K):
+            keys = start + tl.arange(0, BLOCK_K)
+            logits1 = _logits(q1, _load_rows(k, keys, stride_kn, N, D1, D1_PAD), keys, N, scale_log2)
+            map1 = tl.exp2(logits1 - lse1[:, None])
+            logits2 = _logits(q2, _load_rows(k + K2_OFFSET, keys, stride_kn, N, D2, D2_PAD), keys, N, scale_log2)
+            map2 = tl.exp2(logits2 - lse2[:, None])
+            values = _load_rows(v, keys, stride_vn, N, DV, DV_PAD)
+            acc += tl.dot((map1 - lams * map2).to(values.dtype), values, input_precision="ieee")
     if norm_weight is not None:
-        columns = tl.arange(0, PV)
-        gain = tl.load(norm_weight + columns, mask=columns < DV, other=0.0).to(tl.float32)
-        total = total * tl.rsqrt(tl.sum(total * total, 1) / DV + eps)[:, None] * gain[None, :]
-    _store(out, total, queries, o_row, N, DV, PV)
+        # RMSNorm over the DV channels; the padding adds zeros to the sum of squares.
+        columns = tl.arange(0, DV_PAD)
+        weight = tl.load(norm_weight + columns, mask=columns < DV, other=0.0).to(tl.float32)
+        acc = acc * tl.rsqrt(tl.sum(acc * acc, 1) / DV + eps)[:, None] * weight[None, :]
+    _store_rows(out, acc, queries, stride_on, N, DV, DV_PAD)
 
 
 @triton.jit
 def _query_gradient_kernel(
-    q, k, v, lam, grad, grad_q, grad_lam, rows,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, l_batch, l_head, l_row,
-    g_batch, g_head, g_row, gq_batch, gq_head, gq_row, gl_batch, gl_head, gl_row,
-    H, N, scale, chain,
-    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2: tl.constexpr,
-    P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    q, k, v, lam, grad, grad_q, grad_lam, row_stats,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn,
+    stride_gqb, stride_gqh, stride_gqn, stride_glb, stride_glh, stride_gln,
+    H, N, scale_log2, scale,
+    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
+    D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of q and lambda; and for the other kernel `rows`, (B H, 4, N): of each map its normaliser, and the
-    mean under it of the gradient that reaches it."""
-    index, first = _place(N, QUERIES)
-    q, k, v = (
-        _head(q, index, q_batch, q_head, H),
-        _head(k, index, k_batch, k_head, H),
-        _head(v, index, v_batch, v_head, H),
-    )
-    grad, lam = _head(grad, index, g_batch, g_head, H), _head(lam, index, l_batch, l_head, H)
-    grad_q, grad_lam = _head(grad_q, index, gq_batch, gq_head, H), _head(grad_lam, index, gl_batch, gl_head, H)
-    rows += index.to(tl.int64) * 4 * N
-    queries = first + tl.arange(0, QUERIES)
-    q1, q2 = _load(q, queries, q_row, N, D1, P1), _load(q + D1, queries, q_row, N, D2, P2)
-    grads = _load(grad, queries, g_row, N, DV, PV)
-    weight = tl.load(lam + queries * l_row, mask=queries < N, other=0.0).to(tl.float32)
+    """Compute the gradients of q and lambda for a block of queries of one head.
 
-    max1, max2 = tl.full([QUERIES], float("-inf"), tl.float32), tl.full([QUERIES], float("-inf"), tl.float32)
-    sum1, sum2 = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
-    mean1, mean2 = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
-    for start in range(0, N, KEYS):
-        k1, k2, logits1, logits2, into_map = _block(
-            q1, q2, grads, k, v, k_row, v_row, start, N, scale, KEYS, D1, D2, DV, K2, P1, P2, PV
-        )
-        max1, sum1, powers1, old1 = _update(max1, sum1, logits1)
-        max2, sum2, powers2, old2 = _update(max2, sum2, logits2)
-        mean1, mean2 = mean1 * old1 + tl.sum(powers1 * into_map, 1), mean2 * old2 + tl.sum(powers2 * into_map, 1)
-    norm1, norm2, mean1, mean2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2), mean1 / sum1, mean2 / sum2
-    total1, total2 = tl.zeros([QUERIES, P1], tl.float32), tl.zeros([QUERIES, P2], tl.float32)
-    for start in range(0, N, KEYS):
-        k1, k2, logits1, logits2, into_map = _block(
-            q1, q2, grads, k, v, k_row, v_row, start, N, scale, KEYS, D1, D2, DV, K2, P1, P2, PV
-        )
-        slope1 = tl.exp2(logits1 - norm1[:, None]) * (into_map - mean1[:, None])
-        slope2 = tl.exp2(logits2 - norm2[:, None]) * (into_map - mean2[:, None])
-        total1 += tl.dot(slope1.to(k1.dtype), k1, input_precision="ieee")
-        total2 += tl.dot(slope2.to(k2.dtype), k2, input_precision="ieee")
-    _store(grad_q, total1 * chain, queries, gq_row, N, D1, P1)
-    _store(grad_q + D1, total2 * (-weight * chain)[:, None], queries, gq_row, N, D2, P2)
+    For the other gradient kernel, also store lse1, delta1, lse2 and delta2 of each query in row_stats, (B H, 4, N).
+    """
+    head, first = _head_and_first_row(N, BLOCK_Q)
+    q = _head_pointer(q, head, stride_qb, stride_qh, H)
+    k = _head_pointer(k, head, stride_kb, stride_kh, H)
+    v = _head_pointer(v, head, stride_vb, stride_vh, H)
+    grad = _head_pointer(grad, head, stride_gb, stride_gh, H)
+    lam = _head_pointer(lam, head, stride_lb, stride_lh, H)
+    grad_q = _head_pointer(grad_q, head, stride_gqb, stride_gqh, H)
+    grad_lam = _head_pointer(grad_lam, head, stride_glb, stride_glh, H)
+    row_stats += head.to(tl.int64) * 4 * N
+    queries = first + tl.arange(0, BLOCK_Q)
+    q1 = _load_rows(q, queries, stride_qn, N, D1, D1_PAD)  # (BLOCK_Q, D1_PAD)
+    q2 = _load_rows(q + D1, queries, stride_qn, N, D2, D2_PAD)  # (BLOCK_Q, D2_PAD)
+    grads = _load_rows(grad, queries, stride_gn, N, DV, DV_PAD)  # (BLOCK_Q, DV_PAD)
+    lams = tl.load(lam + queries * stride_ln, mask=queries < N, other=0.0).to(tl.float32)  # (BLOCK_Q,)
+
+    # Pass 1 over the keys: lse and delta of each row of both maps. FlashAttention-2 computes delta as rowsum(grad out),
+    # but here the forward pass does not store the outputs of the single maps. So delta is summed online, without the
+    # normaliser, like the sum of exponentials.
+    max1, max2 = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    sum1, sum2 = tl.zeros([BLOCK_Q], tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+    delta1, delta2 = tl.zeros([BLOCK_Q], tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+    for start in range(0, N, BLOCK_K):
+        k1, k2, logits1, logits2, grad_map = _logits_and_grad_map(
+            q1, q2, grads, k, v, stride_kn, stride_vn, start, N, scale_log2,
+            BLOCK_K, D1, D2, DV, K2_OFFSET, D1_PAD, D2_PAD, DV_PAD
+        )  # fmt: skip
+        max1, sum1, exps1, rescale1 = _online_softmax(max1, sum1, logits1)
+        max2, sum2, exps2, rescale2 = _online_softmax(max2, sum2, logits2)
+        delta1 = delta1 * rescale1 + tl.sum(exps1 * grad_map, 1)
+        delta2 = delta2 * rescale2 + tl.sum(exps2 * grad_map, 1)
+    lse1, lse2, delta1, delta2 = max1 + tl.log2(sum1), max2 + tl.log2(sum2), delta1 / sum1, delta2 / sum2
+
+    # Pass 2 over the keys: dq1 = scale dS1 k1, and dq2 likewise with the factor -lambda, which is applied at the end.
+    acc_q1, acc_q2 = tl.zeros([BLOCK_Q, D1_PAD], tl.float32), tl.zeros([BLOCK_Q, D2_PAD], tl.float32)
+    for start in range(0, N, BLOCK_K):
+        k1, k2, logits1, logits2, grad_map = _logits_and_grad_map(
+            q1, q2, grads, k, v, stride_kn, stride_vn, start, N, scale_log2,
+            BLOCK_K, D1, D2, DV, K2_OFFSET, D1_PAD, D2_PAD, DV_PAD
+        )  # fmt: skip
+        grad_logits1 = tl.exp2(logits1 - lse1[:, None]) * (grad_map - delta1[:, None])
+        grad_logits2 = tl.exp2(logits2 - lse2[:, None]) * (grad_map - delta2[:, None])
+        acc_q1 += tl.dot(grad_logits1.to(k1.dtype), k1, input_precision="ieee")
+        acc_q2 += tl.dot(grad_logits2.to(k2.dtype), k2, input_precision="ieee")
+    _store_rows(grad_q, acc_q1 * scale, queries, stride_gqn, N, D1, D1_PAD)
+    _store_rows(grad_q + D1, acc_q2 * (-lams * scale)[:, None], queries, stride_gqn, N, D2, D2_PAD)
 
     inside = queries < N
-    tl.store(grad_lam + queries * gl_row, (-mean2).to(grad_lam.dtype.element_ty), mask=inside)
-    tl.store(rows + queries, norm1, mask=inside)
-    tl.store(rows + N + queries, mean1, mask=inside)
-    tl.store(rows + 2 * N + queries, norm2, mask=inside)
-    tl.store(rows + 3 * N + queries, mean2, mask=inside)
+    # dlambda = -rowsum(A2 G)
+    tl.store(grad_lam + queries * stride_gln, (-delta2).to(grad_lam.dtype.element_ty), mask=inside)
+    tl.store(row_stats + queries, lse1, mask=inside)
+    tl.store(row_stats + N + queries, delta1, mask=inside)
+    tl.store(row_stats + 2 * N + queries, lse2, mask=inside)
+    tl.store(row_stats + 3 * N + queries, delta2, mask=inside)
 
 
 @triton.jit
 def _key_gradient_kernel(
-    q, k, v, lam, grad, grad_k, grad_v, rows,
-    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, l_batch, l_head, l_row,
-    g_batch, g_head, g_row, gk_batch, gk_head, gk_row, gv_batch, gv_head, gv_row,
-    H, N, scale, chain,
-    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2: tl.constexpr,
-    P1: tl.constexpr, P2: tl.constexpr, PV: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    q, k, v, lam, grad, grad_k, grad_v, row_stats,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn,
+    stride_gkb, stride_gkh, stride_gkn, stride_gvb, stride_gvh, stride_gvn,
+    H, N, scale_log2, scale,
+    D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
+    D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of k and v, for a block of keys over all queries."""
-    index, first = _place(N, KEYS)
-    q, k, v = (
-        _head(q, index, q_batch, q_head, H),
-        _head(k, index, k_batch, k_head, H),
-        _head(v, index, v_batch, v_head, H),
-    )
-    grad, lam = _head(grad, index, g_batch, g_head, H), _head(lam, index, l_batch, l_head, H)
-    grad_k, grad_v = _head(grad_k, index, gk_batch, gk_head, H), _head(grad_v, index, gv_batch, gv_head, H)
-    rows += index.to(tl.int64) * 4 * N
-    keys = first + tl.arange(0, KEYS)
-    k1, k2 = _load(k, keys, k_row, N, D1, P1), _load(k + K2, keys, k_row, N, D2, P2)
-    values = _load(v, keys, v_row, N, DV, PV)
-    total1, total2 = tl.zeros([KEYS, P1], tl.float32), tl.zeros([KEYS, P2], tl.float32)
-    total_v = tl.zeros([KEYS, PV], tl.float32)
-    for start in range(0, N, QUERIES):
-        queries = start + tl.arange(0, QUERIES)
+    """Compute the gradients of k and v for a block of keys of one head, in a loop over all queries."""
+    head, first = _head_and_first_row(N, BLOCK_K)
+    q = _head_pointer(q, head, stride_qb, stride_qh, H)
+    k = _head_pointer(k, head, stride_kb, stride_kh, H)
+    v = _head_pointer(v, head, stride_vb, stride_vh, H)
+    grad = _head_pointer(grad, head, stride_gb, stride_gh, H)
+    lam = _head_pointer(lam, head, stride_lb, stride_lh, H)
+    grad_k = _head_pointer(grad_k, head, stride_gkb, stride_gkh, H)
+    grad_v = _head_pointer(grad_v, head, stride_gvb, stride_gvh, H)
+    row_stats += head.to(tl.int64) * 4 * N
+    keys = first + tl.arange(0, BLOCK_K)
+    k1 = _load_rows(k, keys, stride_kn, N, D1, D1_PAD)  # (BLOCK_K, D1_PAD)
+    k2 = _load_rows(k + K2_OFFSET, keys, stride_kn, N, D2, D2_PAD)  # (BLOCK_K, D2_PAD)
+    values = _load_rows(v, keys, stride_vn, N, DV, DV_PAD)  # (BLOCK_K, DV_PAD)
+    acc_k1, acc_k2 = tl.zeros([BLOCK_K, D1_PAD], tl.float32), tl.zeros([BLOCK_K, D2_PAD], tl.float32)
+    acc_v = tl.zeros([BLOCK_K, DV_PAD], tl.float32)
+    for start in range(0, N, BLOCK_Q):
+        queries = start + tl.arange(0, BLOCK_Q)
         inside = queries < N
-        q1, q2 = _load(q, queries, q_row, N, D1, P1), _load(q + D1, queries, q_row, N, D2, P2)
-        grads = _load(grad, queries, g_row, N, DV, PV)
-        weight = tl.load(lam + queries * l_row, mask=inside, other=0.0).to(tl.float32)[:, None]
-        # a query that is not there: its normaliser makes its maps 0
-        norm1 = tl.load(rows + queries, mask=inside, other=float("inf"))[:, None]
-        mean1 = tl.load(rows + N + queries, mask=inside, other=0.0)[:, None]
-        norm2 = tl.load(rows + 2 * N + queries, mask=inside, other=float("inf"))[:, None]
-        mean2 = tl.load(rows + 3 * N + queries, mask=inside, other=0.0)[:, None]
-        map1 = tl.exp2(_logits(q1, k1, keys, N, scale) - norm1)
-        map2 = weight * tl.exp2(_logits(q2, k2, keys, N, scale) - norm2)
-        into_map = tl.dot(grads, tl.trans(values), input_precision="ieee")
-        total_v += tl.dot(tl.trans((map1 - map2).to(grads.dtype)), grads, input_precision="ieee")
-        slope1 = (map1 * (into_map - mean1)).to(q1.dtype)
-        slope2 = (-map2 * (into_map - mean2)).to(q2.dtype)
-        total1 += tl.dot(tl.trans(slope1), q1, input_precision="ieee")
-        if K2 == 0:  # version 2: one key for both branches
-            total1 += tl.dot(tl.trans(slope2), q2, input_precision="ieee")
+        q1 = _load_rows(q, queries, stride_qn, N, D1, D1_PAD)  # (BLOCK_Q, D1_PAD)
+        q2 = _load_rows(q + D1, queries, stride_qn, N, D2, D2_PAD)  # (BLOCK_Q, D2_PAD)
+        grads = _load_rows(grad, queries, stride_gn, N, DV, DV_PAD)  # (BLOCK_Q, DV_PAD)
+        # All (BLOCK_Q, 1). For a query beyond the last one, an lse of infinity makes both maps 0.
+        lams = tl.load(lam + queries * stride_ln, mask=inside, other=0.0).to(tl.float32)[:, None]
+        lse1 = tl.load(row_stats + queries, mask=inside, other=float("inf"))[:, None]
+        delta1 = tl.load(row_stats + N + queries, mask=inside, other=0.0)[:, None]
+        lse2 = tl.load(row_stats + 2 * N + queries, mask=inside, other=float("inf"))[:, None]
+        delta2 = tl.load(row_stats + 3 * N + queries, mask=inside, other=0.0)[:, None]
+        # The maps again, (BLOCK_Q, BLOCK_K), the second one times lambda. dV = D^T grad with D = A1 - lambda A2.
+        map1 = tl.exp2(_logits(q1, k1, keys, N, scale_log2) - lse1)
+        lam_map2 = lams * tl.exp2(_logits(q2, k2, keys, N, scale_log2) - lse2)
+        grad_map = tl.dot(grads, tl.trans(values), input_precision="ieee")
+        acc_v += tl.dot(tl.trans((map1 - lam_map2).to(grads.dtype)), grads, input_precision="ieee")
+        # dk1 = scale dS1^T q1 and dk2 = scale dS2^T q2.
+        grad_logits1 = (map1 * (grad_map - delta1)).to(q1.dtype)
+        grad_logits2 = (-lam_map2 * (grad_map - delta2)).to(q2.dtype)
+        acc_k1 += tl.dot(tl.trans(grad_logits1), q1, input_precision="ieee")
+        if K2_OFFSET == 0:  # version 2: the two branches have the same keys, whose gradients add up
+            acc_k1 += tl.dot(tl.trans(grad_logits2), q2, input_precision="ieee")
         else:
-            total2 += tl.dot(tl.trans(slope2), q2, input_precision="ieee")
-    _store(grad_v, total_v, keys, gv_row, N, DV, PV)
-    _store(grad_k, total1 * chain, keys, gk_row, N, D1, P1)
-    if K2 > 0:
-        _store(grad_k + K2, total2 * chain, keys, gk_row, N, D2, P2)
+            acc_k2 += tl.dot(tl.trans(grad_logits2), q2, input_precision="ieee")
+    _store_rows(grad_v, acc_v, keys, stride_gvn, N, DV, DV_PAD)
+    _store_rows(grad_k, acc_k1 * scale, keys, stride_gkn, N, D1, D1_PAD)
+    if K2_OFFSET > 0:
+        _store_rows(grad_k + K2_OFFSET, acc_k2 * scale, keys, stride_gkn, N, D2, D2_PAD)
 
 
-def _power_of_2(width: int) -> int:
-    """The next one, and at least the 16 that a matrix product needs."""
+def _pad(width: int) -> int:
+    """Round a width up to a power of 2, and at least to the 16 that a matrix product needs."""
     return max(16, triton.next_power_of_2(width))
 
 
-def _widths(q: Tensor, v: Tensor, branch_dims: BranchDims) -> dict[str, int]:
-    """The constants of the kernels: the widths of the branches and of v, where k2 begins, and the padded widths."""
+def _width_constants(q: Tensor, v: Tensor, branch_dims: BranchDims) -> dict[str, int]:
+    """Return the constants of the kernels that depend on the widths of the branches and of the values."""
     d1, d2 = branch_dims or (q.shape[-1] // 2, q.shape[-1] // 2)
-    widths = dict(D1=d1, D2=d2, DV=v.shape[-1], K2=d1 if branch_dims else 0)
-    return widths | dict(P1=_power_of_2(d1), P2=_power_of_2(d2), PV=_power_of_2(v.shape[-1]))
+    widths = dict(D1=d1, D2=d2, DV=v.shape[-1], K2_OFFSET=d1 if branch_dims else 0)
+    return widths | dict(D1_PAD=_pad(d1), D2_PAD=_pad(d2), DV_PAD=_pad(v.shape[-1]))
 
 
-def blocks(padded_width: int, tile: dict[str, int] = BLOCKS) -> dict[str, int]:
-    """The tile, with fewer loads ahead for wide heads: Triton's default of three takes more shared memory than Ampere's
-    GPUs for graphics have (99 KiB)."""
-    return tile if padded_width <= ROW_WIDTH else tile | dict(num_stages=2)
+def blocks_for_width(padded_width: int, blocks: dict[str, int] = BLOCKS) -> dict[str, int]:
+    """Return the block sizes, with fewer loads ahead for wide heads.
+
+    Triton's default of three stages takes more shared memory than the 99 KiB of Ampere's graphics cards.
+    """
+    return blocks if padded_width <= WHOLE_ROW_WIDTH else blocks | dict(num_stages=2)
 
 
-def forward_tile(N: int, padded_width: int) -> dict[str, int]:
-    """All of N keys a program where their maps fit its registers, or else block by block."""
-    keys = _power_of_2(N)
-    if keys <= ROW_KEYS and padded_width <= ROW_WIDTH:
-        return dict(QUERIES=min(32, keys), KEYS=keys, WHOLE_ROWS=True, num_warps=8)
-    return dict(WHOLE_ROWS=False, **blocks(padded_width))
+def forward_blocks(N: int, padded_width: int) -> dict[str, int]:
+    """Return the block sizes of the forward kernel, with all N keys in one block if their maps fit into registers."""
+    keys = _pad(N)
+    if keys <= WHOLE_ROW_KEYS and padded_width <= WHOLE_ROW_WIDTH:
+        return dict(BLOCK_Q=min(32, keys), BLOCK_K=keys, WHOLE_ROWS=True, num_warps=8)
+    return dict(WHOLE_ROWS=False, **blocks_for_width(padded_width))
 
 
 def _strides(*tensors: Tensor) -> list[int]:
+    """Return the strides of each tensor over images, heads and tokens."""
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def _rows_together(*tensors: Tensor) -> list[Tensor]:
-    """The tensors with the channels of a token side by side, as a projection leaves them."""
+def _channels_side_by_side(*tensors: Tensor) -> list[Tensor]:
+    """Copy the tensors whose channels do not lie side by side in memory. Those of a projection do."""
     return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
 
 
@@ -288,15 +347,15 @@ def forward(
     scale: float,
     norm_weight: Tensor | None = None,
 ) -> Tensor:
-    """As `operator.attend`, or with norm_weight as `operator.attend_and_norm`."""
+    """Compute `operator.attend` or, with norm_weight, `operator.attend_and_norm`."""
     B, H, N, _ = v.shape
-    q, k, v = _rows_together(q, k, v)
-    out, widths = empty_tokens_first(v), _widths(q, v, branch_dims)
-    tile = forward_tile(N, widths["PV"])
-    with torch.cuda.device_of(q):  # Triton launches on the current one
-        _forward_kernel[(B * H * triton.cdiv(N, tile["QUERIES"]),)](
+    q, k, v = _channels_side_by_side(q, k, v)
+    out, widths = empty_tokens_first(v), _width_constants(q, v, branch_dims)
+    blocks = forward_blocks(N, widths["DV_PAD"])
+    with torch.cuda.device_of(q):  # Triton launches kernels on the current device
+        _forward_kernel[(B * H * triton.cdiv(N, blocks["BLOCK_Q"]),)](
             q, k, v, lam, out, norm_weight, *_strides(q, k, v, lam, out),
-            H, N, scale * LOG2_E, HEAD_NORM_EPS, **widths, **tile
+            H, N, scale * LOG2_E, HEAD_NORM_EPS, **widths, **blocks
         )  # fmt: skip
     return out
 
@@ -304,20 +363,22 @@ def forward(
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `operator.attend_backward`."""
+    """Compute `operator.attend_backward`, whose docstring has the equations."""
     B, H, N, _ = v.shape
-    grad, q, k, v = _rows_together(grad, q, k, v)
+    grad, q, k, v = _channels_side_by_side(grad, q, k, v)
     grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
-    rows = q.new_empty(B * H, 4, N, dtype=torch.float32)
-    widths, strides = _widths(q, v, branch_dims), _strides(q, k, v, lam, grad)
+    row_stats = q.new_empty(B * H, 4, N, dtype=torch.float32)
+    widths, strides = _width_constants(q, v, branch_dims), _strides(q, k, v, lam, grad)
     with torch.cuda.device_of(q):
-        _query_gradient_kernel[(B * H * triton.cdiv(N, BLOCKS["QUERIES"]),)](
-            q, k, v, lam, grad, grad_q, grad_lam, rows,
-            *strides, *_strides(grad_q, grad_lam), H, N, scale * LOG2_E, scale, **widths, **blocks(widths["PV"])
+        # The first kernel fills row_stats for the second one.
+        _query_gradient_kernel[(B * H * triton.cdiv(N, BLOCKS["BLOCK_Q"]),)](
+            q, k, v, lam, grad, grad_q, grad_lam, row_stats,
+            *strides, *_strides(grad_q, grad_lam), H, N, scale * LOG2_E, scale, **widths,
+            **blocks_for_width(widths["DV_PAD"])
         )  # fmt: skip
-        _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["KEYS"]),)](
-            q, k, v, lam, grad, grad_k, grad_v, rows,
+        _key_gradient_kernel[(B * H * triton.cdiv(N, KEY_GRADIENT_BLOCKS["BLOCK_K"]),)](
+            q, k, v, lam, grad, grad_k, grad_v, row_stats,
             *strides, *_strides(grad_k, grad_v), H, N, scale * LOG2_E, scale, **widths,
-            **blocks(widths["PV"], KEY_GRADIENT_BLOCKS)
+            **blocks_for_width(widths["DV_PAD"], KEY_GRADIENT_BLOCKS)
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_lam

@@ -1,22 +1,27 @@
-"""What the kernels and their callers share: how heads lie in memory, and the eps of their norm."""
+"""Memory layout of the heads, and the eps of their norm. The kernels and their callers share them."""
 
 from torch import Tensor
 
 __all__ = ["HEAD_NORM_EPS", "BranchDims", "empty_tokens_first", "split_branches"]
 
+# The widths (d1, d2) of the two branches of a head, or None if both branches read all of k (version 2).
 BranchDims = tuple[int, int] | None
 
-HEAD_NORM_EPS = 1e-5  # the paper's and timm's
+HEAD_NORM_EPS = 1e-5  # as in the paper and timm
 
 
 def split_branches(
     q: Tensor, k: Tensor, branch_dims: BranchDims
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((q1, k1), (q2, k2)), the queries and keys of each branch; any rank, channels last.
+    """Split queries and keys into those of the two branches, as views.
 
     Args:
-        q, k: (..., d1 + d2), the channels of branch 1 first; V2: q (..., 2 d) and k (..., d).
-        branch_dims: (d1, d2), the widths of the two branches; None: both branches read all of k (V2).
+        q, k: queries and keys, (..., d1 + d2) each, with the channels of branch 1 first. In version 2 q is (..., 2 d)
+            and k is (..., d).
+        branch_dims: widths (d1, d2) of the two branches, or None if both branches read all of k (version 2).
+
+    Returns:
+        The pairs (q1, k1), (..., d1) each, and (q2, k2), (..., d2) each.
     """
     if branch_dims is None:
         q1, q2 = q.chunk(2, dim=-1)
@@ -26,6 +31,9 @@ def split_branches(
 
 
 def empty_tokens_first(like: Tensor) -> Tensor:
-    """Empty, of the shape (B, H, N, d) of `like`, in the memory order (B, N, H, d) in which heads merge for nothing."""
+    """Return an uninitialised tensor with the shape (B, H, N, d) of `like` and the memory order (B, N, H, d).
+
+    In this order the heads of a token lie side by side, so they merge to (B, N, H d) without a copy.
+    """
     B, H, N, d = like.shape
     return like.new_empty(B, N, H, d).transpose(1, 2)

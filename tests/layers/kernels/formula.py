@@ -1,10 +1,13 @@
-"""Differential attention and its gradients by autograd on a plain float64 formula, for every kernel."""
+"""The reference for the tests of every kernel: a plain float64 formula, with gradients by autograd."""
 
 import torch
 
 
 def inputs(batch=2, heads=3, tokens=9, dims=(8, 8), seed=0, dtype=torch.float64, sharpness=1.0):
-    """q, k, v, lambda and the gradient of the output, in the layout of a projection; dims=(d, None) is version 2."""
+    """Return random q, k, v, lambda and gradient of the output, in the memory order of a projection.
+
+    dims=(d, None) is version 2. `sharpness` scales the queries.
+    """
     generator = torch.Generator().manual_seed(seed)
     d1, d2 = dims
     width, q_width = (d1, 2 * d1) if d2 is None else (d1 + d2, d1 + d2)
@@ -18,7 +21,7 @@ def inputs(batch=2, heads=3, tokens=9, dims=(8, 8), seed=0, dtype=torch.float64,
 
 
 def expected(q, k, v, lam, grad, dims, scale):
-    """Equation 1 in float64: the output, and the gradients of q, k, v and lambda."""
+    """Compute equation 1 in float64. Return the output and the gradients of q, k, v and lambda."""
     d1, d2 = dims
     leaves = [t.detach().double().requires_grad_() for t in (q, k, v, lam)]
     q, k, v, lam = leaves
@@ -30,21 +33,22 @@ def expected(q, k, v, lam, grad, dims, scale):
 
 
 def expected_norm(out, weight):
-    """The RMSNorm of each head's output, in float64."""
+    """Compute the RMSNorm of each head's output in float64."""
     return out * weight.double() / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
 def branch_dims(dims):
+    """Convert the dims of the tests to the argument `branch_dims`."""
     return None if dims[1] is None else dims
 
 
 def run(kernel, tensors, dims, scale=0.3):
-    """What `expected` gives, from the functions of a kernel."""
-    *inputs, grad = tensors
+    """Compute with a kernel what `expected` returns."""
+    *qkv_lam, grad = tensors
     widths = branch_dims(dims)
-    return [kernel.forward(*inputs, widths, scale), *kernel.backward(grad, *inputs, widths, scale)]
+    return [kernel.forward(*qkv_lam, widths, scale), *kernel.backward(grad, *qkv_lam, widths, scale)]
 
 
 def relative_errors(actual, wanted):
-    """|actual - wanted| / |wanted|; where that is 0 (one key: no gradient reaches q), the error in units of 0.01."""
+    """Return |actual - wanted| / max(|wanted|, 0.01) for each tensor. With one key, q has a gradient of 0."""
     return [((a.double() - w).norm() / w.norm().clamp_min(1e-2)).item() for a, w in zip(actual, wanted, strict=True)]

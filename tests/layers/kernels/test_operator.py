@@ -1,4 +1,4 @@
-"""The operator as PyTorch sees it: autograd, torch.compile, autocast, export, and what it keeps for backward."""
+"""The operator with autograd, torch.compile, autocast and export, and the memory it keeps for the backward pass."""
 
 import pytest
 import timm
@@ -14,9 +14,11 @@ from diffvit_timm.studies.timing import kept_bytes
 SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # opcheck causes it
 @pytest.mark.parametrize("dims", [(12, 4), (16, None)])
-def test_it_keeps_the_rules_of_custom_operators(dims):
+def test_the_operators_pass_opcheck(dims):
     q, k, v, lam, _ = (t.float().requires_grad_() for t in inputs(tokens=5, dims=dims))
     widths = None if dims[1] is None else list(dims)
     torch.library.opcheck(attend, (q, k, v, lam, widths, 0.3))
@@ -25,7 +27,7 @@ def test_it_keeps_the_rules_of_custom_operators(dims):
 
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
-def test_a_compiled_model_has_no_graph_break_and_no_second_compilation_for_another_batch(attn):
+def test_a_compiled_model_has_no_graph_break_and_is_not_recompiled_for_another_batch_size(attn):
     model = timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
@@ -39,7 +41,7 @@ def test_a_compiled_model_has_no_graph_break_and_no_second_compilation_for_anoth
 
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
-def test_a_training_step_keeps_what_the_plain_one_keeps(attn):
+def test_a_training_step_keeps_as_much_memory_as_that_of_the_plain_model(attn):
     settings = dict(img_size=112, depth=2, num_classes=10)
     x = torch.randn(2, 3, 112, 112)
     plain, ours = (timm.create_model("diffvit_tiny_patch16", attn=a, **settings) for a in ("plain", attn))
@@ -47,7 +49,7 @@ def test_a_training_step_keeps_what_the_plain_one_keeps(attn):
 
 
 @pytest.mark.parametrize("head_norm", [False, True])
-def test_autocast_reaches_the_kernel_in_half_precision(head_norm):
+def test_autocast_computes_in_bfloat16(head_norm):
     model = timm.create_model("diffvit_tiny_patch16", head_norm=head_norm, **SMALL)
     x = torch.randn(2, 3, 32, 32)
     exact = model(x)
@@ -59,13 +61,13 @@ def test_autocast_reaches_the_kernel_in_half_precision(head_norm):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_an_exported_model_has_no_operator_of_ours():
+def test_an_exported_model_has_none_of_our_operators():
     model = timm.create_model("diffvit_tiny_patch16", **SMALL).eval()
     program = torch.export.export(model, (torch.randn(2, 3, 32, 32),))
     assert not [node for node in program.graph.nodes if "diffvit_timm" in str(node.target)]
 
 
-def test_masks_and_dropout_take_another_way_to_the_same_numbers():
+def test_a_mask_that_hides_nothing_does_not_change_the_output():
     q, k, v, lam, _ = (t.float() for t in inputs())
     everything = torch.ones(9, 9, dtype=torch.bool)
     masked = differential_attention(q, k, v, lam, (8, 8), 0.3, attn_mask=everything)
@@ -73,7 +75,7 @@ def test_masks_and_dropout_take_another_way_to_the_same_numbers():
 
 
 @pytest.mark.parametrize(("tokens", "dims"), [(9, (16, None)), (1300, (12, 4))])
-def test_where_flash_attention_is_the_faster_one_inference_takes_it(tokens, dims):
+def test_inference_uses_flash_attention_where_it_is_faster(tokens, dims):
     *tensors, grad = inputs(tokens=tokens, dims=dims, dtype=torch.float32)
     widths = branch_dims(dims)
     assert has_kernel(tensors[0], tensors[2], widths)
@@ -83,7 +85,7 @@ def test_where_flash_attention_is_the_faster_one_inference_takes_it(tokens, dims
     assert relative_errors([out], expected(*tensors, grad, dims, 0.3)[:1])[0] < 2e-6
 
 
-def test_devices_without_a_kernel_are_told_apart():
-    here, nowhere = torch.empty(1, 1, 9, 16), torch.empty(1, 1, 9, 16, device="meta")
-    assert has_kernel(here, here, (12, 4))
-    assert not has_kernel(nowhere, nowhere, (12, 4))
+def test_the_cpu_has_a_kernel_and_the_meta_device_has_none():
+    on_cpu, on_meta = torch.empty(1, 1, 9, 16), torch.empty(1, 1, 9, 16, device="meta")
+    assert has_kernel(on_cpu, on_cpu, (12, 4))
+    assert not has_kernel(on_meta, on_meta, (12, 4))
