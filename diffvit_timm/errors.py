@@ -1,49 +1,63 @@
 """The errors for bad input."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+__all__ = ["DivergedError", "InputError", "require_at_least", "require_device", "require_files"]
 
-class InputError(Exception):
-    """Input that the user can mend: one line that names the option, the value and the fix."""
+
+class InputError(ValueError):
+    """Bad input, which the user can fix: one sentence that names the parameter, its value and the fix.
+
+    Parameters stand in backquotes, as `name=value` or `name`: "`lr=0` must be above 0". The console command shows them
+    as its own flags ("--lr 0 must be above 0").
+    """
+
+    @property
+    def parameter(self) -> str | None:
+        """The first parameter that the message names."""
+        match = re.search(r"`(\w+)(=[^`]*)?`", str(self))
+        return match[1] if match else None
 
 
 class DivergedError(InputError):
-    """A loss that became NaN or infinite: of one training, which others may do without."""
+    """The loss became NaN or infinite. A study goes on without this training."""
 
 
-def require_at_least(least: int, **options: int) -> None:
-    """Refuse a smaller number, naming the option (checkpoint_every is --checkpoint-every).
+def require_at_least(least: int, **parameters: int) -> None:
+    """Check that every parameter is at least `least`.
 
     Raises:
-        InputError: the first that is too small.
+        InputError: the first parameter that is smaller.
     """
-    for name, value in options.items():
+    for name, value in parameters.items():
         if value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+            raise InputError(f"`{name}={value}` must be at least {least}")
 
 
-def require_images(images: Sequence[Path]) -> None:
-    """
+def require_files(parameter: str, paths: Sequence[Path]) -> None:
+    """Check that there is at least one path, and that each is a file.
+
     Raises:
-        InputError: no image, or one that is not a file.
+        InputError: no path, or one that is not a file.
     """
-    if not images:
-        raise InputError("no images: name at least one file")
-    for path in images:
+    if not paths:
+        raise InputError(f"`{parameter}` is empty: name at least one file")
+    for path in paths:
         if not path.is_file():
-            raise InputError(f"image {path} is not a file: check the path")
+            raise InputError(f"`{parameter}={path}` is not a file: check the path")
 
 
 def require_device(device: str) -> None:
-    """Refuse a --device that torch has not here.
+    """Check that torch can use a device on this machine.
 
     Raises:
         InputError: with torch's own reason.
     """
-    import torch  # not above: errors are for those too who wait for no torch
+    import torch  # not above: parsing a configuration does not need torch
 
     try:
-        torch.zeros(1, device=device).item()  # which the meta device has none of
+        torch.zeros(1, device=device).item()  # reading a value fails on the meta device
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"`device={device}` cannot be used: {str(error).splitlines()[0]}") from error

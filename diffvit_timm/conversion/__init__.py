@@ -1,1 +1,1 @@
-"""How plain attention becomes differential: weights, calibration, distillation, report."""
+"""Conversion of plain attention into differential attention: weights, calibration, distillation and a report."""

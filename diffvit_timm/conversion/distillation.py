@@ -1,4 +1,4 @@
-"""Layer-wise distillation: each attention layer of a converted net learns the output of the source's."""
+"""Layer-wise distillation: each attention layer of a converted network learns the output of the source's layer."""
 
 import copy
 from collections.abc import Sequence
@@ -8,63 +8,64 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor
 
+from ..layers.base import differential_layers
 from ..layers.hooks import evaluating, observe_layers
-from ..models.diff_vision_transformer import DiffVisionTransformer
 
 __all__ = ["distill_layers"]
 
 
 def distill_layers(
     source: VisionTransformer,
-    model: DiffVisionTransformer,
+    model: VisionTransformer,
     images: Tensor | Sequence[Tensor],
     passes: int = 4,
     lr: float = 3e-4,
 ) -> None:
-    """Train the projections of every attention layer, in place, on the relative squared error of its output.
+    """Train the projections of every attention layer, in place, on the relative squared error of the layer's output.
 
-    Each layer learns on the source's own tokens, so no gradient passes between layers and memory is that of one. Adam
-    with a learning rate that falls linearly from pass to pass. A layer that is no nearer to its source in the end, as
-    one that was exact may be, gets its weights back. lambda stays as it is: a lambda of 0 would be the nearest to the
-    source, and no differential attention.
+    Each layer learns from the source's own tokens, so no gradient flows between layers, and the memory is that of one
+    layer. The optimizer is Adam; its learning rate falls linearly from pass to pass. A layer whose error did not fall,
+    which can happen if it was exact before, gets its old weights back. Lambda is not trained: a lambda of 0 would be
+    closest to the source, and would not be differential attention.
 
     Args:
-        source: the plain timm VisionTransformer, not changed.
-        model: converted from it.
-        images: (n, C, H, W), normalised as the source wants them, or batches of such, read once a pass and once more.
-        passes: over the images.
-        lr: of the first pass.
+        source: the plain timm VisionTransformer; it is not changed.
+        model: the DiffVisionTransformer that was converted from it.
+        images: (n, C, H, W), normalised as the source expects, or a sequence of such batches. They are read once per
+            pass, and once more for the comparison at the end.
+        passes: number of passes over the images.
+        lr: learning rate of the first pass.
 
     Raises:
-        ValueError: no images, layers that are frozen, or float16, in which Adam's squared gradients are 0.
+        ValueError: no images, frozen layers, or a float16 model, in which Adam's squared gradients underflow to 0.
     """
     if next(model.parameters()).dtype == torch.float16:
-        raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and cast it then")
-    layers = model.differential_layers()
+        raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and convert it afterwards")
+    layers = differential_layers(model)
     if not all(weight.requires_grad for layer in layers for weight in (layer.qkv.weight, layer.proj.weight)):
         raise ValueError("frozen layers cannot learn: set requires_grad of qkv and proj")
-    before = copy.deepcopy(layers)
-    errors = torch.zeros(len(layers), 2, dtype=torch.float64)
+    old_layers = copy.deepcopy(layers)
+    errors = torch.zeros(len(layers), 2, dtype=torch.float64)  # squared error of each layer before and after
     optimizers = [torch.optim.Adam([*layer.qkv.parameters(), *layer.proj.parameters()], lr=lr) for layer in layers]
 
-    def learn(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
+    def train_layer(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
         with torch.enable_grad():
             loss = (layers[index](tokens) - target).square().sum() / target.square().sum()
             loss.backward()
         optimizers[index].step()
-        layers[index].zero_grad()  # of lambda too, which the optimizer does not know
+        layers[index].zero_grad()  # the layer's, not the optimizer's: lambda has a gradient too
 
-    def compare(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
-        both = [(layer(tokens) - target).square().sum() for layer in (before[index], layers[index])]
+    def compare_layer(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
+        both = [(layer(tokens) - target).square().sum() for layer in (old_layers[index], layers[index])]
         errors[index] += torch.stack(both).cpu()
 
-    plain = [block.attn for block in source.blocks]
+    source_layers = [block.attn for block in source.blocks]
     with evaluating(model):
         for done in range(passes):
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = lr * (1 - done / passes)
-            observe_layers(source, plain, images, learn)
-        observe_layers(source, plain, images, compare)
-        for layer, old, (error, learned) in zip(layers, before, errors.tolist(), strict=True):
-            if not learned < error:
-                layer.load_state_dict(old.state_dict())
+            observe_layers(source, source_layers, images, train_layer)
+        observe_layers(source, source_layers, images, compare_layer)
+        for layer, old_layer, (old_error, error) in zip(layers, old_layers, errors.tolist(), strict=True):
+            if not error < old_error:  # also true for NaN
+                layer.load_state_dict(old_layer.state_dict())

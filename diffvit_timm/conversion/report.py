@@ -1,4 +1,4 @@
-"""What a conversion kept, measured on images: the report beside `from_vit`."""
+"""Report of how much of a plain ViT its conversion kept, measured on images."""
 
 import dataclasses
 import math
@@ -10,10 +10,9 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..layers.attention import DifferentialLayer
+from ..layers.base import DifferentialLayer, differential_layers
 from ..layers.hooks import batches_for, evaluating
 from ..layers.kernels.layout import split_branches
-from ..models.diff_vision_transformer import DiffVisionTransformer
 from .calibration import plain_queries_and_keys
 
 __all__ = ["ConversionReport", "conversion_report"]
@@ -21,18 +20,18 @@ __all__ = ["ConversionReport", "conversion_report"]
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport:
-    """How a Diff-ViT differs from the plain ViT that it came from, on the same images.
+    """Differences between a Diff-ViT and the plain ViT that it was converted from, measured on the same images.
 
     Attributes:
-        images: how many.
-        agreement: share of the images whose top-1 class is the source's; None for a network without a head.
-        kl: KL(source || model) of the class probabilities, nats, mean over the images; None without a head.
+        images: number of images.
+        agreement: fraction of the images whose top-1 class is that of the source; None if the network has no head.
+        kl: KL(source || model) of the class probabilities in nats, mean over the images; None without a head.
         output_error: ||model - source|| / ||source|| of the logits, or of the features without a head.
-        attention_error: the same of each layer's attention output, both layers given the source's tokens.
-        energy_kept: share of the source's logit energy in branch 1, a layer (logits less their mean over the keys);
-            None where two heads became one.
-        tail_std: standard deviation of branch 2's logits over the keys, a layer, nats.
-        lambdas: lambda of each layer; of version 2 its mean over tokens and heads.
+        attention_error: the same ratio for the attention output of each layer; both layers get the source's tokens.
+        energy_kept: fraction of the source's logit energy that branch 1 keeps, per layer. The mean over the keys is
+            subtracted from the logits first. None where two heads became one.
+        tail_std: standard deviation over the keys of the logits of branch 2 in nats, per layer.
+        lambdas: lambda of each layer; in version 2 the mean over tokens and heads.
     """
 
     images: int
@@ -45,13 +44,15 @@ class ConversionReport:
     lambdas: list[float]
 
     def to_dict(self) -> dict:
+        """Return all figures, ready for JSON."""
         return dataclasses.asdict(self)
 
     def summary(self) -> dict:
-        """The figures that are one number for the network."""
+        """Return the figures of the whole network, without those per layer."""
         return {key: value for key, value in self.to_dict().items() if not isinstance(value, list)}
 
     def __str__(self) -> str:
+        """Format the report as a line for the network and a table with one row per layer."""
         lines = [f"conversion on {self.images} images: output error {self.output_error:.3f}"]
         if self.agreement is not None:
             lines[0] += f", top-1 agreement {self.agreement:.1%}, KL {self.kl:.4f} nats"
@@ -64,61 +65,74 @@ class ConversionReport:
 
 
 def _centred_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Logits minus their mean over the keys, which no softmax notices: (B, H, N, d) twice -> (B, H, N, N)."""
     logits = (q * scale) @ k.mT
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
 def _compare_layers(source: Attention, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> Tensor:
-    """Sums over one batch: squared output error and norm, squared logit error and norm, squared tail, lambda."""
+    """Compare a plain layer with its converted layer on one batch.
+
+    Args:
+        source: the plain layer.
+        layer: the converted layer.
+        tokens: input of the plain layer, (B, N, dim).
+        output: its output, (B, N, dim).
+
+    Returns:
+        Six sums over the batch, float64 on the CPU: squared output error, squared output, squared logit error, squared
+        logits, mean squared logit of branch 2, lambda.
+    """
     q, k = plain_queries_and_keys(source, tokens)
-    logits = _centred_logits(q, k, source.scale)
+    logits = _centred_logits(q, k, source.scale)  # (B, H, N, N)
     q, k, _ = layer.project_qkv(tokens)
     branch1, tail = (_centred_logits(*branch, layer.scale) for branch in split_branches(q, k, layer.branch_dims))
-    if branch1.shape != logits.shape:  # two heads became one, and branch 1 is not the source's
+    if branch1.shape != logits.shape:  # two heads became one, so there is no source head to compare branch 1 with
         branch1 = torch.full_like(logits, torch.nan)
     terms = (layer(tokens) - output, output, branch1 - logits, logits)
     sums = [t.float().square().sum() for t in terms]
     sums += [tail.float().square().mean() * len(tokens), layer.compute_lambda(tokens).mean() * len(tokens)]
-    return torch.stack(sums).cpu().double()  # not every device has float64
+    return torch.stack(sums).cpu().double()  # first to the CPU: some devices do not have float64
 
 
 @torch.inference_mode()
 def conversion_report(
     source: VisionTransformer, model: nn.Module, images: Tensor | Iterable[Tensor]
 ) -> ConversionReport:
-    """Compare a Diff-ViT with the plain ViT that it came from.
+    """Compare a Diff-ViT with the plain ViT that it was converted from.
 
     Args:
         source: the plain timm VisionTransformer.
-        model: the DiffVisionTransformer; any other network is compared by its outputs alone.
-        images: (n, C, H, W), normalised as the models want them, or batches of such; at least one image.
+        model: the converted network. A network without differential attention is compared only by its outputs.
+        images: (n, C, H, W), normalised as the models expect, or an iterable of such batches; at least one image.
 
     Raises:
-        ValueError: no images, or networks of different outputs.
+        ValueError: no images, or networks whose outputs have different shapes.
     """
-    converted = model.differential_layers() if isinstance(model, DiffVisionTransformer) else []
-    layers = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
+    converted = differential_layers(model)
+    layer_pairs = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
     count = agree = 0
     kl = error = norm = 0.0
-    sums = torch.zeros(len(layers), 6, dtype=torch.float64)
+    sums = torch.zeros(len(layer_pairs), 6, dtype=torch.float64)
 
+    # Tokens and output of each of the source's attention layers for the current batch, first layer first.
     seen: list[tuple[Tensor, Tensor]] = []
-    hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layers]
+    hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layer_pairs]
     try:
         with evaluating(source, model):
             for batch in batches_for(source, images):
                 seen.clear()
-                expected, actual = source(batch).cpu().double(), model(batch).cpu().double()
+                expected, actual = source(batch).cpu().double(), model(batch).cpu().double()  # (B, classes) each
                 if expected.shape != actual.shape:
                     shapes = f"{tuple(expected.shape)} and {tuple(actual.shape)}"
                     raise ValueError(f"outputs of {shapes} cannot be compared: give both networks the same classes")
-                logs = actual.log_softmax(-1), expected.log_softmax(-1)
+                log_probs = actual.log_softmax(-1), expected.log_softmax(-1)
                 count += len(batch)
                 agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
-                kl += F.kl_div(*logs, log_target=True, reduction="sum").item()
+                kl += F.kl_div(*log_probs, log_target=True, reduction="sum").item()
                 error += (actual - expected).square().sum().item()
                 norm += expected.square().sum().item()
-                for row, (attn, layer), (tokens, output) in zip(sums, layers, seen, strict=True):
+                for row, (attn, layer), (tokens, output) in zip(sums, layer_pairs, seen, strict=True):
                     row += _compare_layers(attn, layer, tokens, output)
     finally:
         for hook in hooks:
@@ -126,8 +140,8 @@ def conversion_report(
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
 
-    out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)
-    has_head = source.num_classes > 0 and source.global_pool != ""  # of one token, not of each
+    out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)  # (layers,) each
+    has_head = source.num_classes > 0 and source.global_pool != ""  # without pooling there are outputs per token
     return ConversionReport(
         images=count,
         agreement=agree / count if has_head else None,

@@ -1,4 +1,4 @@
-"""Which networks can become a Diff-ViT, and the constructor arguments that give it their shape."""
+"""Check that a network can be converted, and read the constructor arguments of a Diff-ViT of the same shape from it."""
 
 import functools
 from collections.abc import Callable
@@ -13,10 +13,11 @@ from ..layers.pos_embed import POS_EMBEDS_2D, PosEmbed2d
 
 __all__ = ["check_source", "vit_args"]
 
-# What a subclass of timm's VisionTransformer may do in a way of its own, which a Diff-ViT would not.
-FORWARD = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
+# Methods of timm's VisionTransformer that define its forward pass. A Diff-ViT uses timm's own, so a subclass that
+# overrides one of them cannot be converted.
+FORWARD_METHODS = ("forward", "forward_features", "forward_head", "pool", "_pos_embed")
 
-# timm's names of activations, by what a module says of itself: its settings count.
+# timm's name of each activation, by the repr of the module, because the repr shows its settings.
 ACTIVATIONS = {
     repr(act): name
     for act, name in (
@@ -31,9 +32,10 @@ ACTIVATIONS = {
 
 
 def check_source(source: nn.Module) -> None:
-    """
+    """Check that every part of a network has an exact counterpart in a Diff-ViT.
+
     Raises:
-        ValueError: a network that has no exact place in a Diff-ViT, with the reason.
+        ValueError: the network cannot be converted; the message says why.
     """
     name = type(source).__name__
     reasons = {
@@ -42,19 +44,21 @@ def check_source(source: nn.Module) -> None:
         "VisionTransformerRelPos": "a relative position bias is added to its logits",
         "SwinTransformer": "its attention is windowed and has a relative position bias",
     }
+    # head_dist is the second head of a distilled DeiT.
     if not isinstance(source, VisionTransformer) or hasattr(source, "head_dist"):
-        reason = reasons.get(name, "only timm's VisionTransformer is covered")
+        reason = reasons.get(name, "only timm's VisionTransformer is supported")
         raise ValueError(f"{name} cannot be converted: {reason}")
-    if own := [method for method in FORWARD if getattr(type(source), method) is not getattr(VisionTransformer, method)]:
-        raise ValueError(f"{name} cannot be converted: it has a {own[0]} of its own, not timm's")
+    for method in FORWARD_METHODS:
+        if getattr(type(source), method) is not getattr(VisionTransformer, method):
+            raise ValueError(f"{name} cannot be converted: it overrides {method} of timm's VisionTransformer")
     if type(source.patch_embed) is not PatchEmbed:
         raise ValueError(f"{name} cannot be converted: its patches come from a {type(source.patch_embed).__name__}")
-    for step in _after_patches(source):
+    for step in _patch_postprocessing(source):
         if not isinstance(step, (nn.Identity, PosEmbed2d)):
             raise ValueError(f"{name} cannot be converted: a {type(step).__name__} follows its patches")
     head: Any = source.head
     if not isinstance(head, nn.Identity) and (type(head) is not nn.Linear or head.bias is None):
-        raise ValueError(f"{name} cannot be converted: its head, a {type(head).__name__}, is no Linear with a bias")
+        raise ValueError(f"{name} cannot be converted: its head, a {type(head).__name__}, is not a Linear with a bias")
     for index, block in enumerate(source.blocks):
         attn: Any = getattr(block, "attn", None)
         if type(block) is not Block or type(attn) is not Attention:
@@ -62,10 +66,10 @@ def check_source(source: nn.Module) -> None:
             raise ValueError(f"{name} cannot be converted: block {index} is a {kind}, not timm's Block with Attention")
         if type(block.mlp) not in (Mlp, GluMlp) or type(block.norm1) not in (LayerNorm, nn.LayerNorm, RmsNorm):
             kind = f"{type(block.mlp).__name__} and {type(block.norm1).__name__}"
-            raise ValueError(f"{name} cannot be converted: block {index} has {kind}, not an MLP and a norm known here")
+            raise ValueError(f"{name} cannot be converted: block {index} has an unsupported MLP or norm, {kind}")
         if repr(block.mlp.act) not in ACTIVATIONS:
             raise ValueError(
-                f"{name} cannot be converted: the activation of block {index}, {block.mlp.act}, is unknown"
+                f"{name} cannot be converted: the activation of block {index}, {block.mlp.act}, is not supported"
             )
         if not isinstance(block.mlp.norm, nn.Identity):
             raise ValueError(f"{name} cannot be converted: block {index} normalises within its MLP")
@@ -75,33 +79,44 @@ def check_source(source: nn.Module) -> None:
             raise ValueError(f"{name} cannot be converted: block {index} gates or normalises its attention output")
 
 
-def _after_patches(source: VisionTransformer) -> list[nn.Module]:
-    """What follows the projection of the patches: a norm, and our position embeddings of two dimensions."""
+def _patch_postprocessing(source: VisionTransformer) -> list[nn.Module]:
+    """Return the modules after the patch projection: a norm, and possibly a two-dimensional position embedding."""
     norm = source.patch_embed.norm
     return [*norm] if isinstance(norm, nn.Sequential) else [norm]
 
 
 def _pos_embed(source: VisionTransformer) -> str:
-    steps = [type(step) for step in _after_patches(source)]
-    of_two_dimensions = [name for name, kind in POS_EMBEDS_2D.items() if kind in steps]
-    return of_two_dimensions[0] if of_two_dimensions else "none" if source.pos_embed is None else "learn"
+    """Return the `pos_embed` argument that gives the position embedding of `source`."""
+    steps = [type(step) for step in _patch_postprocessing(source)]
+    for name, kind in POS_EMBEDS_2D.items():
+        if kind in steps:
+            return name
+    return "none" if source.pos_embed is None else "learn"
 
 
 def _mlp_ratio(width: int, dim: int) -> float:
-    """The ratio of which timm, which cuts off the fraction, makes this width."""
+    """Return the ratio from which timm, which computes int(dim * ratio), gets this width."""
     ratio = width / dim
     return ratio if int(dim * ratio) == width else (width + 0.5) / dim
 
 
 def vit_args(source: VisionTransformer) -> dict:
-    """Constructor arguments of `source`, read off its modules; all but a gated MLP can be saved."""
+    """Read the constructor arguments of a network off its modules.
+
+    Args:
+        source: a network that passes `check_source`.
+
+    Returns:
+        Arguments of VisionTransformer and DiffVisionTransformer. All of them can be saved in a config, except the
+        `mlp_layer` of a gated MLP, which is a callable.
+    """
     block = source.blocks[0]
     drop_path = source.blocks[-1].drop_path1
     args: dict = dict(
         img_size=source.patch_embed.img_size,
         patch_size=source.patch_embed.patch_size,
         in_chans=source.in_chans,
-        num_classes=getattr(source.head, "out_features", 0),  # a head that was exchanged left num_classes behind
+        num_classes=getattr(source.head, "out_features", 0),  # num_classes is wrong if the head was replaced
         global_pool=source.global_pool,
         embed_dim=source.embed_dim,
         depth=len(source.blocks),

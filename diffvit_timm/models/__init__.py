@@ -1,1 +1,1 @@
-"""The registered Diff-ViT variants, and conversion of any plain ViT."""
+"""The registered Diff-ViT variants, and the conversion of any plain ViT."""

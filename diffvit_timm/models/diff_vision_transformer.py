@@ -11,15 +11,14 @@ from torch import nn
 
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
-from ..layers.base import DifferentialLayer
+from ..layers.base import DifferentialLayer, differential_layers
 from ..layers.pos_embed import POS_EMBEDS, POS_EMBEDS_2D, PosEmbed2d
 
 __all__ = ["ATTENTIONS", "LEARNED_AXES", "DiffVisionTransformer"]
 
 ATTENTIONS = ("diff", "diff_v2", "plain")
 
-
-# The rows and columns of pos_embed='learn_2d' in a state dict.
+# Names of the row and column embeddings of pos_embed='learn_2d' in a state dict.
 LEARNED_AXES = ("patch_embed.norm.1.rows", "patch_embed.norm.1.columns")
 
 
@@ -28,7 +27,8 @@ class DiffBlock(Block):
 
     Args:
         dim, num_heads, ...: as in timm.models.vision_transformer.Block.
-        make_attn: called with timm's arguments of an attention layer, and the depth of the block.
+        make_attn: function that creates the attention layer from timm's arguments of an attention layer and the
+            index of the block (`depth`).
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class DiffBlock(Block):
         )
 
 
-def _version_2(dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs):
-    """DifferentialAttentionV2 from timm's arguments; it has no norms, and is the same at any depth."""
+def _make_v2(dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs):
+    """Create DifferentialAttentionV2 from timm's arguments. It has no norms and does not depend on the depth."""
     if qk_norm or scale_norm:
         raise ValueError("attn='diff_v2' has no norms: leave out qk_norm and scale_attn_norm")
     return DifferentialAttentionV2(dim, num_heads, **kwargs)
 
 
 def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None, branch_dims):
-    """The block of an attention, with the settings that were given; the rest are the layer's defaults."""
+    """Return the block class of an attention. A setting that is None keeps the default of the layer."""
     settings = dict(head_norm=head_norm, lambda_init=lambda_init, branch_dims=branch_dims)
     given = {name: value for name, value in settings.items() if value is not None}
     if attn == "plain":
@@ -80,12 +80,12 @@ def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None
         return partial(DiffBlock, make_attn=partial(DifferentialAttention, **given))
     for name in ("head_norm", "branch_dims"):
         if given.pop(name, None):
-            raise ValueError(f"{name}={settings[name]!r} is a setting of attn='diff'; attn='diff_v2' has none such")
-    return partial(DiffBlock, make_attn=partial(_version_2, **given))
+            raise ValueError(f"{name}={settings[name]!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
+    return partial(DiffBlock, make_attn=partial(_make_v2, **given))
 
 
 class DiffVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer whose attention is one keyword: 'diff', 'diff_v2' or 'plain', its twin without."""
+    """timm's VisionTransformer with differential attention, or with timm's own attention (`attn='plain'`)."""
 
     def __init__(
         self,
@@ -101,22 +101,24 @@ class DiffVisionTransformer(VisionTransformer):
     ) -> None:
         """
         Args:
-            attn: 'diff' (the paper's), 'diff_v2' (its authors' second version: twice the queries, lambda a token and
-                head) or 'plain' (timm's own Attention; ignores the three settings that follow).
-            head_norm: RMSNorm each head's output and multiply by `1 - lambda_init` (the paper, and the default; off in
-                converted nets). Only of 'diff'.
-            lambda_init: a number, or 'schedule' for the paper's schedule over the blocks, the default of 'diff'; that
-                of 'diff_v2' is 0.5.
-            branch_dims: widths (d1, d2) of the two branches of a head; None halves it. Only of 'diff'. (The variants
-                made for conversion have three quarters and a quarter unless told; None is not told, as in timm.)
-            pos_embed: 'learn' (timm's: a learned vector a patch), 'learn_2d' (one a row and one a column), 'sincos' (of
-                both, fixed) or 'none'. Those of two dimensions leave out the prefix tokens; `pos_drop_rate` is of
-                'learn' alone, as in timm.
-            norm_eps: eps of the norms; None is the norm layer's own. A number, so that a saved config can carry it.
+            attn: 'diff' (version 1, the paper's), 'diff_v2' (version 2 of its authors, with twice the queries and one
+                lambda per token and head) or 'plain' (timm's own Attention, which ignores the next three arguments).
+            head_norm: whether to apply an RMSNorm to each head's output and to multiply it by `1 - lambda_init`. True
+                is the paper's and the default; converted networks have False. Only for 'diff'.
+            lambda_init: a number, or 'schedule' for the paper's schedule over the blocks. The default is 'schedule'
+                for 'diff' and 0.5 for 'diff_v2'.
+            branch_dims: widths (d1, d2) of the two branches of a head, by default halves. Only for 'diff'. (The
+                registered variants for conversion have another default, three quarters and one quarter, which None
+                chooses too, because timm drops arguments that are None.)
+            pos_embed: 'learn' (timm's: one learned vector per patch), 'learn_2d' (one learned vector per row and one
+                per column), 'sincos' (fixed sines and cosines of row and column) or 'none'. The two-dimensional ones
+                are not added to the prefix tokens. As in timm, `pos_drop_rate` has an effect only with 'learn'.
+            norm_eps: eps of the norms, by default that of the norm layer. It is a number so that a saved config can
+                contain it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
         Raises:
-            ValueError: an unknown `attn` or `pos_embed`, or settings that its layer has not or refuses.
+            ValueError: an unknown `attn` or `pos_embed`, or arguments that the attention layer does not accept.
         """
         if attn not in ATTENTIONS:
             raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
@@ -125,24 +127,25 @@ class DiffVisionTransformer(VisionTransformer):
         for name in ("attn_layer", "block_fn"):
             if name in kwargs:
                 choices = ", ".join(map(repr, ATTENTIONS))
-                raise ValueError(f"{name} is timm's; the attention of a Diff-ViT is chosen by attn, one of {choices}")
+                raise ValueError(f"{name} is timm's: choose the attention of a Diff-ViT by attn, one of {choices}")
         if norm_eps is not None:
             norm_layer = partial(get_norm_layer(norm_layer) or LayerNorm, eps=norm_eps)
         block_fn = _block_fn(attn, head_norm, lambda_init, branch_dims)
-        table = "learn" if pos_embed == "learn" else "none"
-        super().__init__(norm_layer=norm_layer, block_fn=block_fn, pos_embed=table, **kwargs)
+        timm_pos_embed = "learn" if pos_embed == "learn" else "none"
+        super().__init__(norm_layer=norm_layer, block_fn=block_fn, pos_embed=timm_pos_embed, **kwargs)
         self.attn = attn
         if pos_embed in POS_EMBEDS_2D:
-            where = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
+            dd = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
             flat = not self.dynamic_img_size
-            embed = POS_EMBEDS_2D[pos_embed](self.patch_embed.grid_size, self.embed_dim, flat, **where)
-            # the last step of patch_embed: TorchScript knows no super(), and so no _pos_embed beside timm's
+            embed = POS_EMBEDS_2D[pos_embed](self.patch_embed.grid_size, self.embed_dim, flat, **dd)
+            # It is the last step of patch_embed. An override of timm's _pos_embed would have to call super(), which
+            # TorchScript does not support.
             self.patch_embed.norm = nn.Sequential(self.patch_embed.norm, embed)
-        self._no_split_modules = [type(self.blocks[0]).__name__]  # for accelerate: what stays on one device
+        self._no_split_modules = [type(self.blocks[0]).__name__]  # modules that accelerate keeps on one device
 
     @torch.jit.ignore
     def set_input_size(self, img_size=None, patch_size=None) -> None:
-        """timm's: another size of images or patches, the position embedding resampled."""
+        """Change the size of the images or patches as timm does, and resample the position embedding."""
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for module in self.patch_embed.modules():
             if isinstance(module, PosEmbed2d):
@@ -150,17 +153,21 @@ class DiffVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """timm's names, and the two axes of a learned position embedding."""
+        """Return the names of the parameters without weight decay: timm's, and the axes of pos_embed='learn_2d'."""
         return super().no_weight_decay() | set(LEARNED_AXES)
 
     @torch.jit.ignore
     def differential_layers(self) -> list[DifferentialLayer]:
-        """The attention layers, first block first; empty in a plain model."""
-        return [block.attn for block in self.blocks] if self.attn != "plain" else []
+        """Return the attention layers, first block first. The list is empty with attn='plain'."""
+        return differential_layers(self)
 
     @torch.jit.ignore
     def fuse(self) -> "DiffVisionTransformer":
-        """Fold what is constant in inference into the output projections, in place; returns itself."""
+        """Fold the head norms of version 1 into the output projections, in place, for inference.
+
+        Returns:
+            The model itself.
+        """
         for layer in self.differential_layers():
             if isinstance(layer, DifferentialAttention):
                 layer.fuse()
@@ -168,6 +175,6 @@ class DiffVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
-        """Set the lambda_init of every layer, from now on part of the state dict (copy the model for EMA after)."""
+        """Set lambda_init of all layers. From then on it is in the state dict, so copy the model for EMA afterwards."""
         for layer in self.differential_layers():
             layer.set_lambda_init(value)

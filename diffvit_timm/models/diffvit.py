@@ -4,7 +4,8 @@
     model = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37)
     plain = timm.create_model('diffvit_small_patch16', pretrained=True, num_classes=37, attn='plain')   # its plain twin
 
-The pretrained tags name plain ViT checkpoints that timm hosts on the Hub; loading one converts it (conversion.py).
+The pretrained tags stand for plain ViT checkpoints that timm hosts on the Hub. They are converted as they are loaded
+(conversion/weights.py).
 
 Papers: `Differential Transformer` - https://arxiv.org/abs/2410.05258
         `Differential Transformer V2` - https://huggingface.co/blog/microsoft/diff-attn-v2
@@ -32,14 +33,18 @@ __all__ = ["FROM_SCRATCH", "SOURCES"]
 
 
 def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
-    """Refuse a checkpoint that does not fill the model, its classifier apart.
+    """Check that a checkpoint has exactly the tensors of the model, except for the classifier.
 
-    timm loads non-strictly as soon as num_classes differs, and would then leave a forgotten block random.
+    timm loads with strict=False if num_classes differs, so a block that is missing in the checkpoint would stay random.
+
+    Raises:
+        RuntimeError: missing or unexpected tensors.
     """
     head = ("head.weight", "head.bias")
     missing = [key for key in model.state_dict() if key not in state_dict and key not in head]
     unexpected = [key for key in state_dict if key not in model.state_dict() and key not in head]
-    unexpected = [key for key in unexpected if not key.endswith(".lambda_init")]  # a scheduled layer takes a number
+    # A layer with the schedule has no lambda_init in its state dict, but loads one from a checkpoint.
+    unexpected = [key for key in unexpected if not key.endswith(".lambda_init")]
     if missing or unexpected:
         hint = "; pass fc_norm=False to keep the checkpoint's final norm" if "fc_norm.weight" in missing else ""
         raise RuntimeError(
@@ -48,22 +53,32 @@ def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> 
         )
 
 
-def _fit_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> dict[str, Tensor]:
-    """The axes of a learned position embedding of two dimensions, resampled to the model's grid."""
+def _resample_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> dict[str, Tensor]:
+    """Resample the position embedding of pos_embed='learn_2d', one table per axis, to the model's grid."""
     axes = dict(zip(LEARNED_AXES, model.patch_embed.grid_size, strict=True))
     return {key: resample_axis(value, axes[key]) if key in axes else value for key, value in state_dict.items()}
 
 
 def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str | None) -> dict[str, Tensor]:
-    """The state dict to load: a plain ViT's converted, a Diff-ViT's as it is, both resampled to the model's grid."""
+    """Prepare a checkpoint for a model: convert it if it is a plain ViT's, and resample it to the model's grid.
+
+    Args:
+        state_dict: checkpoint of a plain ViT or of a Diff-ViT.
+        model: the model that will load it.
+        method: conversion method, as in `convert_state_dict`.
+
+    Raises:
+        RuntimeError: a checkpoint that does not fit the model.
+        ValueError: a checkpoint that cannot be converted.
+    """
     try:
         state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
-        state_dict = _fit_axes(state_dict, model)
+        state_dict = _resample_axes(state_dict, model)
         if model.attn == "plain" and is_differential(state_dict):
-            raise RuntimeError("the checkpoint is a Diff-ViT's and the model plain: pass attn='diff'")
+            raise RuntimeError("the checkpoint is a Diff-ViT's, but the model is plain: pass attn='diff'")
         if model.attn != "plain" and not is_differential(state_dict):
             state_dict = convert_state_dict(state_dict, model, method)
-    except TypeError as error:  # timm would swallow it and call this function again without the model
+    except TypeError as error:  # timm catches a TypeError and calls the filter again without the model
         raise RuntimeError(f"the checkpoint could not be converted: {error}") from error
     _check_keys(state_dict, model)
     return state_dict
@@ -72,11 +87,12 @@ def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method:
 def _create_diffvit(
     variant: str, pretrained: bool = False, conversion: str | None = None, attn: str = "diff", **kwargs
 ) -> DiffVisionTransformer:
-    """Build a variant with the defaults of converted nets, and load its weights through the converting filter.
+    """Create a variant with the defaults of converted networks; pretrained weights are converted as they are loaded.
 
-    Without branch_dims, three quarters of a head go to branch 1 (agreement with DeiT-Ti on Pets images: 87 % halved,
-    94 % so, no data seen), lambda starts at 0.05, and there is no head norm: it would undo the conversion. The paper's
-    net is `head_norm=True, lambda_init='schedule', branch_dims=(d / 2, d / 2)`. conversion='pairs' halves the heads.
+    By default branch 1 has three quarters of a head (top-1 agreement with DeiT-Ti on Pets images, converted without
+    images: 94 %, and 87 % with halves). Lambda starts at 0.05. There is no head norm, because it would change the
+    output of the pretrained heads. The paper's network is `head_norm=True, lambda_init='schedule',
+    branch_dims=(d / 2, d / 2)` with head width d. conversion='pairs' makes half as many heads.
     """
     if attn == "diff":
         heads: int = kwargs["num_heads"]
@@ -84,12 +100,12 @@ def _create_diffvit(
         d1 = head_dim * 3 // 4
         if conversion == "pairs":
             if kwargs.get("branch_dims") is not None:
-                raise ValueError("conversion 'pairs' gives each head of a pair a branch: leave out branch_dims")
+                raise ValueError("conversion 'pairs' gives each head of a pair one branch: leave out branch_dims")
             kwargs.update(pairs_kwargs(heads, head_dim))
         kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
     if conversion is not None and attn == "plain":
-        raise ValueError(f"conversion={conversion!r} is of differential attention: attn='plain' needs none")
-    method = resolve_method(conversion, attn) if attn in METHODS else None  # the model refuses an unknown attn
+        raise ValueError(f"conversion={conversion!r} is for differential attention: leave it out with attn='plain'")
+    method = resolve_method(conversion, attn) if attn in METHODS else None  # the model itself refuses an unknown attn
     return build_model_with_cfg(
         DiffVisionTransformer,
         variant,
@@ -101,13 +117,21 @@ def _create_diffvit(
     )
 
 
+def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVisionTransformer:
+    """Create a variant without checkpoints, with the paper's defaults: equal halves, lambda schedule and head norm."""
+    if kwargs.get("attn", "diff") == "diff":
+        half = kwargs["embed_dim"] // kwargs["num_heads"] // 2
+        kwargs = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | kwargs
+    return _create_diffvit(variant, pretrained=pretrained, **kwargs)
+
+
 def _cfg(source: str) -> PretrainedCfg:
-    """The pretrained config of a plain ViT that timm hosts, with its own mean, std, crop and interpolation."""
+    """Return the pretrained config of a plain ViT that timm hosts, with its mean, std, crop and interpolation."""
     cfg = get_pretrained_cfg(source)
     return dataclasses.replace(cfg, url="", custom_load=False, architecture=None, tag=None)
 
 
-# The first tag of a variant is its default.
+# The plain checkpoint behind each pretrained tag. The first tag of a variant is its default.
 SOURCES = {
     "diffvit_tiny_patch16.augreg_in21k_ft_in1k": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "diffvit_tiny_patch16.augreg_in21k": "vit_tiny_patch16_224.augreg_in21k",
@@ -144,14 +168,14 @@ SOURCES = {
     "diffvit_base_patch32_clip.laion2b": "vit_base_patch32_clip_224.laion2b",
     "diffvit_base_patch32_clip_quickgelu.openai": "vit_base_patch32_clip_quickgelu_224.openai",
 }
-# The second version takes the sources of the first.
+# The variants of version 2 convert the same checkpoints.
 SOURCES |= {
     name.replace("diffvit_", "diffvit2_"): source
     for name, source in SOURCES.items()
     if name.split(".")[0] in ("diffvit_tiny_patch16", "diffvit_small_patch16", "diffvit_base_patch16")
 }
 
-# What has no checkpoint: channels, height and width of its images.
+# Variants without checkpoints, with the channels, height and width of their images.
 FROM_SCRATCH = {
     "diffvit_nano": (1, 28, 28),
     "diffvit_micro_patch2_32": (3, 32, 32),
@@ -167,9 +191,10 @@ FROM_SCRATCH = {
 
 
 def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:
+    """Return the config of a variant without checkpoints."""
     return PretrainedCfg(
         input_size=input_size,
-        fixed_input_size=True,  # and so timm makes the model for images of this size
+        fixed_input_size=True,  # timm then creates the model for images of this size
         num_classes=10,
         mean=(0.5,) * input_size[0],
         std=(0.5,) * input_size[0],
@@ -186,7 +211,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-# Shapes that both versions have.
+# Shapes that variants of both versions have.
 TINY = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
 SMALL = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
 BASE = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
@@ -194,67 +219,67 @@ BASE = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
 
 @register_model
 def diffvit_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-Ti/16, from ViT and DeiT checkpoints."""
+    """Diff-ViT-Ti/16, converted from ViT and DeiT checkpoints."""
     return _create_diffvit("diffvit_tiny_patch16", pretrained=pretrained, **dict(TINY, **kwargs))
 
 
 @register_model
 def diffvit_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-S/16, from ViT, DeiT and DINO checkpoints."""
+    """Diff-ViT-S/16, converted from ViT, DeiT and DINO checkpoints."""
     return _create_diffvit("diffvit_small_patch16", pretrained=pretrained, **dict(SMALL, **kwargs))
 
 
 @register_model
 def diffvit_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/16, from ViT, DeiT, DINO and MAE checkpoints."""
+    """Diff-ViT-B/16, converted from ViT, DeiT, DINO and MAE checkpoints."""
     return _create_diffvit("diffvit_base_patch16", pretrained=pretrained, **dict(BASE, **kwargs))
 
 
 @register_model
 def diffvit_base_patch32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/32, from ViT checkpoints."""
+    """Diff-ViT-B/32, converted from ViT checkpoints."""
     model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12)
     return _create_diffvit("diffvit_base_patch32", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_large_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-L/16, from ViT and MAE checkpoints."""
+    """Diff-ViT-L/16, converted from ViT and MAE checkpoints."""
     model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
     return _create_diffvit("diffvit_large_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_small_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-S/16 with layer scale, from DeiT-3 checkpoints."""
+    """Diff-ViT-S/16 with layer scale, converted from DeiT-3 checkpoints."""
     model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6, no_embed_class=True, init_values=1e-6)
     return _create_diffvit("diffvit_small_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_base_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/16 with layer scale, from DeiT-3 checkpoints."""
+    """Diff-ViT-B/16 with layer scale, converted from DeiT-3 checkpoints."""
     model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, no_embed_class=True, init_values=1e-6)
     return _create_diffvit("diffvit_base_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_large_patch16_deit3(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-L/16 with layer scale, from DeiT-3 checkpoints."""
+    """Diff-ViT-L/16 with layer scale, converted from DeiT-3 checkpoints."""
     model_args = dict(patch_size=16, embed_dim=1024, depth=24, num_heads=16, no_embed_class=True, init_values=1e-6)
     return _create_diffvit("diffvit_large_patch16_deit3", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_base_patch16_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/16 with pre-norm, from CLIP image towers."""
+    """Diff-ViT-B/16 with pre-norm, converted from CLIP image towers."""
     model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
     return _create_diffvit("diffvit_base_patch16_clip", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_base_patch16_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/16 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    """Diff-ViT-B/16 with pre-norm and QuickGELU, converted from OpenAI's CLIP image tower."""
     model_args = dict(
         patch_size=16, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
     )
@@ -263,14 +288,14 @@ def diffvit_base_patch16_clip_quickgelu(pretrained: bool = False, **kwargs) -> D
 
 @register_model
 def diffvit_base_patch32_clip(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/32 with pre-norm, from CLIP image towers."""
+    """Diff-ViT-B/32 with pre-norm, converted from CLIP image towers."""
     model_args = dict(patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5)
     return _create_diffvit("diffvit_base_patch32_clip", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/32 with pre-norm and QuickGELU, from OpenAI's CLIP image tower."""
+    """Diff-ViT-B/32 with pre-norm and QuickGELU, converted from OpenAI's CLIP image tower."""
     model_args = dict(
         patch_size=32, embed_dim=768, depth=12, num_heads=12, pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu"
     )
@@ -279,98 +304,90 @@ def diffvit_base_patch32_clip_quickgelu(pretrained: bool = False, **kwargs) -> D
 
 @register_model
 def diffvit2_tiny_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-Ti/16 with version 2 of differential attention, from the checkpoints of diffvit_tiny_patch16."""
+    """Diff-ViT-Ti/16, version 2, converted from the checkpoints of diffvit_tiny_patch16."""
     model_args = dict(TINY, attn="diff_v2")
     return _create_diffvit("diffvit2_tiny_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit2_small_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-S/16 with version 2 of differential attention, from the checkpoints of diffvit_small_patch16."""
+    """Diff-ViT-S/16, version 2, converted from the checkpoints of diffvit_small_patch16."""
     model_args = dict(SMALL, attn="diff_v2")
     return _create_diffvit("diffvit2_small_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit2_base_patch16(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """Diff-ViT-B/16 with version 2 of differential attention, from the checkpoints of diffvit_base_patch16."""
+    """Diff-ViT-B/16, version 2, converted from the checkpoints of diffvit_base_patch16."""
     model_args = dict(BASE, attn="diff_v2")
     return _create_diffvit("diffvit2_base_patch16", pretrained=pretrained, **dict(model_args, **kwargs))
 
 
-def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVisionTransformer:
-    """A variant without checkpoints: the paper's own layer, its halves, schedule of lambda and norm of each head."""
-    if kwargs.get("attn", "diff") == "diff":
-        half = kwargs["embed_dim"] // kwargs["num_heads"] // 2
-        kwargs = dict(head_norm=True, lambda_init="schedule", branch_dims=(half, half)) | kwargs
-    return _create_diffvit(variant, pretrained=pretrained, **kwargs)
-
-
 @register_model
 def diffvit_nano(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """37 k parameters, for grey images of 28 pixels such as MNIST."""
+    """37 k parameters, for grey images of 28 x 28 pixels such as MNIST."""
     model_args = dict(patch_size=4, embed_dim=32, depth=4, num_heads=2, mlp_ratio=2)
     return _create_from_scratch("diffvit_nano", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch2_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """0.8 M parameters, for images of 32 pixels such as CIFAR, 256 patches."""
+    """0.8 M parameters, for images of 32 x 32 pixels such as CIFAR, 256 patches."""
     model_args = dict(patch_size=2, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
     return _create_from_scratch("diffvit_micro_patch2_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch4_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """0.8 M parameters, for images of 32 pixels such as CIFAR, 64 patches."""
+    """0.8 M parameters, for images of 32 x 32 pixels such as CIFAR, 64 patches."""
     model_args = dict(patch_size=4, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
     return _create_from_scratch("diffvit_micro_patch4_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_micro_patch8_32(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """0.8 M parameters, for images of 32 pixels such as CIFAR, 16 patches."""
+    """0.8 M parameters, for images of 32 x 32 pixels such as CIFAR, 16 patches."""
     model_args = dict(patch_size=8, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2)
     return _create_from_scratch("diffvit_micro_patch8_32", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_10m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """11 M parameters, 784 patches: scaling on CIFAR-100."""
+    """11 M parameters, 784 patches, for scaling on CIFAR-100."""
     model_args = dict(patch_size=8, embed_dim=384, depth=6, num_heads=6)
     return _create_from_scratch("diffvit_10m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_25m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """26 M parameters, 784 patches: scaling on CIFAR-100."""
+    """26 M parameters, 784 patches, for scaling on CIFAR-100."""
     model_args = dict(patch_size=8, embed_dim=512, depth=8, num_heads=8)
     return _create_from_scratch("diffvit_25m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_50m_patch8_224(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """50 M parameters, 784 patches: scaling on CIFAR-100."""
+    """50 M parameters, 784 patches, for scaling on CIFAR-100."""
     model_args = dict(patch_size=8, embed_dim=640, depth=10, num_heads=10)
     return _create_from_scratch("diffvit_50m_patch8_224", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_10m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """11 M parameters, 1,024 patches: scaling on BACH."""
+    """11 M parameters, 1,024 patches, for scaling on BACH."""
     model_args = dict(patch_size=16, embed_dim=384, depth=6, num_heads=6)
     return _create_from_scratch("diffvit_10m_patch16_512", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_25m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """26 M parameters, 1,024 patches: scaling on BACH."""
+    """26 M parameters, 1,024 patches, for scaling on BACH."""
     model_args = dict(patch_size=16, embed_dim=512, depth=8, num_heads=8)
     return _create_from_scratch("diffvit_25m_patch16_512", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def diffvit_50m_patch16_512(pretrained: bool = False, **kwargs) -> DiffVisionTransformer:
-    """50 M parameters, 1,024 patches: scaling on BACH."""
+    """50 M parameters, 1,024 patches, for scaling on BACH."""
     model_args = dict(patch_size=16, embed_dim=640, depth=10, num_heads=10)
     return _create_from_scratch("diffvit_50m_patch16_512", pretrained, **dict(model_args, **kwargs))

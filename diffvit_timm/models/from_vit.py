@@ -1,4 +1,4 @@
-"""A plain ViT converted to a Diff-ViT of the same shape.
+"""Conversion of a plain ViT into a Diff-ViT of the same shape.
 
 model = diffvit_timm.from_vit('deit_tiny_patch16_224.fb_in1k')
 """
@@ -15,10 +15,12 @@ from ..conversion.calibration import fit_projections, head_pairs, logit_moments
 from ..conversion.sources import check_source, vit_args
 from ..conversion.weights import convert_state_dict, pairs_kwargs, resolve_method
 from ..layers.hooks import batches_for
+from .pretrained import load_model
 
 __all__ = ["from_vit"]
 
-FIT_IMAGES = 256  # held in memory for the least squares of `calibrated`: images are read once
+# `calibrated` keeps this many images in memory for its least squares, because `images` is read only once.
+FIT_IMAGES = 256
 
 
 def from_vit(
@@ -27,46 +29,50 @@ def from_vit(
     images: Tensor | Iterable[Tensor] | None = None,
     **model_kwargs,
 ) -> VisionTransformer:
-    """A Diff-ViT of the shape of a plain ViT, with its weights converted.
+    """Convert a plain ViT into a Diff-ViT of the same shape.
 
     Args:
-        source: a timm VisionTransformer, not changed, or the name of one to load (`local-dir:` and `hf-hub:` too).
-        method: as in `convert_state_dict`; None is 'calibrated' where there are images, 'svd' where there are none,
-            and 'mirror' with attn='diff_v2'.
-        images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source wants them, or batches of
-            such, read once; 256 do. Of a batch that has targets, too, the first part.
-        **model_kwargs: settings of the Diff-ViT: attn, lambda_init, branch_dims, drop_path_rate, ...; img_size
+        source: a timm VisionTransformer, which is not changed, or what `load_model` takes: a timm model name with its
+            tag, hf-hub:NAME, a folder of weights, or a run folder.
+        method: conversion method, as in `convert_state_dict`. None chooses 'calibrated' with images and 'svd' without
+            them, or 'mirror' for attn='diff_v2'.
+        images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source expects, or an iterable of
+            such batches, which is read once; 256 images suffice. If a batch is a tuple, such as (images, targets), its
+            first element is used.
+        **model_kwargs: arguments of the Diff-ViT, such as attn, lambda_init, branch_dims and drop_path_rate. img_size
             resamples the position embedding.
 
     Returns:
-        A DiffVisionTransformer on the source's device, in its dtype and mode, ready for timm's own saving.
+        A DiffVisionTransformer on the device of the source, in its dtype and mode. timm's functions can save it.
 
     Raises:
-        ValueError: a source that cannot be converted, with the reason; images where the method reads none, or none
-            where it does.
+        InputError: a name or folder that cannot be loaded.
+        ValueError: a source that cannot be converted, with the reason; images for a method that does not use them; no
+            images for a method that needs them.
     """
     if "conversion" in model_kwargs:
-        raise ValueError(f"conversion={model_kwargs['conversion']!r} is create_model's name for it: pass it as method")
+        raise ValueError(f"conversion={model_kwargs['conversion']!r} is an argument of create_model: pass it as method")
     method = resolve_method(method, model_kwargs.get("attn", "diff"), images is not None)
     img_size = model_kwargs.pop("img_size", None)
     if isinstance(source, str):
-        source = timm.create_model(source, pretrained=True)
+        source = load_model(source, parameter="source")
     check_source(source)
     args = vit_args(source)
-    settings = [name for name in args if name.startswith("dynamic_") or name.endswith("_rate")]
-    if shape := [name for name in model_kwargs if name in args and name not in settings]:
-        raise ValueError(
-            f"{shape[0]}={model_kwargs[shape[0]]!r} would change the shape, which is the source's: leave it out"
-        )
+    changeable = [name for name in args if name.startswith("dynamic_") or name.endswith("_rate")]
+    for name, value in model_kwargs.items():
+        if name in args and name not in changeable:
+            raise ValueError(f"{name}={value!r} would change the shape, which is that of the source: leave it out")
     if method == "pairs":
         if source.attn_pool is not None:
             raise ValueError(
-                "conversion 'pairs' halves the heads, and the attention pooling of this source would lose its"
+                "conversion 'pairs' would also halve the heads of the attention pooling of this source: choose another"
             )
         args |= pairs_kwargs(args["num_heads"], source.embed_dim // args["num_heads"])
+    # A network that timm.create_model did not make has no pretrained_cfg.
     cfg = getattr(source, "pretrained_cfg", None) or dict(
         input_size=(source.in_chans, *args["img_size"]), classifier="head", first_conv="patch_embed.proj"
     )
+    # The variant only names an entry point for loading a saved config, because `args` replaces its whole shape.
     sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
     variant = f"diffvit_{sizes.get(source.embed_dim)}_patch{args['patch_size'][0]}"
     variant = variant if is_model(variant) else "diffvit_base_patch16"
@@ -77,25 +83,25 @@ def from_vit(
         **get_device_dtype(source),
     )
     calibration: Any = None
-    seen: list[Tensor] = []
+    fit_images: list[Tensor] = []
     if images is not None:
         if method == "pairs":
             calibration = head_pairs(source, images)
         else:
-            batches = _keep_first(batches_for(source, images), FIT_IMAGES, seen)
+            batches = _keep_first(batches_for(source, images), FIT_IMAGES, fit_images)
             calibration = logit_moments(source, batches)
     model.load_state_dict(convert_state_dict(source.state_dict(), model, method, calibration))
     if method == "calibrated":
-        fit_projections(source, model.eval(), seen)
+        fit_projections(source, model.eval(), fit_images)
     if img_size is not None:
         model.set_input_size(img_size)
     return model.train(source.training)
 
 
-def _keep_first(batches: Iterable[Tensor], most: int, kept: list[Tensor]) -> Iterator[Tensor]:
-    """The batches as they come; `kept` holds their first `most` images afterwards."""
+def _keep_first(batches: Iterable[Tensor], limit: int, kept: list[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches, and append their first `limit` images to `kept`."""
     for batch in batches:
-        room = most - sum(map(len, kept))
-        if room > 0:
-            kept.append(batch[:room])
+        missing = limit - sum(map(len, kept))
+        if missing > 0:
+            kept.append(batch[:missing])
         yield batch

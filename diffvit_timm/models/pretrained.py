@@ -1,4 +1,11 @@
-"""Models by name: check it, load it, save a folder that timm loads by `local-dir:`."""
+"""Load a model by its name or folder, and save it into a folder.
+
+Every function and command that takes a model takes the same four forms:
+    - a timm model name, with its pretrained tag: deit_tiny_patch16_224.fb_in1k
+    - the name of a repository on the Hugging Face Hub: hf-hub:USER/NAME
+    - a folder of weights, which `save_pretrained` or timm's save_for_hf wrote: FOLDER, or timm's local-dir:FOLDER
+    - the folder of a training run, which stands for the weights in its subfolder best/
+"""
 
 import difflib
 import json
@@ -14,61 +21,123 @@ from torch import nn
 
 from ..errors import InputError
 
-# What comes of arguments that a model does not take, or of weights that are not its own.
-REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, SafetensorError)
+__all__ = ["check_model", "class_names", "load_model", "resolve_model_name", "save_pretrained", "short_names"]
+
+MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
+
+# What timm.create_model raises for arguments that the model does not take, and for weights of another model.
+CREATE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, SafetensorError)
 
 
-def check_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "") -> None:
-    """Refuse a model or tag that timm does not know, before anything is downloaded.
+def resolve_model_name(given: str, parameter: str = "model") -> str:
+    """Return the name by which timm.create_model loads a model.
 
     Args:
-        name: timm model name with its pretrained tag; local-dir:FOLDER and hf-hub:NAME too.
-        pretrained: whether weights are wanted.
-        option: what the user calls it.
-        hint: what else to do where there are no pretrained weights.
+        given: one of the four forms of a model (see the top of this file). A name that timm knows is always that model;
+            write ./NAME for a folder of the same name.
+        parameter: what the caller calls this parameter.
+
+    Returns:
+        `local-dir:FOLDER` for a folder of weights, `local-dir:RUN/best` for a run folder, otherwise `given`.
 
     Raises:
-        InputError: with what there is instead.
+        InputError: a folder that does not exist or contains no model.
     """
     try:
-        source, model_id = parse_model_name(name)
-    except ValueError as error:
-        raise InputError(f"{option} {name}: {error}") from error
-    if source is not None:
-        return
-    architecture, tag = split_model_name_tag(model_id)
-    if not is_model(architecture):
-        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise InputError(f"{option} {name} is not known to timm: did you mean {' or '.join(close) or 'another'}?")
-    tagged = timm.list_pretrained(f"{architecture}.*")
-    if tag and model_id not in tagged:
-        raise InputError(f"{option} {name} has no such tag: choose one of {', '.join(tagged) or 'none'}")
-    if pretrained and not tagged:
-        raise InputError(f"{option} {name} has no pretrained weights{f': {hint}' if hint else ''}")
-
-
-def model_name(given: str) -> str:
-    """What timm calls a model: a folder is `local-dir:` it, the folder of a run its best weights, a name itself."""
-    folder = Path(given).expanduser()
-    if not folder.is_dir():
+        kind, name = parse_model_name(given)
+    except ValueError:  # timm refuses a path without local-dir:, and an unknown prefix
+        kind, name = "local-dir", given
+    folder = Path(name).expanduser()
+    if kind == "hf-hub" or (kind is None and (is_model(split_model_name_tag(name)[0]) or not folder.is_dir())):
         return given
-    return f"local-dir:{folder / 'best' if (folder / 'best').is_dir() else folder}"
+    if not folder.is_dir():
+        raise InputError(f"`{parameter}={given}` is neither a model name nor an existing folder: give {MODEL_FORMS}")
+    weights = folder / "best" if (folder / "best").is_dir() else folder
+    if not (weights / "config.json").is_file():
+        raise InputError(f"`{parameter}={given}` is a folder without a model (no config.json): give {MODEL_FORMS}")
+    return f"local-dir:{weights}"
 
 
-def short_names(given: Sequence[str], option: str = "--model") -> list[str]:
-    """What tables and pictures call models: a folder's own name where no other has it, or the name as it is.
+def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> None:
+    """Check that a model exists, before anything is downloaded. A repository on the Hub is not checked.
+
+    Args:
+        name: one of the four forms of a model (see the top of this file).
+        pretrained: whether pretrained weights are wanted.
+        parameter: what the caller calls the parameter `name`.
+        hint: what the user can do instead if there are no pretrained weights.
 
     Raises:
-        InputError: a model twice.
+        InputError: an unknown model, tag or folder, with the alternatives; or no pretrained weights.
+    """
+    if parse_model_name(resolve_model_name(name, parameter))[0] is not None:
+        return
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        fix = f"did you mean {' or '.join(close)}?" if close else f"give {MODEL_FORMS}"
+        raise InputError(f"`{parameter}={name}` is not known to timm: {fix}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        fix = f"choose one of {', '.join(tagged)}" if tagged else "leave the tag out"
+        raise InputError(f"`{parameter}={name}` has no such tag: {fix}")
+    if pretrained and not tagged:
+        raise InputError(f"`{parameter}={name}` has no pretrained weights{f': {hint}' if hint else ''}")
+
+
+def load_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "", **kwargs) -> Any:
+    """Create a model by timm.create_model, and turn its errors into one sentence for the user.
+
+    Args:
+        name: one of the four forms of a model (see the top of this file).
+        pretrained: whether to load pretrained weights. A folder always loads its weights.
+        parameter: what the caller calls the parameter `name`.
+        hint: what the user can do instead if the weights cannot be downloaded.
+        **kwargs: arguments of timm.create_model.
+
+    Raises:
+        InputError: weights that cannot be loaded, or arguments that the model does not accept.
+    """
+    timm_name = resolve_model_name(name, parameter)
+    is_folder = timm_name.startswith("local-dir:")
+    try:
+        return timm.create_model(timm_name, pretrained=pretrained or is_folder, **kwargs)
+    except OSError as error:
+        if is_folder:
+            raise InputError(f"`{parameter}={name}` cannot be loaded: {error}") from error
+        raise InputError(
+            f"`{parameter}={name}` cannot be loaded: the weights are not in the cache and cannot be downloaded "
+            f"({type(error).__name__}); check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
+        ) from error
+    except CREATE_ERRORS as error:
+        raise InputError(f"`{parameter}={name}` cannot be created: {error}") from error
+
+
+def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
+    """Shorten the names of models for tables and figures.
+
+    Args:
+        given: models, each in one of the four forms (see the top of this file).
+        parameter: what the caller calls the parameter `given`.
+
+    Returns:
+        For each folder the last part of its path, unless two of them would be equal; other names are not changed.
+
+    Raises:
+        InputError: the same model twice.
     """
     if len(set(given)) < len(given):
-        raise InputError(f"{option} {' '.join(given)}: one is named twice")
+        raise InputError(f"`{parameter}={' '.join(given)}` names a model twice: give each model once")
     short = [Path(name).name if Path(name).expanduser().is_dir() else name for name in given]
     return [one if short.count(one) == 1 else name for one, name in zip(short, given, strict=True)]
 
 
 def class_names(model: Any) -> list[str] | None:
-    """Names of the outputs of a timm model: saved with it, or ImageNet's where it has as many; None: it has none."""
+    """Return the class names of a timm model: those saved with it, or ImageNet's if the number of classes matches.
+
+    Returns:
+        One name per output, or None if the names are not known.
+    """
     names = model.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(model)
     if names and len(names) == model.num_classes:
@@ -76,37 +145,18 @@ def class_names(model: Any) -> list[str] | None:
     return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
 
 
-def load_model(name: str, pretrained: bool = True, option: str = "--model", hint: str = "", **kwargs) -> Any:
-    """timm.create_model, whose errors become one line for the user; arguments as in `check_model`.
-
-    Raises:
-        InputError: weights that cannot be had, or arguments that the model does not take.
-    """
-    try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except OSError as error:
-        if name.startswith("local-dir:"):
-            raise InputError(f"{option} {name} cannot be loaded: {error}") from error
-        raise InputError(
-            f"{option} {name}: the weights are neither in the cache nor to be had from the Hub "
-            f"({type(error).__name__}): check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
-        ) from error
-    except REFUSALS as error:
-        raise InputError(f"{option} {name} cannot be made: {error}") from error
-
-
 def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str] | None = None) -> None:
-    """Write config.json and model.safetensors for `timm.create_model('local-dir:FOLDER', pretrained=True)`.
+    """Write config.json and model.safetensors, which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
 
     Args:
-        model: of timm.create_model or from_vit.
-        folder: made if it is not there.
-        label_names: class names in the order of the head's outputs.
+        model: a model from timm.create_model or from_vit.
+        folder: folder to write to; it is created if it does not exist.
+        label_names: class names, in the order of the outputs of the head.
     """
-    given = {"label_names": label_names} if label_names else None
-    save_for_hf(model, str(folder), model_config=given, safe_serialization=True)
+    model_config = {"label_names": label_names} if label_names else None
+    save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
-    # once is enough, and twice is once too often for the TimmWrapper of transformers 5
+    # num_classes is also at the top level, and the TimmWrapper of transformers 5 fails if it gets it twice.
     config.get("model_args", {}).pop("num_classes", None)
     path.write_text(json.dumps(config, indent=2) + "\n")

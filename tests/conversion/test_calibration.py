@@ -1,11 +1,11 @@
-"""Calibration measures the heads on images, once, and conversion by it keeps more than by the weights alone."""
+"""Calibration reads the images once, and keeps more of the source than a conversion from the weights only."""
 
 import pytest
 import timm
 import torch
 
 from diffvit_timm import conversion_report, from_vit
-from diffvit_timm.conversion.calibration import FIT_RIDGE, RIDGE, UNIFORM, fit_projections, logit_moments
+from diffvit_timm.conversion.calibration import FIT_RIDGE, RIDGE, UNIFORM_WEIGHT, fit_projections, logit_moments
 
 SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
@@ -21,7 +21,7 @@ def source_with_outlier_channels():
     return source
 
 
-def test_the_moments_are_those_of_the_queries_and_of_the_keys_as_each_query_sees_them():
+def test_the_moments_are_those_of_the_queries_and_of_the_keys_under_each_querys_map():
     source, images = source_with_outlier_channels(), torch.randn(6, 3, 32, 32)
     moments = logit_moments(source, images)
     with torch.inference_mode():
@@ -29,8 +29,9 @@ def test_the_moments_are_those_of_the_queries_and_of_the_keys_as_each_query_sees
         for block, (gram_q, gram_k) in zip(source.blocks, moments, strict=True):
             q, k, _ = block.attn.qkv(block.norm1(x)).double().reshape(6, 17, 3, 3, 16).unbind(2)
             maps = (torch.einsum("bnhd,bmhd->bhnm", q, k) / 4).softmax(-1)
-            maps = (1 - UNIFORM) * maps + UNIFORM / 17
-            seen = k[:, None] - torch.einsum("bhnm,bmhd->bnhd", maps, k)[:, :, None]  # (B, N, M, H, d), of each query
+            maps = (1 - UNIFORM_WEIGHT) * maps + UNIFORM_WEIGHT / 17
+            # (B, N, M, H, d): keys m, centred for query n
+            seen = k[:, None] - torch.einsum("bhnm,bmhd->bnhd", maps, k)[:, :, None]
             covariances = torch.einsum("bhnm,bnmhi,bnmhj->hij", maps, seen, seen)
             for gram, expected in ((gram_q, torch.einsum("bnhi,bnhj->hij", q, q)), (gram_k, covariances)):
                 expected /= 6 * 17
@@ -48,7 +49,7 @@ def test_batches_are_read_once_and_give_the_moments_of_the_whole():
         torch.testing.assert_close(pair, other, rtol=1e-4, atol=1e-6)
 
 
-def test_calibrated_keeps_more_of_the_logits_than_the_weights_alone_tell():
+def test_calibrated_keeps_more_of_the_logits_than_svd():
     source = source_with_outlier_channels()
     images, others = torch.randn(64, 3, 32, 32), torch.randn(32, 3, 32, 32)
     settings = dict(branch_dims=(8, 8), lambda_init=0.0)
@@ -106,7 +107,7 @@ def test_the_projections_are_the_ridge_regression_of_the_sources_attention_outpu
             torch.testing.assert_close(layer.proj.bias.detach(), expected[48].float(), rtol=1e-3, atol=1e-4)
 
 
-def test_the_source_keeps_its_mode_and_has_no_hook_left_after_an_error():
+def test_the_source_keeps_its_mode_and_no_hook_after_an_error():
     source = source_with_outlier_channels().train()
     with pytest.raises(RuntimeError):
         logit_moments(source, torch.randn(1, 7, 32, 32))
@@ -114,7 +115,7 @@ def test_the_source_keeps_its_mode_and_has_no_hook_left_after_an_error():
     assert not any(block.attn._forward_pre_hooks for block in source.blocks)
 
 
-def test_images_go_with_calibrated_and_with_nothing_else():
+def test_svd_refuses_images_and_calibrated_needs_them():
     source = source_with_outlier_channels()
     with pytest.raises(ValueError, match="empty"):
         from_vit(source, images=[])

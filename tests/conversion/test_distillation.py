@@ -1,4 +1,4 @@
-"""Layer-wise distillation brings attention outputs nearer to the source's, and leaves lambda and the source alone."""
+"""Layer-wise distillation brings attention outputs closer to the source's, and does not change lambda."""
 
 import pytest
 import timm
@@ -17,7 +17,7 @@ def source():
     return model
 
 
-def test_attention_outputs_on_other_images_come_nearer_to_the_sources(source):
+def test_attention_outputs_on_other_images_come_closer_to_the_sources(source):
     images, others = torch.randn(96, 3, 32, 32), torch.randn(16, 3, 32, 32)
     model = from_vit(source, branch_dims=(8, 8), lambda_init=0.2)
     before = conversion_report(source, model, others)

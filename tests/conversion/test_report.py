@@ -1,4 +1,4 @@
-"""The report says what a conversion kept, by figures that can be recomputed by hand."""
+"""The figures of the report agree with a direct computation."""
 
 import pytest
 import timm
@@ -50,7 +50,7 @@ def test_each_layer_is_compared_on_the_tokens_of_the_source():
             x = plain(x)
 
 
-def test_all_of_the_energy_is_in_a_first_branch_of_nearly_full_width():
+def test_a_first_branch_of_nearly_full_width_keeps_nearly_all_energy():
     source, model = pair(branch_dims=(15, 1), lambda_init=0.0)
     report = conversion_report(source, model, torch.randn(8, 3, 32, 32))
     assert min(report.energy_kept) > 0.98
@@ -85,7 +85,7 @@ def test_no_hook_is_left_behind_and_an_empty_batch_is_refused():
     assert not any(block.attn._forward_hooks for block in source.blocks)
 
 
-def test_the_printed_report_has_a_line_a_layer():
+def test_the_printed_report_has_one_row_per_layer():
     text = str(conversion_report(*pair(), torch.randn(4, 3, 32, 32)))
     assert len(text.splitlines()) == 2 + 2
     assert "top-1 agreement" in text

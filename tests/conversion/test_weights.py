@@ -1,4 +1,4 @@
-"""Conversion keeps the logits of the source, and refuses what it cannot keep."""
+"""Conversion keeps the logits of the source, and refuses networks that it cannot convert."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ def relative_error(actual, expected):
 
 
 def plain_vit(name="vit_tiny_patch16_224", spread=0.1, **kwargs):
-    """A plain ViT whose attention is far from uniform, so that losing logits shows."""
+    """A plain ViT whose attention is far from uniform, so that a loss of logits changes its output."""
     torch.manual_seed(0)
     model = timm.create_model(name, **{**SHAPE, **kwargs}).eval()
     for module in model.modules():
@@ -32,7 +32,7 @@ def plain_vit(name="vit_tiny_patch16_224", spread=0.1, **kwargs):
 
 
 def logits_of(layer, x):
-    """Softmax-relevant logits of both branches together, (B, H, N, N), less their mean over the keys."""
+    """Logits of both branches together, (B, H, N, N), minus their mean over the keys, which no softmax notices."""
     q, k, _ = layer.project_qkv(x)
     logits = q @ k.mT * layer.scale
     return logits - logits.mean(-1, keepdim=True)
@@ -53,7 +53,7 @@ def plain_logits(attn, x):
     rank=st.integers(0, 32),
     bias=st.booleans(),
 )
-def test_rotating_a_head_leaves_its_logits_and_makes_nothing_nan(seed, head_dim, outlier, rank, bias):
+def test_rotating_a_head_keeps_its_logits_and_makes_no_nan(seed, head_dim, outlier, rank, bias):
     generator = torch.Generator().manual_seed(seed)
     heads, dim = 2, 40
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -87,7 +87,7 @@ def test_the_first_channels_carry_the_most_that_any_can():
 
 
 @pytest.mark.parametrize("method", ["svd", "slice"])
-def test_the_two_branches_together_have_the_sources_logits_at_its_own_scale(method):
+def test_the_two_branches_together_have_the_logits_of_the_source_at_the_same_scale(method):
     source = plain_vit()
     model = from_vit(source, method=method)
     x = torch.randn(2, 9, 48)
@@ -96,7 +96,7 @@ def test_the_two_branches_together_have_the_sources_logits_at_its_own_scale(meth
 
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(qkv_bias=False), dict(proj_bias=False)])
-def test_with_lambda_0_and_next_to_no_second_branch_the_network_is_the_source(kwargs):
+def test_with_lambda_0_and_a_second_branch_of_width_1_the_network_is_nearly_the_source(kwargs):
     source = plain_vit(spread=0.05, **kwargs)
     model = from_vit(source, lambda_init=0.0, branch_dims=(15, 1))
     x = torch.randn(4, 3, 32, 32)
@@ -116,7 +116,7 @@ def test_a_head_of_low_rank_is_converted_without_any_loss():
     assert relative_error(model(x), source(x)) < 1e-4
 
 
-def test_svd_keeps_more_than_slicing_where_the_one_liner_keeps_nothing():
+def test_svd_keeps_more_than_slice():
     source = plain_vit(embed_dim=96, spread=0.15)
     x = torch.randn(8, 3, 32, 32)
     errors = {
@@ -126,7 +126,7 @@ def test_svd_keeps_more_than_slicing_where_the_one_liner_keeps_nothing():
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.05, 0.3])
-def test_lambda_starts_exactly_at_lambda_init_with_a_living_gradient(lam):
+def test_lambda_starts_exactly_at_lambda_init_and_has_a_gradient(lam):
     model = from_vit(plain_vit(), lambda_init=lam)
     assert [a.compute_lambda(None).item() for a in model.differential_layers()] == pytest.approx([lam] * 2, abs=1e-7)
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
@@ -170,7 +170,7 @@ def test_pairs_halve_the_heads_and_keep_the_map_of_the_first_of_each_pair():
     source = plain_vit(num_heads=4, embed_dim=64)
     model = from_vit(source, "pairs", lambda_init=0.0)
     assert [layer.num_heads for layer in model.differential_layers()] == [2, 2]
-    with torch.no_grad():  # heads that see the same are one differential head without any loss
+    with torch.no_grad():  # two heads with equal maps become one differential head without any loss
         for block in source.blocks:
             q, k, _ = block.attn.qkv.weight.reshape(3, 2, 2, 16, 64)
             q[:, 1], k[:, 1] = q[:, 0], k[:, 0]
@@ -194,7 +194,7 @@ def test_pairs_find_the_heads_whose_maps_are_alike():
     assert relative_error(from_vit(source, "pairs", lambda_init=0.0)(x), source(x)) > 1e-2  # neighbours
 
 
-def test_pairs_are_refused_where_the_heads_do_not_pair():
+def test_pairs_are_refused_if_the_heads_do_not_pair():
     with pytest.raises(ValueError, match="3 heads do not pair"):
         from_vit(plain_vit(), "pairs")
     siglip = plain_vit("vit_base_patch16_siglip_224", num_heads=4, embed_dim=64)
@@ -202,7 +202,7 @@ def test_pairs_are_refused_where_the_heads_do_not_pair():
         from_vit(siglip, "pairs")
 
 
-def test_values_keep_their_mass_under_any_lambda():
+def test_uniform_maps_are_converted_exactly_under_any_lambda():
     source = plain_vit()
     with torch.no_grad():
         for block in source.blocks:
@@ -227,15 +227,13 @@ FAMILIES = {
     "average pooling": dict(name="vit_tiny_patch16_224", global_pool="avg"),
     "no class token": dict(name="vit_tiny_patch16_224", class_token=False, global_pool="avg"),
     "one channel, oblong": dict(name="vit_tiny_patch16_224", in_chans=1, img_size=(32, 48)),
-    "learned places of two dimensions": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="learn_2d"),
-    "fixed places": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="sincos"),
+    "learned two-dimensional position embedding": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="learn_2d"),
+    "fixed two-dimensional position embedding": dict(name="diffvit_tiny_patch16", attn="plain", pos_embed="sincos"),
 }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_sources_converts_and_saves(family, tmp_path):
-    from timm.models import save_for_hf
-
     source = plain_vit(spread=0.05, **FAMILIES[family])
     state = {key: tensor.clone() for key, tensor in source.state_dict().items()}
     x = torch.randn(8, source.in_chans, *source.patch_embed.img_size)
@@ -259,7 +257,7 @@ def test_device_dtype_and_mode_are_the_sources():
     assert model.blocks[0].attn.lambda_q1.dtype == torch.float32
 
 
-def test_a_vit_made_by_hand_converts():
+def test_a_vit_from_its_constructor_converts():
     source = timm.models.VisionTransformer(**SHAPE, in_chans=1).eval()
     assert from_vit(source).pretrained_cfg["input_size"] == (1, 32, 32)
 
@@ -277,10 +275,10 @@ def test_a_vit_made_by_hand_converts():
         ("vit_small_patch16_18x2_224", dict(), "ParallelThingsBlock with NoneType"),
         ("vit_tiny_patch16_224", dict(scale_mlp_norm=True), "normalises within its MLP"),
         ("vit_tiny_patch16_224", dict(embed_norm_layer="layernorm"), "a LayerNorm follows its patches"),
-        ("vit_tiny_patch16_224", dict(act_layer="leaky_relu"), "the activation of block 0, LeakyReLU.* is unknown"),
+        ("vit_tiny_patch16_224", dict(act_layer="leaky_relu"), "activation of block 0, LeakyReLU.* is not supported"),
     ],
 )
-def test_what_has_no_place_is_refused_with_the_reason(name, kwargs, reason):
+def test_a_network_that_cannot_be_converted_is_refused_with_the_reason(name, kwargs, reason):
     source = timm.create_model(name, **({} if kwargs is None else {**SHAPE, **kwargs}))
     with pytest.raises(ValueError, match=reason):
         from_vit(source)
@@ -299,16 +297,16 @@ def test_activations_and_norms_keep_their_settings(kwargs):
     torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
 
 
-def test_a_subclass_with_a_forward_pass_of_its_own_is_refused():
+def test_a_subclass_that_overrides_the_forward_pass_is_refused():
     class Squared(timm.models.VisionTransformer):
         def forward_features(self, x, attn_mask=None, is_causal=False):
             return super().forward_features(x).square()
 
-    with pytest.raises(ValueError, match="Squared cannot be converted: it has a forward_features of its own"):
+    with pytest.raises(ValueError, match="Squared cannot be converted: it overrides forward_features of timm's"):
         from_vit(Squared(**SHAPE))
 
 
-def test_a_head_that_was_exchanged_is_converted_as_it_is_or_refused():
+def test_a_head_that_was_replaced_is_converted_as_it_is_or_refused():
     source, x = plain_vit(), torch.randn(2, 3, 32, 32)
     source.head = torch.nn.Linear(48, 7)
     torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
@@ -316,23 +314,23 @@ def test_a_head_that_was_exchanged_is_converted_as_it_is_or_refused():
     assert from_vit(source, attn="diff_v2").num_classes == 0
     for head in (torch.nn.Linear(48, 7, bias=False), torch.nn.Sequential(torch.nn.Linear(48, 7))):
         source.head = head
-        with pytest.raises(ValueError, match=f"its head, a {type(head).__name__}, is no Linear with a bias"):
+        with pytest.raises(ValueError, match=f"its head, a {type(head).__name__}, is not a Linear with a bias"):
             from_vit(source)
 
 
-def test_an_mlp_of_a_width_that_timm_would_cut_keeps_it():
+def test_an_mlp_width_that_timm_would_round_down_is_kept():
     source, x = plain_vit(embed_dim=176, num_heads=2, mlp_ratio=8 / 3), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
 
 
-def test_a_layer_scale_of_zeros_stays_one():
+def test_a_layer_scale_of_zeros_stays_a_layer_scale():
     source, x = plain_vit(init_values=1.0), torch.randn(2, 3, 32, 32)
     for block in source.blocks:
         torch.nn.init.zeros_(block.ls1.gamma)
     torch.testing.assert_close(from_vit(source, attn="diff_v2")(x), source(x))
 
 
-def test_the_modes_of_the_sources_modules_stay():
+def test_the_modes_of_the_sources_modules_are_restored():
     source = plain_vit().train()
     source.blocks[0].eval()
     from_vit(source, images=torch.randn(4, 3, 32, 32))
@@ -342,12 +340,12 @@ def test_the_modes_of_the_sources_modules_stay():
 
 
 @pytest.mark.parametrize("shape", [dict(num_classes=3), dict(num_heads=4), dict(patch_size=4)])
-def test_the_shape_is_the_sources(shape):
-    with pytest.raises(ValueError, match="would change the shape, which is the source's: leave it out"):
+def test_arguments_that_would_change_the_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="would change the shape, which is that of the source: leave it out"):
         from_vit(plain_vit(), **shape)
 
 
-def test_other_images_resample_the_position_embedding_as_timm_does(tmp_path):
+def test_img_size_resamples_the_position_embedding_as_timm_does(tmp_path):
     source, x = plain_vit(), torch.randn(2, 3, 64, 48)
     model = from_vit(source, attn="diff_v2", img_size=(64, 48))
     source.set_input_size(img_size=(64, 48))
@@ -356,13 +354,13 @@ def test_other_images_resample_the_position_embedding_as_timm_does(tmp_path):
     torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), source(x))
 
 
-def test_a_loader_with_targets_calibrates_and_what_are_no_images_is_refused():
+def test_a_loader_with_targets_calibrates_and_inputs_that_are_not_images_are_refused():
     source, images = plain_vit(), torch.randn(4, 3, 32, 32)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, torch.arange(4)), batch_size=2)
     rotated = [from_vit(source, images=given).blocks[0].attn.qkv.weight for given in (loader, images.split(2))]
     assert torch.equal(*rotated)
     for wrong in (images[0], images.to(torch.uint8)):
-        with pytest.raises(ValueError, match=r"images must be \(n, C, H, W\) and normalised"):
+        with pytest.raises(ValueError, match=r"images must be normalised floats of shape \(n, C, H, W\)"):
             from_vit(source, images=wrong)
 
 
@@ -371,9 +369,9 @@ def test_settings_that_would_undo_the_conversion_are_refused():
         from_vit(plain_vit(), head_norm=True)
     with pytest.raises(ValueError, match="lambda_init=1"):
         from_vit(plain_vit(), lambda_init=1.0)
-    with pytest.raises(ValueError, match="lambda_init=1 leaves nothing"):
+    with pytest.raises(ValueError, match="lambda_init=1 must be below 1"):
         from_vit(plain_vit(), attn="diff_v2", lambda_init=1 - 1e-9)  # 1 in float32
-    with pytest.raises(ValueError, match=r"conversion='slice' is create_model's name.*pass it as method"):
+    with pytest.raises(ValueError, match=r"conversion='slice' is an argument of create_model.*pass it as method"):
         from_vit(plain_vit(), conversion="slice")
     with pytest.raises(ValueError, match=r"conversion 'best'.*'svd'"):
         from_vit(plain_vit(), method="best")
@@ -389,7 +387,7 @@ def test_gated_mlps_keep_the_order_of_their_gate_and_dropout_is_carried_over():
 
 
 @pytest.mark.parametrize("kwargs", [dict(qkv_bias=False), dict(scale_attn_norm=True), dict(proj_bias=False)])
-def test_a_tensor_of_the_source_without_a_place_in_the_model_is_an_error_and_so_is_an_invented_one(kwargs):
+def test_a_tensor_that_only_the_source_or_only_the_model_has_is_an_error(kwargs):
     model = timm.create_model("diffvit_tiny_patch16", **SHAPE, **kwargs)
     with pytest.raises(ValueError, match="only in one of source and model"):
         convert_state_dict(plain_vit().state_dict(), model)
@@ -406,7 +404,7 @@ def test_a_checkpoint_with_qk_norm_is_refused_by_the_filter_too():
         convert_state_dict(state, from_vit(plain_vit()))
 
 
-def test_the_callers_state_dict_is_left_alone():
+def test_the_callers_state_dict_is_not_changed():
     source = plain_vit()
     state = source.state_dict()
     keys = list(state)

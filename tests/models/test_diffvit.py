@@ -1,4 +1,4 @@
-"""The registered models behave in timm as any timm ViT does."""
+"""The registered models behave like any other timm ViT."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from diffvit_timm.models.diffvit import FROM_SCRATCH, SOURCES, checkpoint_filter
 NAMES = timm.list_models("diffvit*")
 CONVERTED = [name for name in NAMES if name not in FROM_SCRATCH]
 
-# Every name at its own head width, norms and extras, but small: what is checked does not depend on the size.
+# Every variant keeps its norms and extras but is made small, because the tests do not depend on the size.
 SMALL = dict(img_size=32, patch_size=16, in_chans=3, embed_dim=64, depth=3, num_heads=2)
 
 
@@ -47,7 +47,7 @@ def test_a_tag_has_the_data_settings_and_the_hub_repository_of_its_source(tag):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.hf_hub_id == theirs.hf_hub_id
     assert ours.hf_hub_id.startswith("timm/")
-    assert not ours.url  # the original file has other names for the tensors
+    assert not ours.url  # the tensors of the original file have other names
     assert not ours.custom_load
 
 
@@ -68,7 +68,7 @@ def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(nam
         diff, plain = timm.create_model(name), timm.create_model(name, attn="plain")
     layers, dim = diff.differential_layers(), diff.embed_dim
     v2 = name.startswith("diffvit2")
-    # version 2: the second queries with their bias, and lambda's projection
+    # version 2 adds the second queries with their bias, and the projection of lambda
     extra = dim * (dim + 1) + dim * layers[0].num_heads if v2 else 4 * (layers[0].head_dim // 2)
     count = {model: sum(p.numel() for p in model.parameters()) for model in (diff, plain)}
     assert count[diff] == count[plain] + extra * len(layers)
@@ -76,7 +76,7 @@ def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(nam
 
 
 @pytest.mark.parametrize("name", FROM_SCRATCH)
-def test_what_starts_from_scratch_has_the_papers_layer_and_a_plain_twin(name):
+def test_variants_without_checkpoints_have_the_papers_layer_and_a_plain_twin(name):
     with torch.device("meta"):
         diff, plain, second = (timm.create_model(name, attn=attn) for attn in ("diff", "plain", "diff_v2"))
     for depth, layer in enumerate(diff.differential_layers()):
@@ -209,7 +209,7 @@ def test_saving_and_loading_by_local_dir_is_bit_equal(name, attn, tmp_path):
 def test_set_lambda_init_reaches_every_layer():
     model = small("diffvit_tiny_patch16")
     lambdas = [layer.compute_lambda(None).item() for layer in model.differential_layers()]
-    assert lambdas != pytest.approx([0.05] * 3)  # from scratch, lambda's vectors are random
+    assert lambdas != pytest.approx([0.05] * 3)  # without a checkpoint, the vectors of lambda are random
     model.set_lambda_init(0.5)
     assert [layer.lambda_init.item() for layer in model.differential_layers()] == [0.5] * 3
     assert small("diffvit_tiny_patch16", attn="plain").differential_layers() == []
@@ -227,7 +227,7 @@ def test_set_lambda_init_reaches_every_layer():
         (dict(conversion="pairs", num_heads=1), "1 heads do not pair"),
         (dict(attn_layer="diff"), "attn_layer is timm's"),
         (dict(conversion="svdd"), "conversion 'svdd'.*'svd'"),
-        (dict(conversion="svd", attn="plain"), "conversion='svd'.*attn='plain' needs none"),
+        (dict(conversion="svd", attn="plain"), "conversion='svd'.*leave it out with attn='plain'"),
         (dict(num_heads=64, branch_dims=None, head_norm=True), "widths|odd"),
     ],
 )
@@ -237,7 +237,7 @@ def test_wrong_settings_are_refused_by_name(kwargs, message):
 
 
 class TestLoading:
-    """The filter behind create_model(..., pretrained=True), on checkpoints written here."""
+    """The filter of create_model(..., pretrained=True), on checkpoints that the tests write."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path):
@@ -283,7 +283,7 @@ class TestLoading:
         _, path = checkpoint
         assert self.load(path, conversion="pairs").blocks[0].attn.num_heads == 1
 
-    def test_a_forgotten_block_is_an_error_even_where_timm_loads_leniently(self, checkpoint):
+    def test_a_missing_block_is_an_error_even_if_timm_loads_with_strict_false(self, checkpoint):
         _, path = checkpoint
         state = torch.load(path)
         del state["blocks.1.mlp.fc1.weight"]
@@ -291,7 +291,7 @@ class TestLoading:
         with pytest.raises(RuntimeError, match=r"missing.*blocks\.1\.mlp\.fc1\.weight"):
             self.load(path, num_classes=9)
 
-    def test_a_forgotten_qkv_is_an_error_that_names_it(self, checkpoint):
+    def test_a_missing_qkv_is_an_error_that_names_it(self, checkpoint):
         _, path = checkpoint
         state = torch.load(path)
         del state["blocks.2.attn.qkv.weight"]
@@ -328,7 +328,7 @@ class TestLoading:
 
 
 def python(code):
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return run.stdout.strip()
 
@@ -337,21 +337,20 @@ def python(code):
     "imports",
     [
         "import diffvit_timm, importlib.util; assert importlib.util.find_spec('timm'); import timm",
-        "from diffvit_timm import DifferentialAttention; import timm",  # each of these imports timm itself
+        "from diffvit_timm import DifferentialAttention; import timm",  # each of these imports timm first
         "from diffvit_timm import from_vit; import timm",
         "import diffvit_timm.training.model, timm",
     ],
 )
-def test_the_models_are_registered_where_timm_is_imported_after(imports):
+def test_the_models_are_registered_if_timm_is_imported_afterwards(imports):
     assert python(imports + "; print(timm.is_model('diffvit_nano'))") == "True"
 
 
-def test_importing_loads_neither_datasets_nor_accelerate_nor_matplotlib():
-    code = (
-        "import sys, timm, diffvit_timm; "
-        "print([m for m in ('datasets', 'albumentations', 'accelerate', 'matplotlib', 'sklearn', 'open_clip') "
-        "if m in sys.modules])"
-    )
+def test_importing_the_package_imports_nothing_that_only_training_needs():
+    training_only = (
+        "datasets", "albumentations", "accelerate", "matplotlib", "sklearn", "scipy", "tyro", "rich", "open_clip"
+    )  # fmt: skip
+    code = f"import sys, timm, diffvit_timm; print([m for m in {training_only} if m in sys.modules])"
     assert python(code) == "[]"
 
 
@@ -381,7 +380,7 @@ def test_a_fused_model_computes_the_same_and_its_head_norm_has_no_weight_left(ti
         expected = model(images)
         assert model.fuse() is model
         torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-4)
-        again = reparameterize_model(model)  # twice is once, and by timm's own function
+        again = reparameterize_model(model)  # fusing a second time, by timm's own function, changes nothing
         torch.testing.assert_close(again(images), expected, atol=1e-5, rtol=1e-4)
     for layer in model.differential_layers() if "scale_attn_norm" not in settings else []:
         if (weight := layer.head_norm_weight()) is not None:
