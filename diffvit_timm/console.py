@@ -1,4 +1,4 @@
-"""What a recipe prints: a rich bar on a terminal, a plain line every few seconds elsewhere."""
+"""Console output for people, on stderr: log lines, and progress as a rich bar (terminal) or as a line (log file)."""
 
 import contextlib
 import os
@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 10.0  # between two progress lines in a log file
 
 ItemT = TypeVar("ItemT")
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Yield a function that advances by one and shows a short text; an empty one leaves the last.
+    """Show progress while this context is open.
+
+    The context gets a function that counts one step and shows a short text. An empty text keeps the previous one.
 
     Args:
-        label: what is counted.
-        total: how many.
+        label: description in front of the count.
+        total: number of steps.
     """
+    from rich.console import Console  # not above: the core of the package does not need rich
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -33,35 +35,35 @@ def progress(label: str, total: int) -> Iterator[Callable[[str], None]]:
     )
     bar = Progress(*columns, console=console, transient=True) if is_main() and console.is_terminal else None
     task = bar.add_task(label, total=total, text="") if bar else None
-    done, last, shown = 0, time.monotonic(), ""
+    done, last_line, shown = 0, time.monotonic(), ""
 
     def advance(text: str) -> None:
-        nonlocal done, last, shown
+        nonlocal done, last_line, shown
         done, shown = done + 1, text or shown
         if bar is not None and task is not None:
             bar.update(task, completed=done, text=shown)
-        elif time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            say(f"{label} {done}/{total} {shown}")
+        elif time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            log0(f"{label} {done}/{total} {shown}")
 
     with bar or contextlib.nullcontext():
         yield advance
 
 
 def track(items: Iterable[ItemT], label: str, total: int) -> Iterator[ItemT]:
-    """The items, with their progress shown; arguments as in `progress`."""
+    """Yield the items and show their progress. The other arguments are those of `progress`."""
     with progress(label, total) as advance:
         for item in items:
             yield item
             advance("")
 
 
-def say(line: str) -> None:
-    """A line for people, by the main process, on stderr: stdout's last line is the result."""
+def log0(line: str) -> None:
+    """Print a line on stderr in the main process only. The last line on stdout is kept for the result."""
     if is_main():
         print(line, file=sys.stderr, flush=True)
 
 
 def is_main() -> bool:
-    """Whether this is the only process, or the first of those that a launcher has started."""
+    """Return whether this is the main process: the only one, or rank 0 of those that a launcher started."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -1,4 +1,4 @@
-"""Writing so that what is on the disk is whole, and a full disk is one clear error."""
+"""Atomic writes, and clear errors for a full disk or a folder that cannot be used."""
 
 import contextlib
 import datetime
@@ -13,97 +13,110 @@ from safetensors import SafetensorError
 from .errors import InputError
 
 __all__ = [
-    "filling",
+    "atomic_folder",
+    "disk_errors",
+    "fill_folder",
     "new_folder",
     "output_folder",
-    "recover_folder",
     "remove_folder",
-    "replace",
-    "whole_folder",
-    "writing",
+    "restore_folder",
+    "write_atomically",
 ]
 
 
 @contextlib.contextmanager
-def writing(what: str, folder: Path, then: str) -> Iterator[None]:
-    """Make one error of what a full or broken disk makes of the writing in this context.
+def disk_errors(what: str, folder: Path, advice: str) -> Iterator[None]:
+    """Turn the errors of a full or broken disk within this context into one InputError.
 
     Args:
-        what: is written.
-        folder: where.
-        then: what the user can do once there is space.
+        what: name of the thing that is written, for the message.
+        folder: folder that it is written to.
+        advice: what the user can do after freeing some space, for the end of the message.
 
     Raises:
-        InputError: it could not be written.
+        InputError: the disk is full or broken.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save has RuntimeErrors, safetensors its own
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
         raise InputError(
-            f"{what} cannot be written to {folder} ({error}; {free:.0f} MiB free): free some space and {then}"
+            f"{what} cannot be written to {folder} ({error}; {free:.0f} MiB free): free some space and {advice}"
         ) from error
 
 
 @contextlib.contextmanager
-def filling(folder: Path, what: str, then: str) -> Iterator[Path]:
-    """A folder aside to fill, whose parts go into a new or empty one of the user's at the end, its folders last.
+def fill_folder(folder: Path, what: str, advice: str) -> Iterator[Path]:
+    """Fill a folder of the user, all or nothing.
+
+    The context gets a temporary folder. When it ends without an error, everything in that folder moves to `folder`,
+    files first and folders last. An error leaves nothing behind.
+
+    Args:
+        folder: folder to fill, new or empty.
+        what, advice: as in `disk_errors`.
 
     Raises:
-        InputError: as `writing`.
+        InputError: the disk is full or broken.
     """
-    with writing(what, folder, then):
+    with disk_errors(what, folder, advice):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            yield Path(aside)
-            for part in sorted(Path(aside).iterdir(), key=lambda part: (part.is_dir(), part.name)):
-                part.rename(folder / part.name)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            yield Path(temporary)
+            for entry in sorted(Path(temporary).iterdir(), key=lambda entry: (entry.is_dir(), entry.name)):
+                entry.rename(folder / entry.name)
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, what: str, then: str) -> Iterator[Path]:
-    """A folder to fill, which takes the place `path` at the end; whatever happens before leaves what is there.
+def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
+    """Replace a folder atomically: readers find the old content or the new content, never a part.
 
-    For places within a run: what is called `path` and .new or .old, beside it, is taken for its own rest.
-    Flushed to the disk first: a machine that stops could otherwise leave a renamed folder of empty files.
+    The context gets an empty folder beside `path`, which is renamed to `path` at the end. An error before that leaves
+    the old folder untouched. Use it only inside a run folder, because it deletes what else is called PATH.new or
+    PATH.old. A process that is killed between the two renames leaves the old folder as PATH.old: see `restore_folder`.
+
+    Args:
+        path: folder to create or replace.
+        what, advice: as in `disk_errors`.
 
     Raises:
-        InputError: as `writing`.
+        InputError: the disk is full or broken.
     """
-    aside, old = _beside(path)
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    new, old = _new_and_old(path)
+    shutil.rmtree(new, ignore_errors=True)  # left over from a run that was killed
     try:
-        with writing(what, path.parent, then):
-            aside.mkdir(parents=True)
-            yield aside
-            for file in (*aside.iterdir(), aside):
+        with disk_errors(what, path.parent, advice):
+            new.mkdir(parents=True)
+            yield new
+            # Flush before the rename: a power failure could otherwise leave a renamed folder of empty files.
+            for file in (*new.iterdir(), new):
                 _flush(file)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 path.rename(old)
-            aside.rename(path)
+            new.rename(path)
             _flush(path.parent)
     except InputError:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder; half a removal must not look like the whole one."""
-    _, old = _beside(path)
+    """Remove a folder. It is renamed first, so that a partly removed folder never looks like a complete one."""
+    _, old = _new_and_old(path)
     path.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover_folder(path: Path) -> None:
-    """Give a folder back that a kill took between the two renames of `whole_folder`."""
-    _, old = _beside(path)
+def restore_folder(path: Path) -> None:
+    """Restore a folder after the process was killed between the two renames of `atomic_folder`."""
+    _, old = _new_and_old(path)
     if old.exists() and not path.exists():
         old.rename(path)
 
 
-def _beside(path: Path) -> tuple[Path, Path]:
+def _new_and_old(path: Path) -> tuple[Path, Path]:
     return path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
 
 
@@ -115,37 +128,46 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def replace(path: Path, text: str) -> None:
-    """Write a file aside and rename it: whoever reads it finds the old text or the new one."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text)
-    aside.replace(path)
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file atomically: readers find the old text or the new text, never a part."""
+    new, _ = _new_and_old(path)
+    new.write_text(text)
+    new.replace(path)
 
 
 def output_folder(given: str, name: str) -> Path:
-    """The folder that a command writes: `given`, or runs/NAME-DATE-TIME for 'auto'; nothing is made yet.
+    """Return the folder for the output of a command, without creating it.
+
+    Args:
+        given: path of the folder, or 'auto' for runs/NAME-DATE-TIME.
+        name: name of the command.
 
     Raises:
-        InputError: it holds something already, or cannot be written.
+        InputError: the folder is not empty, or cannot be written.
     """
     return new_folder(f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}" if given == "auto" else given)
 
 
-def new_folder(name: str | Path, option: str = "--output") -> Path:
-    """The path of a folder that can be written, and is new or empty; nothing is made yet.
+def new_folder(name: str | Path, parameter: str = "output") -> Path:
+    """Return the path of a new or empty folder after checking that it can be written, without creating it.
+
+    Args:
+        name: path of the folder; ~ is the home folder.
+        parameter: name of the user's parameter, for the error.
 
     Raises:
-        InputError: it holds something already, or cannot be written.
+        InputError: the folder is not empty, or cannot be written.
     """
     path = Path(name).expanduser()
     if path.exists() and not path.is_dir():
-        raise InputError(f"{option} {path} is a file: give a new folder")
+        raise InputError(f"`{parameter}={path}` is a file: choose a new folder")
     if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{option} {path} is used already: give a new folder, or empty it yourself")
+        raise InputError(f"`{parameter}={path}` is not empty: choose a new folder, or empty this one yourself")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permission bits do not tell: root, read-only mounts, quotas
+        # Try it: permission bits say nothing about root, read-only mounts and quotas.
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise InputError(f"{option} {path} cannot be written ({error}): give another folder") from error
+        raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
     return path

@@ -1,13 +1,12 @@
-"""The images of a split, decoded, augmented and normalised: one by one, or small ones a batch at a time from memory."""
+"""The images of a split, decoded, augmented and normalised: one at a time, or small images in batches from memory."""
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -15,23 +14,27 @@ from torch.utils.data import default_collate
 from ..errors import InputError
 from .augment import Transform
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = ["BATCHED", "MODES", "SMALL", "ImageDataset", "SmallImages", "decode_all", "decode_image"]
 
-SMALL = 64  # pixels a side, up to which a split is decoded once and kept
-BATCHED = {"shift", "flip", "cutout"}  # steps that SmallImages takes for a batch at once
+SMALL = 64  # largest side in pixels of images that are decoded once and kept in memory
+BATCHED = {"shift", "flip", "cutout"}  # augmentation steps that SmallImages applies to a whole batch
 
-MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB"}  # PIL's mode for a number of channels
 
 
-class _Epochs(torch.utils.data.Dataset):
-    """A dataset that draws anew each epoch.
+class _EpochDataset(torch.utils.data.Dataset):
+    """A dataset whose augmentation differs in every epoch.
 
-    Indices beyond the length are further looks at the same images, with draws of their own.
+    Indices beyond the length are further augmented copies of the same images (see `RepeatedSampler`).
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on must see it change
+        # In shared memory, so that persistent workers of a DataLoader see the new epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
@@ -44,22 +47,23 @@ class _Epochs(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))  # Python's own way would not end: every index is one
+        # Python's default iteration stops at an IndexError, which never comes: every index is valid.
+        return (self[index] for index in range(len(self)))
 
 
-class ImageDataset(_Epochs):
+class ImageDataset(_EpochDataset):
     """Decoded and transformed images of one split.
 
     Args:
         split: a split of `Splits`.
-        transform: image and seed -> tensor.
+        transform: image and seed -> tensor (C, H, W).
         in_chans: 1 (grey) or 3 (RGB).
-        seed: of the augmentation, which is a function of seed, epoch and index alone.
+        seed: seed of the augmentation, which depends only on seed, epoch and index.
     """
 
     collate = staticmethod(default_collate)
 
-    def __init__(self, split: Dataset, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
+    def __init__(self, split: "Dataset", transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
         super().__init__(seed)
         self.split = split
         self.transform = transform
@@ -75,29 +79,29 @@ class ImageDataset(_Epochs):
         return self.transform(image, int(seed)), row["label"]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-class SmallImages(_Epochs):
-    """Images of one size, all in memory, a batch at a time: for images so small that the rest would cost more.
+class SmallImages(_EpochDataset):
+    """Small images of one size, decoded in memory and augmented in batches: faster than decoding them one at a time.
 
     Args:
         pixels: (n, C, H, W), uint8.
         labels: (n,), class indices.
-        names: steps of a policy, all of them in BATCHED.
-        mean, std: a number a channel.
-        seed: of the augmentation, which is a function of seed, epoch and index alone.
+        steps: augmentation steps, all of them in BATCHED.
+        mean, std: one number per channel, for images in [0, 1].
+        seed: seed of the augmentation, which depends only on seed, epoch and index.
     """
 
-    collate = staticmethod(_as_it_is)  # __getitems__ gives whole batches
+    collate = staticmethod(_identity)  # __getitems__ returns whole batches
 
-    def __init__(self, pixels: Tensor, labels: Tensor, names: tuple[str, ...], mean, std, seed: int = 0) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor, steps: tuple[str, ...], mean, std, seed: int = 0) -> None:
         super().__init__(seed)
         self.pixels = pixels
         self.labels = labels
-        self.names = names
-        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))
+        self.steps = steps
+        self.mean, self.std = (torch.tensor(value).view(-1, 1, 1) for value in (mean, std))  # (C, 1, 1)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -107,89 +111,109 @@ class SmallImages(_Epochs):
         return images[0], int(labels[0])
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), normalised, and (B,): what a DataLoader asks for in the place of single items."""
-        chosen = torch.tensor(indices) % len(self)
-        images = self.pixels[chosen]
-        draws = self._draws(indices) if self.names else torch.empty(0, 5)
-        if "shift" in self.names:
+        """Return the normalised images (B, C, H, W) and the labels (B,). A DataLoader calls this for a whole batch."""
+        rows = torch.tensor(indices) % len(self)
+        images = self.pixels[rows]
+        draws = self._draws(indices) if self.steps else torch.empty(0, 5)  # (B, 5)
+        if "shift" in self.steps:
             images = _shifted(images, draws[:, 0], draws[:, 1])
-        if "flip" in self.names:
+        if "flip" in self.steps:
             images = torch.where(draws[:, 2].view(-1, 1, 1, 1) < 0.5, images.flip(-1), images)
         images = (images / 255 - self.mean) / self.std
-        if "cutout" in self.names:
+        if "cutout" in self.steps:  # after the normalisation, so that 0 is the mean colour
             images = _cut_out(images, draws[:, 3], draws[:, 4])
-        return images, self.labels[chosen]
+        return images, self.labels[rows]
 
     def _draws(self, indices: list[int]) -> Tensor:
-        """(B, 5), uniform in [0, 1)."""
+        """Return five random numbers in [0, 1) per image, (B, 5)."""
         states = [np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(5) for index in indices]
         return torch.from_numpy(np.stack(states) / 2**32)
 
 
-def _span(draws: Tensor, starts: int, length: int) -> Tensor:
-    """(B, length): consecutive places, from one of `starts` on."""
+def _spans(draws: Tensor, starts: int, length: int) -> Tensor:
+    """Return `length` consecutive positions per image from a random start in [0, starts): (B,) -> (B, length)."""
     return (draws * starts).long()[:, None] + torch.arange(length)
 
 
 def _shifted(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A random part, of the same size, of the images padded with black by an eighth."""
+    """Pad the images with an eighth of their side in black, and crop at random to their size, (B, C, H, W).
+
+    Args:
+        images: (B, C, H, W).
+        rows, columns: (B,), random numbers in [0, 1) for the position of the crop.
+    """
     height, width = images.shape[-2:]
     down, right = height // 8, width // 8
     padded = F.pad(images, [right, right, down, down])
-    y, x = _span(rows, 2 * down + 1, height), _span(columns, 2 * right + 1, width)
+    y, x = _spans(rows, 2 * down + 1, height), _spans(columns, 2 * right + 1, width)  # (B, H), (B, W)
     image = torch.arange(len(images)).view(-1, 1, 1)
+    # Index tensors on both sides of a slice move its axis to the end: (B, H, W, C).
     return padded[image, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _cut_out(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The images with a square of half the side at 0, the mean (https://arxiv.org/abs/1708.04552)."""
+    """Fill a square of half the side with 0, the mean colour.
+
+    Paper: `Cutout` - https://arxiv.org/abs/1708.04552
+
+    Args:
+        images: (B, C, H, W), normalised.
+        rows, columns: (B,), random numbers in [0, 1) for the position of the square.
+    """
     height, width = images.shape[-2:]
-    y, x = (
+    y, x = (  # (B, H) and (B, W), True in the square
         torch.zeros(len(images), side, dtype=torch.bool).scatter_(
-            1, _span(draws, side - side // 2 + 1, side // 2), True
+            1, _spans(draws, side - side // 2 + 1, side // 2), True
         )
         for draws, side in ((rows, height), (columns, width))
     )
     return images.masked_fill((y[:, :, None] & x[:, None, :]).unsqueeze(1), 0.0)
 
 
-def decode_all(split: Dataset, in_chans: int) -> Tensor | None:
-    """All images of a split, (n, C, H, W), uint8; None if their sizes differ."""
-    first, rows = None, []
+def decode_all(split: "Dataset", in_chans: int) -> Tensor | None:
+    """Decode all images of a split into one tensor, (n, C, H, W), uint8.
+
+    Returns:
+        The images, or None if their sizes differ.
+
+    Raises:
+        InputError: an image cannot be decoded.
+    """
+    shape, rows = None, []
     for index, image in enumerate(split["image"]):
         pixels = np.asarray(decode_image(image, MODES[in_chans], f"image {index} of split {split.split}"))
-        first = pixels.shape if first is None else first
-        if pixels.shape != first:
+        shape = pixels.shape if shape is None else shape
+        if pixels.shape != shape:
             return None
         rows.append(pixels)
-    decoded = torch.from_numpy(np.stack(rows))
+    decoded = torch.from_numpy(np.stack(rows))  # (n, H, W) or (n, H, W, 3)
     return decoded.unsqueeze(1) if in_chans == 1 else decoded.permute(0, 3, 1, 2).contiguous()
 
 
 def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
-    """An undecoded image of a split, upright.
+    """Decode an image of a split, and turn it upright by its EXIF orientation.
 
     Args:
-        image: its bytes or path.
-        mode: of PIL, 'L' or 'RGB'.
-        where: what to call it in the error, where it has no path.
+        image: dict with the `bytes` or the `path` of the image, as `datasets` stores an undecoded image.
+        mode: PIL's mode of the result, 'L' or 'RGB'.
+        where: name of the image in the error, if it does not have a path.
 
     Raises:
-        InputError: it is empty or does not decode.
+        InputError: the image is empty or cannot be decoded.
     """
     if image is None or not (image["bytes"] or image["path"]):
-        raise InputError(f"{where} is empty: take it out of the dataset")
+        raise InputError(f"{where} is empty: remove it from the dataset")
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             upright = ImageOps.exif_transpose(opened)
             if upright.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits, and no known range: save it with 8 or 16 bits a channel")
-            if upright.mode.startswith("I;16"):  # convert would clip, not scale
+                raise ValueError("its pixels have 32 bits, and no known range: save it with 8 or 16 bits per channel")
+            if upright.mode.startswith("I;16"):  # PIL's convert clips 16 bits to 8 instead of scaling them
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")
             return upright.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{image['path'] or where} does not decode ({error}): mend it or take it out of the dataset"
+            f"{image['path'] or where} does not decode ({error}): fix it or remove it from the dataset"
         ) from error

@@ -1,4 +1,4 @@
-"""The order of the images of an epoch where each is looked at several times."""
+"""Sampler for repeated augmentation."""
 
 from collections.abc import Iterator
 
@@ -9,15 +9,17 @@ __all__ = ["RepeatedSampler"]
 
 
 class RepeatedSampler(Sampler[int]):
-    """Repeated augmentation: the looks at an image follow each other, and so share a batch or its neighbour.
+    """Repeated augmentation: an epoch contains several augmented copies of each image that it draws.
 
-    `Hoffer et al. 2020` - https://arxiv.org/abs/1901.09335; an epoch has as many looks as there are images, at a part
-    of them that is another one each epoch, as in DeiT.
+    The copies of an image follow each other, so they are in the same batch or in neighbouring batches. As in DeiT, the
+    length of an epoch is the number of images, so an epoch draws only a part of the images, a different one each time.
+
+    Paper: `Hoffer et al. 2020` - https://arxiv.org/abs/1901.09335
 
     Args:
-        size: how many images.
-        repeats: looks at each.
-        seed: of the order, which is a function of seed and epoch alone.
+        size: number of images.
+        repeats: number of copies of each image.
+        seed: seed of the shuffling; the epoch is added to it.
     """
 
     def __init__(self, size: int, repeats: int, seed: int = 0) -> None:
@@ -33,7 +35,7 @@ class RepeatedSampler(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        """Image i at its look number r is index i + r size."""
+        """Yield indices: copy r of image i has the index i + r * size."""
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        looks = order[:, None] + self.size * torch.arange(self.repeats)
-        return iter(looks.flatten()[: self.size].tolist())
+        indices = order[:, None] + self.size * torch.arange(self.repeats)  # (size, repeats)
+        return iter(indices.flatten()[: self.size].tolist())

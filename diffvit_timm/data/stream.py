@@ -1,30 +1,33 @@
-"""Training images that are read as they come, for a dataset that has no room on the disk."""
+"""Training images that are streamed, for datasets that do not fit on the disk."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import IterableDataset
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from .augment import Transform
 from .images import MODES, decode_image
 
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 __all__ = ["Stream", "StreamedImages"]
 
-BUFFER = 2048  # images, undecoded, out of which the next one is drawn
-MIXED = 10  # files that the buffer is filled from; where there is but one, datasets would wait five seconds at its end
+BUFFER = 2048  # undecoded images in the shuffle buffer, from which the next image is drawn at random
+BUFFER_FILES = 10  # number of files that fill the buffer; with a single file, datasets waits five seconds at its end
 
 
 class Stream:
-    """A training split in the place of one on the disk, with columns as in `Splits`.
+    """A streamed training split, with the columns of a stored split (see `Splits`).
 
     Args:
-        rows: undecoded, in the order of the files.
-        length: how many images count as an epoch; the stream goes on from one to the next, and begins anew at its end.
+        rows: undecoded rows, in the order of the files.
+        length: number of images per epoch. The next epoch continues where the last one ended, and the stream starts
+            again at its end.
     """
 
-    def __init__(self, rows: IterableDataset, length: int) -> None:
+    def __init__(self, rows: "IterableDataset", length: int) -> None:
         self.rows = rows
         self.length = length
 
@@ -33,19 +36,19 @@ class Stream:
 
 
 class StreamedImages:
-    """The images of a stream, in an order that is shuffled through a buffer.
+    """The images of a stream, shuffled with a buffer, decoded and transformed.
 
     Args:
-        stream: to read.
-        transform: image and seed -> tensor.
+        stream: stream to read.
+        transform: image and seed -> tensor (C, H, W).
         in_chans: 1 (grey) or 3 (RGB).
-        seed: of the order and of the augmentation, which are functions of the seed and the number of workers.
+        seed: seed of the shuffling and the augmentation. Both depend only on the seed and the number of workers.
     """
 
     def __init__(self, stream: Stream, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
-        shards = min(MIXED, stream.rows.num_shards)
+        shards = min(BUFFER_FILES, stream.rows.num_shards)
         shuffled = stream.rows.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=shards)
-        self.rows = shuffled.repeat(None).map(_numbered, with_indices=True)
+        self.rows = shuffled.repeat(None).map(_add_position, with_indices=True)
         self.length = len(stream)
         self.transform = transform
         self.mode = MODES[in_chans]
@@ -55,13 +58,18 @@ class StreamedImages:
         return self.length
 
     def collate(self, rows: list[dict[str, Any]]) -> list[Tensor]:
-        """Decode and transform here, after the order is drawn: several processes get their images from the first."""
+        """Decode, transform and stack rows -> images (B, C, H, W) and labels (B,).
+
+        This happens after the shuffling, so that the buffer holds undecoded images. In distributed training, the first
+        process reads the images of all processes.
+        """
         return default_collate([(self._image(row), row["label"]) for row in rows])
 
     def _image(self, row: dict[str, Any]) -> Tensor:
-        seed = np.random.SeedSequence((self.seed, row["place"])).generate_state(1)[0]
-        return self.transform(decode_image(row["image"], self.mode, f"image {row['place']} of the stream"), int(seed))
+        position = row["position"]
+        seed = np.random.SeedSequence((self.seed, position)).generate_state(1)[0]
+        return self.transform(decode_image(row["image"], self.mode, f"image {position} of the stream"), int(seed))
 
 
-def _numbered(row: dict[str, Any], place: int) -> dict[str, Any]:
-    return {**row, "place": place}
+def _add_position(row: dict[str, Any], position: int) -> dict[str, Any]:
+    return {**row, "position": position}

@@ -1,1 +1,1 @@
-"""Runs on the Hub, their model cards, and export to other formats."""
+"""Pushing runs to the Hugging Face Hub, model cards, and export to other formats."""

@@ -1,10 +1,11 @@
-"""A network in a form that runs without this package, torch.export's or ONNX, checked against the network itself.
+"""Export a network with torch.export or to ONNX, so that it runs without this package, and check the exported file.
 
-Every form takes batches of any size, of images as the network's own transform makes them.
+An exported network takes batches of any size. Its images must be preprocessed with the network's own transform.
 """
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,23 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import writing
+from ..files import disk_errors
 
 __all__ = ["Exported", "Format", "export_model"]
 
 Format = Literal["pt2", "onnx", "onnx_int8"]
 SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "onnx_int8": ".onnx"}
-CLOSE = 1e-4  # of the largest output: what float32 may differ by; 8 bits are reported as they are
+TOLERANCE = 1e-4  # largest difference of a float32 export, relative to the largest output; int8 has no limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A form of a network.
+    """An exported network.
 
     Attributes:
-        path: the file.
-        run: images (B, C, H, W) -> outputs (B, classes).
-        difference: largest difference of an output to the network's, as a share of its largest output.
+        path: the exported file.
+        run: function that runs the exported network: images (B, C, H, W) -> outputs (B, num_classes).
+        difference: largest absolute difference from the outputs of the network, relative to its largest output.
     """
 
     path: Path
@@ -39,47 +40,53 @@ class Exported:
     difference: float
 
 
-def export_model(model: nn.Module, path: Path, form: Format, images: Tensor) -> Exported:
-    """Write a network in a form, load it again, and compare.
+def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> Exported:
+    """Export a network to a file, load the file again, and compare its outputs with those of the network.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        path: file to write, with the suffix of the form: .pt2 or .onnx.
-        form: 'pt2' (torch.export), 'onnx' (through torch's dynamo exporter) or 'onnx_int8' (weights of matrix products
-            in 8 bits, activations as they come).
-        images: (B, C, H, W), B >= 2, to compare on.
+        model: network in evaluation mode, on the CPU.
+        out: file to write, with the suffix of the format: .pt2 or .onnx.
+        form: 'pt2' (torch.export), 'onnx' (torch's dynamo-based ONNX exporter) or 'onnx_int8' (ONNX with dynamic
+            quantization: 8-bit weights in the matrix products, activations quantized at run time).
+        images: (B, C, H, W), B >= 2, images for the comparison.
 
     Raises:
-        InputError: another suffix, packages that are missing, a network that torch cannot export, a full disk.
-        RuntimeError: what was written computes something else.
+        InputError: the suffix does not fit the format, a package is missing, torch cannot export the network, or the
+            disk is full.
+        RuntimeError: the exported file computes something else than the network.
     """
-    if path.suffix != SUFFIXES[form]:
-        raise InputError(f"OUT {path}: --form {form} is a {SUFFIXES[form]} file")
+    if out.suffix != SUFFIXES[form]:
+        raise InputError(f"`out={out}` does not fit `form={form}`: choose a file name that ends in {SUFFIXES[form]}")
     with torch.no_grad(), _silent():
-        expected = model(images)
-        aside = path.with_name(f"{path.stem}.part{path.suffix}")
+        expected = model(images)  # (B, num_classes)
+        # Written to a temporary file, which is renamed only after the comparison.
+        temporary = out.with_name(f"{out.stem}.part{out.suffix}")
         try:
-            save = _program(model, form, images)
-            with writing(path.name, path.parent, "export again"):
-                save(aside)
+            save = _exporter(model, form, images)
+            with disk_errors(out.name, out.parent, "export again"):
+                save(temporary)
             if form == "onnx_int8":
-                _quantize(aside)
-            run = (_load_pt2 if form == "pt2" else _load_onnx)(aside)
+                _quantize(temporary)
+            run = (_load_pt2 if form == "pt2" else _load_onnx)(temporary)
+            # A batch of one, too: an exporter can specialise a program on the batch size that it has seen.
             difference = max(
-                ((run(part) - target).abs().max() / expected.abs().max()).item()
-                for part, target in ((images, expected), (images[:1], expected[:1]))
+                ((run(batch) - target).abs().max() / expected.abs().max()).item()
+                for batch, target in ((images, expected), (images[:1], expected[:1]))
             )
-            if form != "onnx_int8" and not difference <= CLOSE:
-                raise RuntimeError(f"{form} computes something else: outputs differ by {difference:.1e} of the largest")
-            aside.replace(path)
+            if form != "onnx_int8" and not difference <= TOLERANCE:
+                raise RuntimeError(
+                    f"the {form} file computes something else than the network: its outputs differ by {difference:.1e} "
+                    "of the largest output"
+                )
+            temporary.replace(out)
         finally:
-            aside.unlink(missing_ok=True)
-    return Exported(path, run, difference)
+            temporary.unlink(missing_ok=True)
+    return Exported(out, run, difference)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what the exporters say of their own insides."""
+    """Hide the warnings and log messages of the exporters, which are about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -90,22 +97,23 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _any_batch() -> dict:
+def _any_batch_size() -> dict:
     return {0: torch.export.Dim("batch", min=1, max=65536)}
 
 
-def _program(model: nn.Module, form: Format, images: Tensor) -> Callable[[Path], None]:
-    """What saves the program of a network."""
+def _exporter(model: nn.Module, form: Format, images: Tensor) -> Callable[[Path], None]:
+    """Export a network in memory, and return a function that saves the result to a path."""
+    if form != "pt2":
+        _require_onnx(form)
     try:
-        return (_pt2 if form == "pt2" else _onnx_program)(model, images)
+        return (_export_pt2 if form == "pt2" else _export_onnx)(model, images)
     except RuntimeError as error:
-        said = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        raise InputError(f"--form {form}: torch cannot export this network ({said})") from error
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}".replace("`", "'")
+        raise InputError(f"torch cannot export this network with `form={form}` ({reason}): try another form") from error
 
 
-def _pt2(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
-    """What saves torch.export's program of a network."""
-    program = torch.export.export(model, (images,), dynamic_shapes=(_any_batch(),))
+def _export_pt2(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
+    program = torch.export.export(model, (images,), dynamic_shapes=(_any_batch_size(),))
     return lambda path: torch.export.save(program, path)
 
 
@@ -113,36 +121,38 @@ def _load_pt2(path: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()
 
 
-def _onnx(name: str) -> Any:
-    try:
-        return __import__(name, fromlist=["_"])
-    except ImportError as error:
-        raise InputError(f"--form onnx needs {name.split('.')[0]}: pip install 'diffvit_timm[onnx]'") from error
+def _require_onnx(form: Format) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(f"`form={form}` needs {package}: pip install 'diffvit_timm[onnx]'") from error
 
 
-def _onnx_program(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
-    """What saves the ONNX program of a network."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        _onnx(name)
+def _export_onnx(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
     program: Any = torch.onnx.export(
-        model, (images,), dynamo=True, dynamic_shapes=(_any_batch(),), input_names=["images"],
+        model, (images,), dynamo=True, dynamic_shapes=(_any_batch_size(),), input_names=["images"],
         output_names=["outputs"], verbose=False
     )  # fmt: skip
     return program.save
 
 
-def _quantize(path: Path) -> None:
-    onnx = _onnx("onnx")
-    network = onnx.load(path)
-    del network.graph.value_info[:]  # the exporter's own shapes, which the quantizer's do not agree with
-    quantization = _onnx("onnxruntime.quantization")
-    # a scale an output channel: with one a matrix, outputs of a fine-tuned DeiT-Ti differ by 18 % of the largest, not 8
-    quantization.quantize_dynamic(
-        network, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-        weight_type=quantization.QuantType.QUInt8
-    )  # fmt: skip
-
-
 def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    session = _onnx("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _quantize(path: Path) -> None:
+    """Quantize the weights of the matrix products of an ONNX file to 8 bits, in place."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    network = onnx.load(path)
+    del network.graph.value_info[:]  # the exporter's shapes, which disagree with those that the quantizer infers
+    # One scale per output channel: with one scale per matrix, the outputs of a fine-tuned DeiT-Ti differ by 18 % of the
+    # largest output instead of 8 %.
+    quantize_dynamic(
+        network, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QUInt8
+    )

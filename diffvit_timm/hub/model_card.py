@@ -1,4 +1,4 @@
-"""The model card of a run: what it is made from, how, on what, how good it is and how sure, and what it is not for."""
+"""The model card of a run: what the model is, how to use it, how it was trained, its results and its limits."""
 
 import json
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ from timm.models import get_pretrained_cfg
 
 from ..models.diffvit import SOURCES
 
-__all__ = ["BY_HAND", "model_card"]
+__all__ = ["HAND_WRITTEN_MARK", "model_card"]
 
-BY_HAND = "\n<!-- What stands below this line stays when the run is pushed again. -->\n"
+HAND_WRITTEN_MARK = "\n<!-- Text below this line is kept when the run is pushed again. -->\n"
 
-# Of datasets of the recipes, where their authors name one.
+# Licences of the recipes' datasets, where their authors name one.
 DATA_LICENCES = {
     "timm/oxford-iiit-pet": "CC BY-SA 4.0",
     "zalando-datasets/fashion_mnist": "MIT",
     "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use)",
 }
 
-ATTENTION = {
-    "diff": "differential attention ([Differential Transformer](https://arxiv.org/abs/2410.05258))",
-    "diff_v2": "differential attention, version 2 ([its authors](https://huggingface.co/blog/microsoft/diff-attn-v2))",
-    "plain": "plain attention, as the twin of a differential model",
-}
+PAPER = "[Differential Transformer](https://arxiv.org/abs/2410.05258)"
+VERSION_2 = "[Differential Transformer V2](https://huggingface.co/blog/microsoft/diff-attn-v2)"
 
 
 def model_card(run: Path, repo: str, files: Sequence[str]) -> str:
-    """The card of a run folder, or of a folder of weights, which has less to tell.
+    """Write the model card of a run folder, or of a folder with weights only, whose card is shorter.
 
     Args:
-        run: the folder.
-        repo: USER/NAME that it is for.
-        files: what the repository will hold.
+        run: run folder, or folder with config.json and model.safetensors.
+        repo: USER/NAME of the repository on the Hub.
+        files: paths of the files in the repository.
+
+    Returns:
+        The text of README.md, with its YAML front matter.
     """
     weights = run / "best" if (run / "best").is_dir() else run
     model = json.loads((weights / "config.json").read_text())
@@ -43,12 +43,12 @@ def model_card(run: Path, repo: str, files: Sequence[str]) -> str:
     config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
     sections = [
         _front_matter(model, config, result, repo),
-        f"# {repo.split('/')[-1]}\n\n{_what_it_is(model, config, result)}",
-        _usage(repo),
-        _numbers(config, result),
+        f"# {repo.split('/')[-1]}\n\n{_description(model, config, result)}",
+        _usage(model, repo),
+        _results(config, result),
         _training(config, environment, result),
-        _pictures(files),
-        _limits(config),
+        _figures(files),
+        _limits(config, result),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -57,8 +57,8 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _base(config: dict) -> str | None:
-    """The checkpoint on the Hub that the weights started from."""
+def _base_model(config: dict) -> str | None:
+    """Return the name on the Hub of the checkpoint that the training started from, None without one."""
     if not config.get("pretrained"):
         return None
     name = config["model"]
@@ -72,10 +72,24 @@ def _base(config: dict) -> str | None:
 
 
 def _dataset(config: dict) -> str | None:
-    """The dataset's name on the Hub; a folder has none."""
+    """Return the name of the dataset on the Hub, None for a folder."""
     name = config.get("dataset", "")
     folder = name.startswith((".", "~", "/")) or Path(name).is_dir()
     return name if name.count("/") == 1 and not folder else None
+
+
+def _needs_package(model: dict) -> bool:
+    """Return whether timm knows the architecture only after `import diffvit_timm`."""
+    return model["architecture"].startswith("diffvit")
+
+
+def _attention(model: dict, result: dict) -> str:
+    """Return the kind of attention: 'diff', 'diff_v2', 'plain', or 'timm' for any other timm model."""
+    if attn := result.get("attn") or model.get("model_args", {}).get("attn"):
+        return attn
+    if not _needs_package(model):
+        return "timm"
+    return "diff_v2" if model["architecture"].startswith("diffvit2") else "diff"  # the defaults of the variants
 
 
 def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
@@ -95,12 +109,15 @@ def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
             EvalResult(metric_type="accuracy", metric_value=round(result["test_mean_per_class"], 4),
                        metric_name="mean accuracy per class", **shared),
         ]  # fmt: skip
+    tags = ["timm", "image-classification", "diffvit_timm"]
+    if _attention(model, result) in ("diff", "diff_v2"):
+        tags.append("differential-attention")
     data = ModelCardData(
         license=model["pretrained_cfg"].get("license", "apache-2.0"),
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["timm", "image-classification", "differential-attention", "diffvit_timm"],
-        base_model=_base(config),
+        tags=tags,
+        base_model=_base_model(config),
         datasets=[dataset] if (dataset := _dataset(config)) else None,
         model_name=repo.split("/")[-1],
         eval_results=results or None,
@@ -108,55 +125,96 @@ def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _what_it_is(model: dict, config: dict, result: dict) -> str:
-    lines = [
-        f"`{model['architecture']}` with {ATTENTION.get(result.get('attn', ''), 'attention as its settings say')}."
+def _description(model: dict, config: dict, result: dict) -> str:
+    architecture = f"`{model['architecture']}`"
+    if not _needs_package(model):
+        architecture += ", which is part of timm"
+    attention = {
+        "diff": f"It uses differential attention ({PAPER}), which subtracts a second attention map from the first.",
+        "diff_v2": f"It uses version 2 of differential attention ({VERSION_2}), which subtracts a second attention map "
+        "from the first.",
+        "plain": "It uses the plain softmax attention of timm's `VisionTransformer`: it is the plain twin of a "
+        "differential model, for comparison.",
+    }
+    sentences = [
+        f"This is an image classifier for [timm](https://github.com/huggingface/pytorch-image-models). Its "
+        f"architecture is {architecture}.",
+        attention.get(_attention(model, result), ""),
     ]
-    if base := _base(config):
-        how = (result.get("conversion") or {}).get("method")
-        converted = f", converted by the method `{how}`" if how else ""
-        lines.append(f"It starts from [{base}](https://huggingface.co/{base}){converted}.")
-    elif config:
-        lines.append("It was trained from random weights." if not config["pretrained"] else "")
-    kept = {k: v for k, v in (result.get("conversion") or {}).items() if k != "method" and v is not None}
-    if kept:
-        numbers = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in kept.items())
-        lines.append(f"What the conversion kept before any training: {numbers}.")
-    return " ".join(line for line in lines if line)
+    conversion = result.get("conversion") or {}
+    if base := _base_model(config):
+        sentences.append(f"It is based on the pretrained weights of [{base}](https://huggingface.co/{base}).")
+        if method := conversion.get("method"):
+            sentences.append(f"These were converted to differential attention with the method `{method}`.")
+    elif config and not config["pretrained"]:
+        sentences.append("It was trained from random weights.")
+    sentences.append(_conversion_report(conversion))
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _usage(repo: str) -> str:
+def _conversion_report(conversion: dict) -> str:
+    """Return one sentence with the figures that the conversion report has."""
+    formats = {
+        "agreement": "the top-1 class is the same for {:.1%} of them",
+        "kl": "the KL divergence of the class probabilities is {:.4g} nats",
+        "output_error": "the relative error of the outputs is {:.4g}",
+    }
+    figures = [text.format(conversion[key]) for key, text in formats.items() if conversion.get(key) is not None]
+    if not figures:
+        return ""
+    return (
+        f"Before any training, the converted model was compared with the original on {conversion['images']} images: "
+        f"{'; '.join(figures)}."
+    )
+
+
+def _usage(model: dict, repo: str) -> str:
+    architecture = model["architecture"]
+    imports, explanation = "import timm\nfrom PIL import Image", ""
+    if _needs_package(model):
+        imports = f"import diffvit_timm  # registers {architecture} with timm\n{imports}"
+        explanation = (
+            f"timm itself does not have the architecture `{architecture}`. Importing the package `diffvit_timm` "
+            "registers it, so this import must come before `timm.create_model`.\n\n"
+        )
+    mode = "L" if model["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
+    names = '\nnames = model.pretrained_cfg["label_names"]' if model.get("label_names") else ""
     return f"""## Use
 
-```python
-import timm
-import diffvit_timm  # first: it registers the architecture
+{explanation}```python
+{imports}
 
 model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-probabilities = model(transform(image)[None]).softmax(-1)  # classes: model.pretrained_cfg["label_names"]
+image = Image.open("image.jpg").convert("{mode}")
+probabilities = model(transform(image)[None]).softmax(-1)  # (1, {model["num_classes"]}){names}
 ```"""
 
 
-def _numbers(config: dict, result: dict) -> str:
+def _results(config: dict, result: dict) -> str:
     if not result:
         return ""
     low, high = result["test_interval_95"]
     rows = [
         ("top-1 accuracy", f"{result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"),
-        ("mean per class", f"{result['test_mean_per_class']:.2%}"),
+        ("mean accuracy per class", f"{result['test_mean_per_class']:.2%}"),
         ("loss", f"{result['test_loss']:.4f} nats"),
-        ("images", f"{result['test_images']:,}, split: {result['test_split']}, evaluated once"),
+        ("test images", f"{result['test_images']:,} (split: {result['test_split']}), evaluated once"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    text = f"## Numbers\n\n| | {Path(config['dataset']).name} |\n|---|---|\n{table}\n\n"
-    text += f"One run, seed {result['seed']}; the interval is of the test images, not of other seeds."
+    text = f"## Results\n\n| | {Path(config['dataset']).name} |\n|---|---|\n{table}\n\n"
+    text += (
+        f"These are the results of one run with seed {result['seed']}. The interval reflects the number of test "
+        "images. It does not include the variation between seeds."
+    )
     if pairs := result.get("test_confusions"):
-        text += " Most often taken for another: " + "; ".join(f"{a} for {b} ({n})" for a, b, n in pairs) + "."
+        confusions = "; ".join(f"{label} classified as {predicted} ({n})" for label, predicted, n in pairs)
+        text += f" The most frequent errors, with the number of images: {confusions}."
     if result.get("lambda"):
         text += (
-            f" Lambda is {min(result['lambda']):.3f} to {max(result['lambda']):.3f} over the layers, and up to "
-            f"{max(result['negative_mass']):.1%} of a layer's attention is negative."
+            f"\n\nThe second attention map is subtracted with the weight lambda, which is {min(result['lambda']):.3f} "
+            f"to {max(result['lambda']):.3f} in the layers of this model. Up to {max(result['negative_mass']):.1%} of "
+            "a layer's attention, by absolute value, is negative."
         )
     return text
 
@@ -166,13 +224,15 @@ def _training(config: dict, environment: dict, result: dict) -> str:
         return ""
     hardware = ", ".join(environment["gpus"]) or f"{environment['threads']} CPU threads"
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    seconds = f", {result['seconds'] / 60:.0f} minutes" if "seconds" in result else ""
+    duration = f" and took {result['seconds'] / 60:.0f} minutes" if "seconds" in result else ""
     options = "\n".join(f"{name}: {value}" for name, value in config.items() if name != "output")
     return f"""## Training
 
+This command produced the run:
+
     {environment["command"]}
 
-On {hardware}{seconds}; {versions}. The logs and curves are in `run/`.
+It ran on {hardware}{duration}, with {versions}. The folder `run/` contains the logs and the training curves.
 
 <details><summary>All options</summary>
 
@@ -183,22 +243,26 @@ On {hardware}{seconds}; {versions}. The logs and curves are in `run/`.
 </details>"""
 
 
-def _pictures(files: Sequence[str]) -> str:
+def _figures(files: Sequence[str]) -> str:
     pictures = [name for name in files if name.startswith("run/attention/")]
-    text = "## Curves\n\n![training](run/training.png)" if "run/training.png" in files else ""
+    text = "## Training curves\n\n![training curves](run/training.png)" if "run/training.png" in files else ""
     if pictures:
         text += (
-            f"\n\n## Attention\n\n![attention]({pictures[-1]})\n\nValidation images: what the last layer's heads "
-            "attend to, the same through all layers (rollout), and what speaks for the image's class (by gradients)."
+            f"\n\n## Attention\n\n![attention]({pictures[-1]})\n\nEach row shows a validation image and three heat "
+            "maps: the attention of the last layer (mean over the heads), the attention through all layers (rollout), "
+            "and the evidence for the class of the image (computed from gradients)."
         )
     return text.strip()
 
 
-def _limits(config: dict) -> str:
-    dataset = Path(config["dataset"]).name if config else "its data"
-    licence = DATA_LICENCES.get(config.get("dataset", ""), "that of their authors")
-    return (
-        f"## Limits\n\nIt knows the classes of {dataset} and nothing else, and names one of them for any image. It was "
-        "measured on images like those that it was trained on, and not for fairness or safety. The licence of "
-        f"the data: {licence}; of the checkpoint that it starts from: that of its authors."
-    )
+def _limits(config: dict, result: dict) -> str:
+    dataset = Path(config["dataset"]).name if config else "its training data"
+    licence = DATA_LICENCES.get(config.get("dataset", ""), "the one that its authors chose")
+    sentences = [
+        f"The model knows only the classes of {dataset}, and it assigns one of them to every image.",
+        "It was tested on images that resemble its training images." if result else "",
+        f"It was not tested for fairness or safety. The licence of the dataset is {licence}.",
+    ]
+    if not config or config["pretrained"]:
+        sentences.append("The pretrained weights that it is based on have the licence of their authors.")
+    return "## Limits\n\n" + " ".join(sentence for sentence in sentences if sentence)

@@ -1,1 +1,1 @@
-"""Many runs as tables and pictures: ablations, scaling laws, timing."""
+"""Tables and figures of many runs: ablations, scaling laws, timing."""

@@ -1,6 +1,6 @@
-"""How the loss falls with the size of the model: counted FLOPs, a power law with its interval, and the picture.
+"""Scaling laws: the test loss as a power law of the parameters or FLOPs of the model, with its interval and a figure.
 
-`Kaplan et al. 2020` - https://arxiv.org/abs/2001.08361, L(N) = a N^-b
+Paper: `Kaplan et al. 2020` - https://arxiv.org/abs/2001.08361, L(N) = a N^-b
 """
 
 import copy
@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..inspection.colours import ATTENTION
 from .timing import explicit_maps
 
-__all__ = ["ENOUGH", "LossRatio", "Point", "PowerLaw", "count_flops", "fit_power_law", "loss_ratio", "plot_scaling"]
+__all__ = ["MIN_SIZES", "LossRatio", "Point", "PowerLaw", "count_flops", "fit_power_law", "loss_ratio", "plot_scaling"]
 
-ENOUGH = 4  # sizes, below which two parameters explain any points
+MIN_SIZES = 4  # model sizes per fit: the two parameters of a power law fit fewer sizes too easily
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Point:
     """One finished training.
 
     Attributes:
-        size: its name.
+        size: name of the model size.
         attn: 'diff', 'diff_v2' or 'plain'.
-        seed: of the training.
-        parameters: of the model.
-        flops: of one image's forward pass; a multiplication and an addition are two.
-        loss: cross-entropy on the test split, nats.
-        accuracy: on the test split.
+        seed: seed of the training.
+        parameters: number of parameters of the model.
+        flops: FLOPs of a forward pass for one image; a multiplication and an addition count as two.
+        loss: cross-entropy on the test split, in nats.
+        accuracy: top-1 accuracy on the test split, in [0, 1].
     """
 
     size: str
@@ -50,11 +50,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class LossRatio:
-    """How much larger the loss is than plain attention's, at equal parameters or FLOPs.
+    """Loss divided by the loss of plain attention, at equal parameters or FLOPs.
 
     Attributes:
-        ratio: below 1, the loss is smaller.
-        interval: 95 % of it, over seeds; None for one run a size and attention.
+        ratio: below 1 if the loss is smaller than that of plain attention.
+        interval: 95 % confidence interval of the ratio over seeds; None with one run per size and attention.
     """
 
     ratio: float
@@ -63,13 +63,13 @@ class LossRatio:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """loss = scale * x^-exponent.
+    """Power law, loss = scale * x^-exponent.
 
     Attributes:
-        scale, exponent: least squares of the logarithms.
-        interval: 95 % of the exponent, over seeds; None for one run a size.
-        misfit: p of the F test of lack of fit, how often seeds alone would put the means of the sizes as far from the
-            law; None for one run a size.
+        scale, exponent: least-squares fit of the logarithms.
+        interval: 95 % confidence interval of the exponent over seeds; None with one run per size.
+        misfit: p-value of the F test for lack of fit: the probability that the variation between seeds alone puts the
+            means of the sizes this far from the law. None with one run per size.
     """
 
     scale: float
@@ -82,34 +82,38 @@ class PowerLaw:
 
 
 def count_flops(model: Any) -> int:
-    """Of one image's forward pass, by torch's counter; differential attention by its explicit maps.
+    """Count the FLOPs of a forward pass for one image with torch's FLOP counter.
 
     Args:
-        model: of timm.create_model; left as it is.
+        model: a model from timm.create_model; it is not changed.
     """
     image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=next(model.parameters()).device)
-    # without gradients, as the counter cannot follow a parameter that is expanded
+    # Without gradients, because the counter fails on a parameter that is expanded.
     counted = copy.deepcopy(model).eval().requires_grad_(False)
-    # explicit, as the counter does not look into operators that it does not know
+    # With explicit attention maps, because the counter ignores operators that it does not know, such as our kernels.
     with explicit_maps(counted), FlopCounterMode(display=False) as counter:
         counted(image)
     return counter.get_total_flops()
 
 
 def fit_power_law(points: Sequence[Point], axis: str) -> PowerLaw | None:
-    """The power law of the loss in 'parameters' or 'flops'; None below ENOUGH sizes.
+    """Fit a power law of the loss.
 
     Args:
-        points: of one kind of attention.
-        axis: which attribute is x.
+        points: runs with one kind of attention.
+        axis: attribute of `Point` that is x, 'parameters' or 'flops'.
+
+    Returns:
+        The power law, or None with fewer than MIN_SIZES sizes.
     """
-    if _sizes(points, axis) < ENOUGH:
+    if _sizes(points, axis) < MIN_SIZES:
         return None
     x, loss = _logarithms(points, axis), _logarithms(points, "loss")
     (intercept, slope), errors = _least_squares(points, np.stack([np.ones(len(points)), x]))
     interval = (-slope - errors[1], -slope + errors[1]) if errors else None
-    means = np.array([loss[x == place].mean() for place in x])  # of the size of each point
-    between, within = len(set(x)) - 2, len(x) - len(set(x))
+    # F test for lack of fit: deviation of the size means from the law, relative to the variation between seeds.
+    means = np.array([loss[x == value].mean() for value in x])  # for each point the mean of its size
+    between, within = len(set(x)) - 2, len(x) - len(set(x))  # degrees of freedom
     misfit = None
     if spread := np.square(loss - means).sum():
         ratio = np.square(means - intercept - slope * x).sum() / between / (spread / within)
@@ -118,23 +122,26 @@ def fit_power_law(points: Sequence[Point], axis: str) -> PowerLaw | None:
 
 
 def loss_ratio(points: Sequence[Point], axis: str, attn: str = "diff") -> LossRatio | None:
-    """Loss over that of plain attention at equal 'parameters' or 'flops'; None where either has too few sizes.
+    """Compare the loss of one kind of attention with that of plain attention at equal size.
 
-    Two power laws of one exponent: log L = a + b log x, and c more where the attention is `attn`; the ratio is exp(c).
-    Each takes ENOUGH sizes.
+    Both get a power law with the same exponent: log L = a + b log x for plain attention, and log L = a + b log x + c
+    for `attn`. The ratio is exp(c).
 
     Args:
-        points: of `attn` and of 'plain', others are left out; their sizes need not be the same.
-        axis: which attribute is x.
-        attn: what is compared.
+        points: runs with `attn` and with 'plain'; other runs are ignored. Their sizes need not be equal.
+        axis: attribute of `Point` that is x, 'parameters' or 'flops'.
+        attn: the kind of attention to compare with 'plain'.
+
+    Returns:
+        The ratio, or None if either kind has fewer than MIN_SIZES sizes.
     """
     both = [point for point in points if point.attn in (attn, "plain")]
-    if any(_sizes([point for point in both if point.attn == kind], axis) < ENOUGH for kind in (attn, "plain")):
+    if any(_sizes([point for point in both if point.attn == kind], axis) < MIN_SIZES for kind in (attn, "plain")):
         return None
-    own = np.array([float(point.attn == attn) for point in both])
-    (_, _, more), errors = _least_squares(both, np.stack([np.ones(len(both)), _logarithms(both, axis), own]))
-    interval = (float(np.exp(more - errors[2])), float(np.exp(more + errors[2]))) if errors else None
-    return LossRatio(float(np.exp(more)), interval)
+    is_attn = np.array([float(point.attn == attn) for point in both])
+    (_, _, c), errors = _least_squares(both, np.stack([np.ones(len(both)), _logarithms(both, axis), is_attn]))
+    interval = (float(np.exp(c - errors[2])), float(np.exp(c + errors[2]))) if errors else None
+    return LossRatio(float(np.exp(c)), interval)
 
 
 def _sizes(points: Sequence[Point], axis: str) -> int:
@@ -146,16 +153,24 @@ def _logarithms(points: Sequence[Point], attribute: str) -> np.ndarray:
 
 
 def _least_squares(points: Sequence[Point], terms: np.ndarray) -> tuple[list[float], list[float] | None]:
-    """The coefficients of log loss in `terms` (coefficients, points), and half of the 95 % interval of each.
+    """Fit the log loss by least squares.
 
-    The errors are those of other seeds: Student's t with the variance within a size and attention, pooled. A bootstrap
-    of three seeds a size, which cannot see beyond these, holds the truth in 81 % of the cases instead of 95.
+    The intervals describe the variation between seeds: Student's t, with the variance pooled over the groups of runs
+    that share size and attention. A bootstrap with three seeds per size covers the true value in only 81 % of the cases
+    instead of 95 %, because it cannot see beyond these seeds.
+
+    Args:
+        points: the runs.
+        terms: (coefficients, points), values of the regressors.
+
+    Returns:
+        The coefficients, and half the width of the 95 % confidence interval of each; None if no group has two runs.
     """
     loss = _logarithms(points, "loss")
     inverse = np.linalg.pinv(terms.T)
     groups: dict[tuple[str, str], list[float]] = {}
-    for point, one in zip(points, loss, strict=True):
-        groups.setdefault((point.size, point.attn), []).append(one)
+    for point, value in zip(points, loss, strict=True):
+        groups.setdefault((point.size, point.attn), []).append(value)
     coefficients = (inverse @ loss).tolist()
     freedom = len(points) - len(groups)
     if not freedom:
@@ -165,18 +180,20 @@ def _least_squares(points: Sequence[Point], terms: np.ndarray) -> tuple[list[flo
 
 
 def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
-    """Test loss over parameters and over FLOPs, both logarithmic: a dot a run, and the power law or segments of means.
+    """Plot the test loss against parameters and against FLOPs, with logarithmic axes.
+
+    Every run is a dot. A line shows the power law, or the means of the sizes if there are too few sizes for a law.
 
     Args:
-        points: of all sizes and kinds of attention.
-        path: of the PNG.
-        title: what was trained, on what.
+        points: runs with all sizes and kinds of attention.
+        path: PNG file to write.
+        title: title of the figure.
     """
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(title, wrap=True)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, attribute, label in zip(
-        axes, ("parameters", "flops"), ("Parameters", "FLOPs of an image's forward pass"), strict=True
+        axes, ("parameters", "flops"), ("Parameters", "FLOPs of a forward pass for one image"), strict=True
     ):
         for kind in (kind for kind in ATTENTION if any(point.attn == kind for point in points)):
             own = sorted((p for p in points if p.attn == kind), key=lambda p: getattr(p, attribute))
@@ -188,9 +205,9 @@ def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
                 spread = " ({:.3f} to {:.3f})".format(*law.interval) if law.interval else ""
                 axis.plot(x, law(x), color=ATTENTION[kind], label=f"{kind}: exponent {law.exponent:.3f}{spread}")
             else:
-                places = np.unique(x)
-                means = [loss[x == place].mean() for place in places]
-                axis.plot(places, means, color=ATTENTION[kind], label=f"{kind}: means, too few sizes for a law")
+                sizes = np.unique(x)
+                means = [loss[x == size].mean() for size in sizes]
+                axis.plot(sizes, means, color=ATTENTION[kind], label=f"{kind}: means, too few sizes for a law")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""Finished runs as a table and a picture: means over seeds, their spread, differential beside plain attention."""
+"""Table and figure of the runs of a study: mean and spread over seeds, differential beside plain attention."""
 
 import csv
 import dataclasses
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
-from ..files import replace
+from ..files import write_atomically
 from ..inspection.colours import ATTENTION
 
 __all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
@@ -22,12 +22,12 @@ class Run:
     """One finished training.
 
     Attributes:
-        setting: what was varied, in words.
+        setting: name of the setting that the study varies.
         attn: 'diff', 'diff_v2' or 'plain'.
-        seed: of the training.
-        accuracy: on the test split.
-        parameters: of the model.
-        seconds: of the training.
+        seed: seed of the training.
+        accuracy: top-1 accuracy on the test split, in [0, 1].
+        parameters: number of parameters of the model.
+        seconds: duration of the training.
     """
 
     setting: str
@@ -40,14 +40,14 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The runs of one setting and attention.
+    """Summary of all runs with the same setting and attention.
 
     Attributes:
         setting, attn, parameters: as in `Run`.
-        seeds: how many runs.
-        mean: of their test accuracies.
-        deviation: their sample standard deviation; None for a single run.
-        seconds: mean of their seconds.
+        seeds: number of runs.
+        mean: mean of the test accuracies.
+        deviation: sample standard deviation of the test accuracies; None for a single run.
+        seconds: mean duration of a training.
     """
 
     setting: str
@@ -60,7 +60,7 @@ class Summary:
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
-    """A row a setting and attention, in the order of their first runs."""
+    """Return one summary per setting and attention, in the order of their first runs."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.setting, run.attn), []).append(run)
@@ -75,44 +75,49 @@ def summarise(runs: Sequence[Run]) -> list[Summary]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % interval (Student's t); None of a single value."""
+    """Return the mean and half the width of its 95 % confidence interval (Student's t), None for a single value."""
     n = len(values)
     half = t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5 if n > 1 else None
     return statistics.mean(values), half
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float | None, int]:
-    """How much more accurate runs are than others: mean over the seeds that both have, in pairs.
+    """Compare the accuracy of two groups of runs, paired by seed. Seeds that only one group has are left out.
+
+    Args:
+        runs: the runs to compare.
+        others: the runs to compare them with.
 
     Returns:
-        The mean, half the width of its 95 % interval (Student's t; None for a single pair), and the number of pairs.
+        Mean of accuracy(runs) - accuracy(others) over the pairs, half the width of its 95 % confidence interval
+        (Student's t; None for a single pair), and the number of pairs.
 
     Raises:
-        ValueError: no seed has both.
+        ValueError: the groups have no seed in common.
     """
-    theirs = {run.seed: run.accuracy for run in others}
-    gains = [run.accuracy - theirs[run.seed] for run in runs if run.seed in theirs]
-    if not gains:
-        raise ValueError("no seed has a run of both")
-    return *mean_interval(gains), len(gains)
+    accuracies = {run.seed: run.accuracy for run in others}
+    differences = [run.accuracy - accuracies[run.seed] for run in runs if run.seed in accuracies]
+    if not differences:
+        raise ValueError("the two groups of runs have no seed in common")
+    return *mean_interval(differences), len(differences)
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """One line a run."""
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
+    """Write a CSV file with one row per run and a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(dataclasses.asdict(run) for run in runs)
-    replace(path, lines.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
-    """A line a setting: each run a dot, and the mean of each attention a bar across.
+    """Plot the test accuracies with one line per setting: a dot per run, and a bar for the mean of each attention.
 
     Args:
-        runs: of one study.
-        path: of the PNG.
-        title: what was varied, on what.
+        runs: all runs of a study.
+        path: PNG file to write.
+        title: title of the figure.
     """
     settings = list(dict.fromkeys(run.setting for run in runs))
     kinds = [kind for kind in ATTENTION if any(run.attn == kind for run in runs)]
@@ -120,10 +125,10 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
     axis = figure.subplots()
     rows = summarise(runs)
 
-    def height(of: Run | Summary) -> float:
-        """That of its setting, where it is of one attention; else one beside the other."""
-        own = sorted((row.attn for row in rows if row.setting == of.setting), key=kinds.index)
-        return settings.index(of.setting) + (own.index(of.attn) - (len(own) - 1) / 2) * 0.22
+    def height(row: Run | Summary) -> float:
+        """Return the y position of the setting, with an offset if the setting has several kinds of attention."""
+        own = sorted((other.attn for other in rows if other.setting == row.setting), key=kinds.index)
+        return settings.index(row.setting) + (own.index(row.attn) - (len(own) - 1) / 2) * 0.22
 
     for kind in kinds:
         heights = [height(run) for run in runs if run.attn == kind]
@@ -138,7 +143,7 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
         )  # fmt: skip
     axis.set_yticks(range(len(settings)), settings)
     axis.set_ylim(len(settings) - 0.5, -0.5)
-    axis.set_xlabel("Test accuracy (top-1), a dot a seed")
+    axis.set_xlabel("Test accuracy (top-1), one dot per seed")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axis.grid(axis="x", alpha=0.3)
     figure.suptitle(title, wrap=True)

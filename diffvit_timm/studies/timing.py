@@ -1,13 +1,17 @@
-"""Time models against each other so that a noisy machine does not decide: interleaved, pair by pair, medians."""
+"""Time and memory of models. Timings are interleaved and compared in pairs, so that other load cancels out."""
 
 import contextlib
 import platform
 import random
+import re
 import statistics
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -32,24 +36,41 @@ NameT = TypeVar("NameT")
 
 
 def hardware_name(device: str | torch.device) -> str:
-    """What computes, for a caption: the GPU, or the processor's architecture and how many threads there are."""
+    """Return the name of the hardware for a caption: the GPU, or the processor and the number of threads."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{_processor_name()}, {torch.get_num_threads()} threads"
+
+
+def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model name of the processor, or its architecture if the system does not know the name."""
+    if cpuinfo.is_file():  # Linux
+        name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if name:
+            return name[1].strip()
+    if sys.platform == "darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        if done.stdout.strip():
+            return done.stdout.strip()
+    return platform.processor() or platform.machine()
 
 
 def interleaved(
     steps: Mapping[NameT, Callable[[], object]], repeats: int, warmup: int = 2, device: str | torch.device = "cpu"
 ) -> dict[NameT, list[float]]:
-    """Seconds of each repeat of each step; one round runs every step once, so that a busy moment meets them all.
+    """Time several steps in turns.
 
-    Every round has an order of its own: what a step leaves in the caches and the heap is felt by the next.
+    A round runs every step once, so that other load on the machine affects all steps. The order is shuffled in every
+    round, because a step leaves traces in the caches and the heap that affect the next one.
 
     Args:
-        steps: what to time, by name.
-        repeats: rounds that count.
-        warmup: rounds before them.
-        device: waited for after each step, if it is not the CPU; CUDA keeps the time itself.
+        steps: functions to time, by name.
+        repeats: number of timed rounds.
+        warmup: number of rounds before them.
+        device: device of the steps. CUDA is timed with its own events; other devices are synchronised after each step.
+
+    Returns:
+        Seconds of each step, one per timed round.
     """
     seconds: dict[NameT, list[float]] = {name: [] for name in steps}
     device = torch.device(device)
@@ -59,12 +80,12 @@ def interleaved(
     }
     elapsed = clocks.get(device.type, _elapsed_elsewhere)
     order, names = random.Random(0), list(steps)
-    for done in range(-warmup, repeats):
+    for repeat in range(-warmup, repeats):
         order.shuffle(names)
         for name in names:
-            took = elapsed(steps[name])
-            if done >= 0:
-                seconds[name].append(took)
+            duration = elapsed(steps[name])
+            if repeat >= 0:
+                seconds[name].append(duration)
     return seconds
 
 
@@ -75,7 +96,7 @@ def _elapsed(step: Callable[[], object]) -> float:
 
 
 def _elapsed_on_cuda(device: torch.device, step: Callable[[], object]) -> float:
-    """By the GPU's own clock, from where it has the first kernel to its end: where the CPU is slower, its time."""
+    """Time a step with CUDA events, which include the waiting if the CPU launches kernels too slowly."""
     with torch.cuda.device(device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -95,7 +116,11 @@ def _elapsed_elsewhere(step: Callable[[], object]) -> float:
 
 
 def paired_ratio(seconds: list[float], base: list[float]) -> tuple[float, float, float]:
-    """Speed over that of `base`, round by round: the median, and the quartiles around it."""
+    """Return the speed relative to `base`, paired by round: median, lower quartile, upper quartile.
+
+    Args:
+        seconds, base: one number per round, from the same call of `interleaved`.
+    """
     ratios = [b / s for s, b in zip(seconds, base, strict=True)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0]
@@ -108,7 +133,7 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def inference_step(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
-    """A forward pass as a function; autocast to `dtype`, in evaluation mode, without gradients."""
+    """Return a function that runs a forward pass in evaluation mode, without gradients, with autocast to `dtype`."""
 
     def step() -> Tensor:
         model.eval()
@@ -119,7 +144,10 @@ def inference_step(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
 
 
 def training_step(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
-    """A forward and a backward pass as a function; autocast to `dtype`. The optimizer's step is the same for all."""
+    """Return a function that runs a forward and a backward pass with autocast to `dtype`.
+
+    It leaves out the optimizer's step, which is the same for all kinds of attention.
+    """
 
     def step() -> None:
         model.train()
@@ -132,12 +160,12 @@ def training_step(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float3
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """What a forward pass of `model` on x keeps in memory for its backward pass, the parameters apart."""
+    """Return the bytes that a forward pass on x keeps in memory for its backward pass, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # the reference prevents that the address is used again
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -146,19 +174,23 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Parameters and buffers."""
+    """Return the bytes of the parameters and buffers."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that operators have made and that are still held; not those that were there."""
+class _LiveBytes(TorchDispatchMode):
+    """Count the bytes of the tensors that operators created and that are still alive.
 
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    Args:
+        existing: tensors that do not count.
+    """
+
+    def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in there)
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in existing)  # views share a storage
 
-    def _forget(self, size: int) -> None:
+    def _subtract(self, size: int) -> None:
         self.now -= size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -167,16 +199,17 @@ class _Live(TorchDispatchMode):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
                 self._known.add(storage)
                 self.now += (size := storage.nbytes())
-                weakref.finalize(storage, self._forget, size)
+                weakref.finalize(storage, self._subtract, size)
         self.peak = max(self.peak, self.now)
         return out
 
 
 @torch.no_grad()
 def peak_bytes(model: nn.Module, x: Tensor) -> int:
-    """The most memory that a forward pass in evaluation mode needs beyond the weights and x, at one time.
+    """Return the peak memory in bytes of a forward pass in evaluation mode, without the weights and x.
 
-    On a GPU what its allocator says; elsewhere the tensors between operators, what a kernel needs within it apart.
+    On a GPU this is the peak of the CUDA allocator. On other devices it counts the tensors that operators return, but
+    not the memory that a kernel allocates internally.
     """
     model.eval()
     if x.device.type == "cuda":
@@ -186,14 +219,14 @@ def peak_bytes(model: nn.Module, x: Tensor) -> int:
         model(x)
         torch.cuda.synchronize(x.device)
         return torch.cuda.max_memory_allocated(x.device) - before
-    with _Live([*model.parameters(), *model.buffers(), x]) as live:
+    with _LiveBytes([*model.parameters(), *model.buffers(), x]) as live:
         model(x)
     return live.peak
 
 
 @contextlib.contextmanager
 def explicit_maps(model: nn.Module) -> Iterator[None]:
-    """Attention by its explicit maps, fused nowhere in `model`, until the end of this context."""
+    """Compute explicit attention maps instead of fused kernels in all layers of `model` within this context."""
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "fused_attn")]
     before = [layer.fused_attn for layer in layers]
     try:

@@ -1,4 +1,4 @@
-"""Augmentation: a function of seed, epoch and index alone; evaluation is timm's."""
+"""Augmentation depends only on seed, epoch and index; evaluation uses timm's transform."""
 
 import pickle
 from importlib import metadata
@@ -33,14 +33,14 @@ def epoch_of(dataset, epoch, **loader_kwargs):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_number_of_workers_does_not_change_what_is_trained_on(splits, policy):
+def test_the_number_of_workers_does_not_change_the_training_images(splits, policy):
     dataset = ImageDataset(splits.train, train_transform(policy, DATA_CONFIG), seed=3)
     alone = epoch_of(dataset, 1, num_workers=0)
     assert torch.equal(alone, epoch_of(dataset, 1, num_workers=2))
     assert torch.equal(alone, epoch_of(dataset, 1, num_workers=0))
 
 
-def test_workers_that_live_on_draw_anew_each_epoch(splits):
+def test_persistent_workers_augment_differently_in_each_epoch(splits):
     dataset = ImageDataset(splits.train, train_transform("crop", DATA_CONFIG))
     expected = [epoch_of(dataset, epoch) for epoch in (0, 1)]
     loader = DataLoader(dataset, batch_size=5, num_workers=2, persistent_workers=True)
@@ -50,30 +50,30 @@ def test_workers_that_live_on_draw_anew_each_epoch(splits):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_epoch_and_every_seed_shows_every_image_differently(splits, policy):
+def test_every_epoch_and_every_seed_augments_every_image_differently(splits, policy):
     transform = train_transform(policy, DATA_CONFIG)
     first = epoch_of(ImageDataset(splits.train, transform, seed=0), 0)
     for seed, epoch in ((0, 1), (1, 0)):
         other = epoch_of(ImageDataset(splits.train, transform, seed=seed), epoch)
         same = [torch.equal(a, b) for a, b in zip(first, other, strict=True)]
-        assert not any(same) if "crop" in policy else np.mean(same) < 0.8  # a flip comes twice every second time
+        assert not any(same) if "crop" in policy else np.mean(same) < 0.8  # a flip repeats with probability 1/2
 
 
-def test_images_of_one_epoch_do_not_share_their_draws(splits):
+def test_images_of_one_epoch_have_independent_draws(splits):
     same = splits.train.select([0] * 16)
     images = epoch_of(ImageDataset(same, train_transform("crop", DATA_CONFIG)), 0)
     assert len({image.numpy().tobytes() for image in images}) == 16
 
 
 def two_colours():
-    """Dark left, bright right: which side is bright tells a flip, how bright tells a colour jitter."""
+    """Dark on the left, bright on the right: the bright side reveals a flip, its brightness a colour jitter."""
     pixels = np.full((64, 64, 3), 64, dtype=np.uint8)
     pixels[:, 32:] = 160
     return Image.fromarray(pixels)
 
 
 def draws(policy, seeds=300):
-    """Columns flipped, jittered and erased, one row a seed."""
+    """Return three arrays with one entry per seed: whether the image was flipped, jittered and erased."""
     transform = train_transform(policy, DATA_CONFIG, crop_scale=1.0)
     rows = []
     for seed in range(seeds):
@@ -85,11 +85,11 @@ def draws(policy, seeds=300):
 
 
 def independent(first, second):
-    """p-value of Fisher's exact test; draws from one number in common give less than 1e-6."""
+    """Return the p-value of Fisher's exact test; draws that share one random number give less than 1e-6."""
     return fisher_exact([[np.sum((first == a) & (second == b)) for b in (0, 1)] for a in (0, 1)]).pvalue
 
 
-def test_a_flip_says_nothing_about_the_colours_or_the_erasing_of_an_image():
+def test_flip_colour_jitter_and_erasing_are_independent():
     flipped, jittered, erased = draws("crop+flip+color+erase")
     assert 0.4 < flipped.mean() < 0.6
     assert 0.7 < jittered.mean() < 0.9
@@ -99,7 +99,7 @@ def test_a_flip_says_nothing_about_the_colours_or_the_erasing_of_an_image():
     assert independent(jittered, erased) > 0.01
 
 
-def test_each_policy_does_what_its_name_says_and_no_more():
+def test_each_policy_has_the_effects_of_its_steps_and_no_others():
     for policy, changes in {
         "crop+flip": (True, False, False),
         "crop+flip+color": (True, True, False),
@@ -108,19 +108,19 @@ def test_each_policy_does_what_its_name_says_and_no_more():
         assert tuple(column.any() for column in draws(policy, seeds=60)) == changes, policy
 
 
-def test_crops_keep_at_least_the_share_that_was_asked_for():
+def test_crops_keep_at_least_the_requested_share_of_the_image():
     ramp = Image.fromarray(np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)).convert("RGB")
 
     def smallest_height(crop_scale):
         transform = train_transform("crop", DATA_CONFIG, crop_scale)
         return min(np.ptp(transform(ramp, seed).numpy()) for seed in range(100))
 
-    # a crop of share s and sides 3:4 to 4:3 spans sqrt(3 s / 4) of the height
+    # a crop of area s with an aspect ratio of 3:4 to 4:3 spans at least sqrt(3 s / 4) of the height
     assert smallest_height(0.9) > 0.75
     assert 0.15 < smallest_height(0.08) < 0.5
 
 
-def test_evaluation_sees_exactly_timms_transform():
+def test_evaluation_uses_exactly_timms_transform():
     config = timm.data.resolve_data_config(
         pretrained_cfg=timm.get_pretrained_cfg("deit_tiny_patch16_224.fb_in1k").to_dict()
     )
@@ -130,7 +130,7 @@ def test_evaluation_sees_exactly_timms_transform():
         assert torch.equal(eval_transform(config)(image, seed), expected)
         assert torch.equal(train_transform("none", config)(image, seed), expected)
 
-    # by hand: short side to 224 / 0.9, the centre of it, ImageNet's mean and std
+    # by hand: resize the short side to 224 / 0.9, crop the centre, normalise with ImageNet's mean and std
     resized = image.resize((248, 330), Image.Resampling.BICUBIC)
     crop = resized.crop((12, 53, 236, 277))
     by_hand = (np.asarray(crop) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -152,24 +152,24 @@ def test_every_policy_gives_normalised_tensors_of_the_models_size_for_colour_and
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("blur", r"^--augment blur: 'blur' is not known: choose none, or of crop, shift, .*cutout$"),
+        ("blur", r"^`augment=blur`: 'blur' is not known: choose none, or some of crop, shift, .*cutout$"),
         ("crop+none", "'none' is not known"),
         ("", "'' is not known"),
-        ("flip+flip", "names a step twice"),
+        ("flip+flip", r"^`augment=flip\+flip` names a step twice"),
         ("crop+shift", "both choose a part"),
     ],
 )
-def test_a_policy_that_is_none_is_refused_with_the_choices(policy, message):
+def test_an_invalid_policy_is_refused_with_the_choices(policy, message):
     with pytest.raises(InputError, match=message):
         parse_policy(policy)
 
 
-def test_the_steps_of_a_policy_act_in_one_order_however_they_are_named():
+def test_the_order_of_the_names_in_a_policy_does_not_matter():
     assert parse_policy("none") == ()
     assert parse_policy("erase+flip+crop") == parse_policy("crop+erase+flip") == ("crop", "flip", "erase")
 
 
-def test_without_a_crop_the_part_of_the_image_is_that_of_evaluation():
+def test_without_a_crop_the_image_is_cropped_as_in_evaluation():
     image, flip = noise(size=(90, 60)), train_transform("flip", DATA_CONFIG)
     seen = eval_transform(DATA_CONFIG)(image, 0)
     views = [flip(image, seed) for seed in range(12)]
@@ -207,10 +207,10 @@ def test_the_agpl_fork_of_albumentations_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(metadata, "distribution", fork)
     with pytest.raises(InputError, match=r"AGPL.*pip uninstall albumentationsx"):
         train_transform("crop", DATA_CONFIG)
-    train_transform("none", DATA_CONFIG)  # which needs no albumentations
+    train_transform("none", DATA_CONFIG)  # does not need albumentations
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_transforms_reach_loader_workers_that_are_not_forked(policy):
+def test_transforms_can_be_pickled_for_loader_workers(policy):
     transform = pickle.loads(pickle.dumps(train_transform(policy, DATA_CONFIG)))
     assert torch.equal(transform(noise(), 3), train_transform(policy, DATA_CONFIG)(noise(), 3))

@@ -1,4 +1,4 @@
-"""Small images from memory are those of the one-by-one way, and their augmentation a function of seed and index."""
+"""Small images from memory equal those that are decoded one by one, and their augmentation is reproducible."""
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ CONFIG = dict(
 
 
 def split_of(*pictures):
-    """A split of these arrays, class 0, 1, 2, ..."""
+    """Return a split of these arrays, with the classes 0, 1, 2, ..."""
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(num_classes=99)})
     rows = datasets.Dataset.from_dict(
         {"image": [Image.fromarray(p) for p in pictures], "label": [*range(len(pictures))]}
@@ -30,13 +30,13 @@ def split_of(*pictures):
 
 @pytest.fixture
 def small():
-    """12 random images of 32 x 32."""
+    """A split of 12 random images, 32 x 32."""
     rng = np.random.default_rng(0)
     return split_of(*rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_small_images_come_from_memory_with_the_numbers_of_timms_transform(small, channels):
+def test_small_images_from_memory_equal_those_of_timms_transform(small, channels):
     config = {
         **CONFIG,
         "input_size": (channels, 32, 32),
@@ -53,14 +53,14 @@ def test_small_images_come_from_memory_with_the_numbers_of_timms_transform(small
 @pytest.mark.parametrize(
     "why", [{"policy": "flip+color"}, {"crop_pct": 0.9}, {"input_size": (3, 64, 64)}, {"input_size": (3, 96, 96)}]
 )
-def test_what_memory_does_not_serve_goes_one_by_one(small, why):
+def test_images_that_need_other_transforms_are_decoded_one_by_one(small, why):
     policy = why.pop("policy", "flip")
     dataset = training_images(small, policy, {**CONFIG, **why})
     assert isinstance(dataset, ImageDataset)
     assert dataset[0][0].shape[1:] == why.get("input_size", (3, 32, 32))[1:]
 
 
-def test_images_of_several_sizes_go_one_by_one():
+def test_images_of_several_sizes_are_decoded_one_by_one():
     split = split_of(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 40, 3), np.uint8))
     dataset = training_images(split, "shift", CONFIG)
     assert isinstance(dataset, ImageDataset)
@@ -74,7 +74,7 @@ def epoch_of(dataset, epoch, workers=0, indices=None):
 
 
 @pytest.mark.parametrize("policy", ["shift", "flip", "cutout", "shift+flip+cutout"])
-def test_draws_are_a_function_of_seed_epoch_and_index(small, policy):
+def test_draws_depend_only_on_seed_epoch_and_index(small, policy):
     dataset = training_images(small, policy, CONFIG, seed=1)
     first = epoch_of(dataset, 0)
     assert torch.equal(first, epoch_of(dataset, 0, workers=2))
@@ -83,33 +83,33 @@ def test_draws_are_a_function_of_seed_epoch_and_index(small, policy):
     assert not torch.equal(first, epoch_of(training_images(small, policy, CONFIG, seed=2), 0))
 
 
-def looks_at(pixels, policy, count=400):
-    """The same image so many times, each with draws of its own, in 0..1."""
+def augmented(pixels, policy, count=400):
+    """Return `count` augmented copies of one image, in [0, 1]."""
     dataset = training_images(split_of(pixels), policy, {**CONFIG, "mean": (0.0,) * 3, "std": (1.0,) * 3})
     return dataset.__getitems__(range(count))[0]
 
 
-def test_a_shift_moves_by_at_most_an_eighth_and_brings_in_black():
+def test_a_shift_moves_by_at_most_an_eighth_and_fills_with_black():
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[16, 16] = 255
-    places = looks_at(pixels, "shift").amax(1).nonzero()
+    places = augmented(pixels, "shift").amax(1).nonzero()
     assert len(places) == 400
     for axis in (1, 2):
         assert set(places[:, axis].tolist()) == set(range(12, 21))
-    assert looks_at(np.full((32, 32, 3), 255, np.uint8), "shift").min() == 0
+    assert augmented(np.full((32, 32, 3), 255, np.uint8), "shift").min() == 0
 
 
-def test_a_flip_mirrors_every_second_image_and_nothing_else():
+def test_a_flip_mirrors_about_half_of_the_images_and_changes_nothing_else():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     straight = torch.from_numpy(pixels).permute(2, 0, 1) / 255
-    views = looks_at(pixels, "flip")
+    views = augmented(pixels, "flip")
     mirrored = [torch.equal(view, straight.flip(-1)) for view in views]
     assert 0.4 < np.mean(mirrored) < 0.6
     assert all(one or torch.equal(view, straight) for one, view in zip(mirrored, views, strict=True))
 
 
 def test_cutout_sets_a_square_of_half_the_side_to_the_mean():
-    views = looks_at(np.full((32, 32, 3), 255, np.uint8), "cutout")
+    views = augmented(np.full((32, 32, 3), 255, np.uint8), "cutout")
     assert (views == 0).sum(dim=(1, 2, 3)).tolist() == [3 * 256] * 400
     for edge in (views[:, 0, 0], views[:, 0, -1], views[:, 0, :, 0], views[:, 0, :, -1]):
         assert (edge == 0).any()
@@ -123,7 +123,7 @@ def test_an_image_that_does_not_decode_is_named_before_any_training(small, monke
         training_images(broken, "flip", CONFIG)
 
 
-def test_repeated_looks_at_an_image_follow_each_other_and_differ(small):
+def test_copies_of_an_image_follow_each_other_and_differ(small):
     sampler = RepeatedSampler(12, repeats=3, seed=5)
     first = list(sampler)
     assert len(first) == len(sampler) == 12
@@ -135,9 +135,9 @@ def test_repeated_looks_at_an_image_follow_each_other_and_differ(small):
     sampler.set_epoch(1)
     assert list(sampler) != first
     dataset = training_images(small, "shift+flip", CONFIG)
-    looks = dataset.__getitems__(first[:3])[0]
-    assert not torch.equal(looks[0], looks[1])
+    copies = dataset.__getitems__(first[:3])[0]
+    assert not torch.equal(copies[0], copies[1])
 
 
-def test_repeats_that_do_not_divide_the_images_still_make_a_whole_epoch():
+def test_an_epoch_is_complete_if_the_repeats_do_not_divide_the_number_of_images():
     assert len(list(RepeatedSampler(10, repeats=3))) == 10

@@ -1,4 +1,4 @@
-"""Noise in labels and pixels: as much as was asked for, and the same every time."""
+"""Noise in labels and pixels: the requested amount, and the same every time."""
 
 import io
 
@@ -30,7 +30,7 @@ def pixels(row):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_exactly_the_share_of_labels_is_wrong_and_each_other_class_as_likely(rate):
+def test_exactly_the_requested_share_of_labels_is_wrong_and_all_other_classes_are_equally_likely(rate):
     split = split_of([Image.new("L", (2, 2))] * 1200)
     noisy = with_label_noise(split, rate)
     shifts = (np.array(noisy["label"]) - np.array(split["label"])) % 4
@@ -42,19 +42,19 @@ def test_exactly_the_share_of_labels_is_wrong_and_each_other_class_as_likely(rat
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_pixels_have_gaussian_noise_of_the_deviation_and_grey_stays_grey(mode):
+def test_pixels_have_gaussian_noise_of_the_requested_deviation_and_grey_stays_grey(mode):
     split = split_of([Image.new(mode, (40, 40), "gray"), Image.new(mode, (30, 20), "red")])
     noisy = with_input_noise(split, 0.1)
     assert noisy[0]["label"] == 0
     assert noisy.features == split.features
     error = pixels(noisy[0]) - pixels(split[0])[..., 0].mean() if mode == "RGB" else pixels(noisy[0]) - pixels(split[0])
-    assert error.ndim == 2  # this one is grey in both
+    assert error.ndim == 2  # the first image is grey in both modes
     assert abs(error.std() / 25.5 - 1) < 0.05
     assert abs(error.mean()) < 2
     assert pixels(noisy[1]).shape == pixels(split[1]).shape
 
 
-def test_an_images_noise_depends_on_the_image_alone():
+def test_the_noise_of_an_image_depends_only_on_the_image():
     images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     noisy = with_input_noise(split_of(images), 0.2)
     turned = with_input_noise(split_of(images[::-1]), 0.2)
@@ -64,7 +64,7 @@ def test_an_images_noise_depends_on_the_image_alone():
     assert not np.array_equal(*differences)
 
 
-def test_a_training_has_wrong_labels_in_train_and_validation_and_noise_in_all_images(image_folder):
+def test_a_training_gets_wrong_labels_in_train_and_validation_and_noise_in_all_images(image_folder):
     config = TrainConfig(dataset=str(image_folder), model="", label_noise=0.5, input_noise=0.3)
     clean, noisy = load_splits(str(image_folder)), _load_splits(config)
     changed = lambda name: np.mean(np.array(getattr(clean, name)["label"]) != getattr(noisy, name)["label"])  # noqa: E731
@@ -72,4 +72,4 @@ def test_a_training_has_wrong_labels_in_train_and_validation_and_noise_in_all_im
     for name in ("train", "val", "test"):
         before, after = getattr(clean, name)[0]["image"], getattr(noisy, name)[0]["image"]
         difference = pixels({"image": after}) - np.asarray(Image.open(before["path"]), dtype=float)
-        assert 0.15 < difference.std() / 255 < 0.35  # clipping takes some
+        assert 0.15 < difference.std() / 255 < 0.35  # clipping reduces it

@@ -1,4 +1,4 @@
-"""A Hub on loopback: the HTTP API as huggingface_hub calls it, with repositories in memory and failures on demand."""
+"""A fake Hub on loopback: the HTTP API that huggingface_hub calls, with repositories in memory and planned failures."""
 
 import base64
 import hashlib
@@ -13,12 +13,12 @@ TOKEN = "hf_of_the_user"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories, and what shall go wrong.
+    """The repositories and the planned failures.
 
     Attributes:
-        repos: of each repository its commits, (oid, {path: bytes}), the newest last.
-        private: of each repository whether it was made private.
-        failures: (method, pattern of the path, status) that are answered once each; status 0: the line is cut.
+        repos: commits of each repository, (oid, {path: bytes}), the newest last.
+        private: whether each repository was created as private.
+        failures: (method, pattern of the path, status); each fails one request. Status 0 cuts the connection.
         seen: (method, path) of every request.
     """
 
@@ -35,7 +35,7 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address) -> None:
-        """A line that is cut is no news."""
+        """Print nothing about a connection that was cut on purpose."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         elif found:
-            self._answer(found[2], {"error": "as the test asked"})
+            self._answer(found[2], {"error": "planned by the test"})
         return bool(found)
 
     def _handle(self) -> None:
@@ -89,15 +89,15 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             self._answer(200, {"type": "user", "name": "me", "auth": {"accessToken": {"role": "write"}}})
         elif path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization'] or 'me'}/{asked['name']}"
+            request = json.loads(body)
+            name = f"{request['organization'] or 'me'}/{request['name']}"
             if name.startswith("them/"):
                 self._answer(403, {"error": "You don't have the rights to create a model under this namespace"})
                 return
-            there = name in self.server.repos
+            exists = name in self.server.repos
             self.server.repos.setdefault(name, [("0" * 40, {})])
-            self.server.private.setdefault(name, asked.get("private") or asked.get("visibility") == "private")
-            self._answer(409 if there else 200, {"url": f"{self.server.url}/{name}", "name": name})
+            self.server.private.setdefault(name, request.get("private") or request.get("visibility") == "private")
+            self._answer(409 if exists else 200, {"url": f"{self.server.url}/{name}", "name": name})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
             files = json.loads(body)["files"]
             modes = {f["path"]: "lfs" if f["path"].endswith(("safetensors", "png")) else "regular" for f in files}
@@ -105,10 +105,10 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {"files": answer})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = []
-            for asked in json.loads(body)["objects"]:
-                there = asked["oid"] in self.server.objects
-                actions = {"upload": {"href": f"{self.server.url}/objects/{asked['oid']}"}}
-                objects.append({**asked, **({} if there else {"actions": actions})})
+            for request in json.loads(body)["objects"]:
+                exists = request["oid"] in self.server.objects
+                actions = {"upload": {"href": f"{self.server.url}/objects/{request['oid']}"}}
+                objects.append({**request, **({} if exists else {"actions": actions})})
             self._answer(200, {"transfer": "basic", "objects": objects})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
             self._commit(match[1], body)
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _object(self, oid: str, body: bytes) -> None:
         if self.command != "PUT" or hashlib.sha256(body).hexdigest() != oid:
-            self._answer(400, {"error": "not what was announced"})
+            self._answer(400, {"error": "the content does not have the announced hash"})
             return
         self.server.objects[oid] = body
         self._answer(200)

@@ -36,7 +36,7 @@ def test_eight_bits_are_smaller_and_close(tiny_model, tmp_path):
     assert 0 < small.difference < 0.1
 
 
-def test_a_form_that_computes_something_else_is_not_kept(tiny_model, tmp_path, monkeypatch):
+def test_an_exported_file_that_computes_something_else_is_deleted(tiny_model, tmp_path, monkeypatch):
     load = export._load_pt2
 
     def wrong(path):
@@ -44,28 +44,30 @@ def test_a_form_that_computes_something_else_is_not_kept(tiny_model, tmp_path, m
         return lambda images: run(images) + 1e-2
 
     monkeypatch.setattr(export, "_load_pt2", wrong)
-    with pytest.raises(RuntimeError, match="pt2 computes something else"):
+    with pytest.raises(RuntimeError, match="the pt2 file computes something else than the network"):
         export_model(tiny_model().eval(), tmp_path / "net.pt2", "pt2", IMAGES)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_suffix_and_missing_packages_are_one_line(tiny_model, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"--form onnx is a \.onnx file"):
+def test_a_wrong_suffix_and_a_missing_package_are_one_line(tiny_model, tmp_path, monkeypatch):
+    with pytest.raises(
+        InputError, match=r"^`out=.*net\.pt` does not fit `form=onnx`: choose a file name that ends in \.onnx$"
+    ):
         export_model(tiny_model(), tmp_path / "net.pt", "onnx", IMAGES)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(InputError, match=r"needs onnxscript: pip install 'diffvit_timm\[onnx\]'"):
+    with pytest.raises(InputError, match=r"^`form=onnx` needs onnxscript: pip install 'diffvit_timm\[onnx\]'"):
         export_model(tiny_model(), tmp_path / "net.onnx", "onnx", IMAGES)
     assert not list(tmp_path.iterdir())
 
 
 class Branching(nn.Module):
-    """Reads a number of its images, which no program can."""
+    """A network whose control flow depends on the values of its images, which torch cannot export."""
 
     def forward(self, x):
         return x.flatten(1) if x.sum().item() > 0 else -x.flatten(1)
 
 
 def test_a_network_that_cannot_be_exported_is_not_blamed_on_the_disk(tmp_path):
-    with pytest.raises(InputError, match="--form pt2: torch cannot export this network"):
+    with pytest.raises(InputError, match=r"^torch cannot export this network with `form=pt2`"):
         export_model(Branching().eval(), tmp_path / "net.pt2", "pt2", torch.rand(2, 3, 4, 4))
     assert not list(tmp_path.iterdir())

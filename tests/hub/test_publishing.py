@@ -1,4 +1,4 @@
-"""Runs go to a Hub that speaks HTTP on loopback, and come back; what goes wrong there loses nothing."""
+"""Runs are pushed to a Hub on loopback and pulled back; no error of the Hub loses anything."""
 
 import json
 import os
@@ -15,18 +15,16 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from diffvit_timm.hub.model_card import model_card
 from diffvit_timm.models.pretrained import save_pretrained
 
-# A process whose Hub is ours from its first import on: HF_ENDPOINT is read once.
+# A process that uses the Hub on loopback: HF_ENDPOINT is read only once, at the first import.
 WORKER = """
 import json, os, sys
 answers, sys.stdout = sys.stdout, sys.stderr
 import timm, torch, diffvit_timm
 from pathlib import Path
 from diffvit_timm.hub import publishing as publish
-from diffvit_timm.__main__ import main
-from diffvit_timm.training.config import TrainConfig
-from diffvit_timm.training.recipe import train
 publish.FIRST_WAIT = 0.01
 for line in sys.stdin:
     names = {**globals(), "result": None}
@@ -60,7 +58,7 @@ def worker(tmp_path_factory):
 
 @pytest.fixture
 def hub(worker):
-    """The Hub, empty."""
+    """The Hub, without repositories."""
     server = worker[0]
     for thing in (server.repos, server.private, server.objects, server.failures, server.seen):
         thing.clear()
@@ -69,7 +67,7 @@ def hub(worker):
 
 @pytest.fixture
 def ask(worker):
-    """Function: code -> what it leaves in `result`, or its error as text."""
+    """Function: run code in the worker, and return its variable `result`, or its error as text."""
 
     def run(code, **names):
         given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
@@ -86,7 +84,7 @@ PUSH = "result = publish.push_run(Path(run), repo)"
 
 @pytest.fixture
 def run_folder(tmp_path, tiny_model):
-    """A finished run, as a training leaves it."""
+    """A run folder, as a finished training leaves it."""
     run = tmp_path / "runs" / "pets"
     save_pretrained(tiny_model(attn="diff_v2"), run / "best", ["cat", "dog", "owl"])
     result = {
@@ -113,7 +111,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_is_pushed_whole_and_pulled_the_same(hub, ask, run_folder, tmp_path):
+def test_a_run_is_pushed_completely_and_pulled_unchanged(hub, ask, run_folder, tmp_path):
     assert ask(PUSH, run=str(run_folder), repo="pets") == f"{hub.url}/me/pets"
     files = hub.repos["me/pets"][-1][1]
     logs = {
@@ -124,7 +122,7 @@ def test_a_run_is_pushed_whole_and_pulled_the_same(hub, ask, run_folder, tmp_pat
     assert contents(tmp_path / "back") == contents(run_folder)
 
 
-def test_a_run_is_pulled_into_an_empty_folder_and_what_lies_beside_it_stays(hub, ask, run_folder, tmp_path):
+def test_a_run_is_pulled_into_an_empty_folder_and_its_neighbours_stay(hub, ask, run_folder, tmp_path):
     ask(PUSH, run=str(run_folder), repo="pets")
     for name in ("back", "back.old", "back.new"):
         (tmp_path / name).mkdir()
@@ -137,7 +135,7 @@ def test_a_run_is_pulled_into_an_empty_folder_and_what_lies_beside_it_stays(hub,
     assert (tmp_path / "back.old" / "precious.txt").read_text() == "mine"
 
 
-def test_pictures_of_data_whose_licence_forbids_them_stay_here(hub, ask, run_folder):
+def test_pictures_are_not_pushed_if_the_licence_of_the_data_forbids_it(hub, ask, run_folder):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "1aurent/BACH"}))
     ask(PUSH, run=str(run_folder), repo="me/cells")
@@ -147,7 +145,7 @@ def test_pictures_of_data_whose_licence_forbids_them_stay_here(hub, ask, run_fol
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_a_repository_is_made_as_it_was_asked_for(hub, ask, run_folder, private):
+def test_a_new_repository_is_public_or_private_as_requested(hub, ask, run_folder, private):
     ask("publish.push_run(Path(run), 'me/secret', private)", run=str(run_folder), private=private)
     assert hub.private == {"me/secret": private}
 
@@ -161,7 +159,7 @@ def test_a_repository_is_made_as_it_was_asked_for(hub, ask, run_folder, private)
     + [{"head_norm": True, "lambda_init": "schedule"}, {"lambda_init": 0.3, "branch_dims": [10, 6], "in_chans": 1}],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_a_model_comes_back_bit_equal_by_its_name(hub, ask, tiny_model, tmp_path, settings):
+def test_a_pushed_model_loads_by_name_with_equal_bits(hub, ask, tiny_model, tmp_path, settings):
     model = tiny_model(**settings).eval()
     save_pretrained(model, tmp_path / "net")
     ask(PUSH, run=str(tmp_path / "net"), repo="me/net")
@@ -179,7 +177,7 @@ torch.save({"state": model.state_dict(), "logits": model(x).detach()}, out)
     assert torch.equal(loaded["logits"], model(x))
 
 
-def test_every_variant_comes_back_bit_equal_by_its_name(hub, ask, tmp_path):
+def test_every_pushed_variant_loads_by_name_with_equal_bits(hub, ask, tmp_path):
     code = """
 model = timm.create_model(f"hf-hub:me/{name}", pretrained=True)
 torch.save(model.state_dict(), out)
@@ -204,7 +202,7 @@ result = type(model).__name__, model.attn, model.num_classes, model.patch_embed.
         assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items()), name
 
 
-def test_the_card_tells_what_it_is_how_good_and_how_sure(hub, ask, run_folder):
+def test_the_card_has_the_origin_the_results_and_their_uncertainty(hub, ask, run_folder):
     ask(PUSH, run=str(run_folder), repo="me/pets")
     text = hub.repos["me/pets"][-1][1]["README.md"].decode()
     card = ModelCard(text)
@@ -217,22 +215,39 @@ def test_the_card_tells_what_it_is_how_good_and_how_sure(hub, ask, run_folder):
     assert text.index("import diffvit_timm") < text.index('timm.create_model("hf-hub:me/pets"')
     parts = (
         "`mirror`",
-        "agreement 1",
+        "on 128 images: the top-1 class is the same for 100.0% of them.",
         "90.00% (95 % interval 85.00% to 94.00%)",
-        "cat for dog (9); owl for cat (2)",
+        "cat classified as dog (9); owl classified as cat (2)",
         "finetune_pets.py --lr 0.1",
-        "2 CPU threads, 10 minutes; torch 2.15",
+        "2 CPU threads and took 10 minutes, with torch 2.15",
         "lr: 0.1",
         "run/training.png",
         "run/attention/the-best-weights.png",
-        "The licence of the data: CC BY-SA 4.0; of the checkpoint",
+        "The licence of the dataset is CC BY-SA 4.0. The pretrained weights",
     )
     for part in parts:
         assert part in text, part
     assert "/somewhere/private" not in text
 
 
-def test_what_an_earlier_run_left_goes_with_the_next_push(hub, ask, run_folder):
+@pytest.mark.parametrize(
+    ("architecture", "imports", "description"),
+    [
+        ("vit_tiny_patch16_224", False, "`vit_tiny_patch16_224`, which is part of timm. It uses the plain softmax"),
+        ("diffvit_nano", True, "`diffvit_nano`. It uses the plain softmax attention of timm's `VisionTransformer`"),
+    ],
+)
+def test_the_card_of_a_plain_twin_names_timms_architecture(tmp_path, architecture, imports, description):
+    config = {"architecture": architecture, "num_classes": 3, "model_args": {"attn": "plain"}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {"input_size": [1, 28, 28]}}))
+    card = model_card(tmp_path, "me/plain", [])
+    assert description in card
+    assert ("import diffvit_timm" in card) == imports
+    assert "differential-attention" not in card
+    assert 'convert("L")' in card
+
+
+def test_files_of_an_earlier_run_are_deleted_with_the_next_push(hub, ask, run_folder):
     ask(PUSH, run=str(run_folder), repo="me/pets")
     assert "run/metrics.jsonl" in hub.repos["me/pets"][-1][1]
     (run_folder / "metrics.jsonl").unlink()
@@ -242,20 +257,19 @@ def test_what_an_earlier_run_left_goes_with_the_next_push(hub, ask, run_folder):
     assert {"run/result.json", "config.json", "model.safetensors", "README.md"} <= set(files)
 
 
-def test_a_second_push_brings_new_numbers_and_keeps_what_was_written_by_hand(hub, ask, run_folder):
+def test_a_second_push_updates_the_results_and_keeps_text_that_was_added_by_hand(hub, ask, run_folder):
     ask(PUSH, run=str(run_folder), repo="me/pets")
     _, files = hub.repos["me/pets"][-1]
-    by_hand = (
-        files["README.md"] + b"\n<!-- What stands below this line stays when the run is pushed again. -->\nMy cat.\n"
-    )
-    hub.repos["me/pets"].append(("1" * 40, {**files, "README.md": by_hand}))
+    mark = b"\n<!-- Text below this line is kept when the run is pushed again. -->\n"
+    assert files["README.md"].endswith(mark)
+    hub.repos["me/pets"].append(("1" * 40, {**files, "README.md": files["README.md"] + b"My cat.\n"}))
     result = json.loads((run_folder / "result.json").read_text())
     (run_folder / "result.json").write_text(json.dumps({**result, "test_accuracy": 0.95}))
     ask(PUSH, run=str(run_folder), repo="me/pets")
     text = hub.repos["me/pets"][-1][1]["README.md"].decode()
     assert "95.00% (95 % interval" in text
     assert "90.00% (95 % interval" not in text
-    assert text.endswith("again. -->\nMy cat.\n")
+    assert text.endswith(mark.decode() + "My cat.\n")
     ask(PUSH, run=str(run_folder), repo="me/pets")
     assert hub.repos["me/pets"][-1][1]["README.md"].decode() == text
 
@@ -273,7 +287,7 @@ def test_a_second_push_brings_new_numbers_and_keeps_what_was_written_by_hand(hub
         ("PUT", "^/objects/", 0),
     ],
 )
-def test_a_hub_that_stumbles_once_gets_the_run_all_the_same(hub, ask, run_folder, method, path, status):
+def test_a_run_is_pushed_in_spite_of_one_transient_error(hub, ask, run_folder, method, path, status):
     hub.failures = [(method, path, status)]
     assert ask(PUSH, run=str(run_folder), repo="me/pets") == f"{hub.url}/me/pets"
     assert not hub.failures
@@ -287,20 +301,20 @@ def test_a_hub_that_stumbles_once_gets_the_run_all_the_same(hub, ask, run_folder
         ([("POST", "/commit/", 500)] * 9, "me/pets", "HTTP 500"),
         ([("POST", "/commit/", 0)] * 9, "me/pets", "check the network"),
         ([("POST", "/commit/", 413)], "me/pets", "HTTP 413"),
-        ([("GET", "/whoami", 401)], "me/pets", "run `hf auth login`, or set HF_TOKEN"),
-        ([], "them/pets", "the token may not write there"),
-        ([], "a/b/c", "no name of a repository"),
+        ([("GET", "/whoami", 401)], "me/pets", "run 'hf auth login' or set HF_TOKEN"),
+        ([], "them/pets", "the token may not write to it"),
+        ([], "a/b/c", "not a valid repository name"),
     ],
 )
-def test_a_push_that_fails_says_why_and_how_to_try_again_and_loses_nothing(
+def test_a_failed_push_names_the_reason_and_the_command_to_try_again_and_loses_nothing(
     hub, ask, run_folder, failures, repo, message
 ):
     before = contents(run_folder)
     hub.failures = list(failures)
     error = ask(PUSH, run=str(run_folder), repo=repo)
-    assert error.startswith(f"InputError: REPO {repo}: ")
+    assert error.startswith(f"InputError: `repo={repo}` cannot be ")
     assert message in error
-    assert error.endswith(f"python -m diffvit_timm push {run_folder} {repo}")
+    assert error.endswith(f"push it again with: diffvit push {run_folder} {repo}")
     assert "\n" not in error
     assert contents(run_folder) == before
     hub.failures = []
@@ -308,18 +322,26 @@ def test_a_push_that_fails_says_why_and_how_to_try_again_and_loses_nothing(
         assert ask(PUSH, run=str(run_folder), repo=repo).startswith(hub.url)
 
 
+IMPORTS = """
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.recipe import train
+"""
+
+
 @pytest.mark.parametrize("token", ["hf_of_somebody", None])
-def test_without_a_token_that_is_known_nothing_begins(hub, ask, image_folder, tmp_path, token):
+def test_without_a_valid_token_no_training_starts(hub, ask, image_folder, tmp_path, token):
     config = f"TrainConfig({str(image_folder)!r}, 'diffvit_nano', output={str(tmp_path / 'run')!r}, push_to_hub='pets')"
     change = f"os.environ['HF_TOKEN'] = {token!r}" if token else "del os.environ['HF_TOKEN']"
-    code = f"{change}\ntry:\n    train({config}, 'r')\nfinally:\n    os.environ['HF_TOKEN'] = {TOKEN!r}"
+    code = f"{IMPORTS}\n{change}\ntry:\n    train({config}, 'r')\nfinally:\n    os.environ['HF_TOKEN'] = {TOKEN!r}"
     error = ask(code)
-    assert error.startswith("InputError: --push-to-hub pets: the Hub knows no such token, or there is none here")
+    assert error.startswith(
+        "InputError: `push_to_hub=pets` cannot be used: there is no token, or the Hub does not accept it"
+    )
     assert not list(tmp_path.iterdir())
     assert not hub.repos
 
 
-TRAIN = """
+TRAIN = f"""{IMPORTS}
 shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 config = TrainConfig(data, "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8,
                      workers=0, augment="none", output=out, push_to_hub="me/animals", hub_private=True)
@@ -327,7 +349,7 @@ result = train(config, "recipe")
 """
 
 
-def test_a_training_pushes_its_result_with_a_picture_of_what_it_attends_to(hub, ask, image_folder, tmp_path):
+def test_a_training_pushes_its_result_with_a_picture_of_its_attention(hub, ask, image_folder, tmp_path):
     result = ask(TRAIN, data=str(image_folder), out=str(tmp_path / "run"))
     files = hub.repos["me/animals"][-1][1]
     assert hub.private["me/animals"]
@@ -336,22 +358,24 @@ def test_a_training_pushes_its_result_with_a_picture_of_what_it_attends_to(hub, 
     assert "run/attention/the-best-weights.png" in files
     text = files["README.md"].decode()
     assert "trained from random weights" in text
-    assert "datasets:" not in text.split("---")[1]  # a folder is no dataset of the Hub
+    assert "datasets:" not in text.split("---")[1]  # a folder is not a dataset on the Hub
     assert hub.seen[0][1] == "/api/whoami-v2"
 
 
 def test_a_training_whose_push_fails_keeps_its_run(hub, ask, image_folder, tmp_path):
     hub.failures = [("POST", "/commit/", 413)]
     error = ask(TRAIN, data=str(image_folder), out=str(tmp_path / "run"))
-    assert "python -m diffvit_timm push" in error
+    assert error.startswith("InputError: `push_to_hub=me/animals` cannot be pushed to: ")
+    assert "diffvit push" in error
     assert error.endswith("me/animals --private")
     assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_push_and_pull_are_commands(hub, ask, run_folder, tmp_path):
-    assert ask(f"main(['push', {str(run_folder)!r}, 'me/pets', '--private'])") is None
+    command = "from diffvit_timm.__main__ import main; main(arguments)"
+    assert ask(command, arguments=["push", str(run_folder), "me/pets", "--private"]) is None
     assert hub.private == {"me/pets": True}
-    assert ask(f"main(['pull', 'me/pets', {str(tmp_path / 'out')!r}])") is None
+    assert ask(command, arguments=["pull", "me/pets", str(tmp_path / "out")]) is None
     loaded = timm.create_model(f"local-dir:{tmp_path}/out/best", pretrained=True)
     assert loaded.pretrained_cfg["label_names"] == ["cat", "dog", "owl"]
     revision = hub.repos["me/pets"][-1][0]
@@ -362,24 +386,22 @@ def test_push_and_pull_are_commands(hub, ask, run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("repo", "revision", "message"),
     [
-        ("me/nothing", None, "there is no such repository"),
-        ("me/empty", None, "holds no weights that were pushed from here: no config.json and no model.safetensors"),
-        ("me/empty", "v9", "no such revision"),
+        ("me/nothing", None, "it does not exist"),
+        ("me/empty", None, "does not contain a run: it has no config.json and no model.safetensors"),
+        ("me/empty", "v9", "it does not have this revision: check `revision`"),
     ],
 )
-def test_what_cannot_be_pulled_leaves_no_folder(hub, ask, tmp_path, repo, revision, message):
+def test_a_failed_pull_leaves_no_folder(hub, ask, tmp_path, repo, revision, message):
     hub.repos["me/empty"] = [("0" * 40, {"README.md": b"empty"})]
     error = ask("publish.pull_run(repo, Path(out), revision)", repo=repo, revision=revision, out=str(tmp_path / "out"))
-    assert error.startswith(f"InputError: REPO {repo}")
+    assert error.startswith(f"InputError: `repo={repo}` ")
     assert message in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_run_is_not_pushed(hub, ask, tmp_path):
+def test_a_folder_that_is_not_a_run_is_not_pushed(hub, ask, tmp_path):
     error = ask(PUSH, run=str(tmp_path), repo="me/pets")
-    assert (
-        error
-        == f"InputError: RUN {tmp_path} is no finished run: {tmp_path} has no config.json and no model.safetensors"
-    )
+    reason = f"{tmp_path} has no config.json and no model.safetensors"
+    assert error == f"InputError: `run={tmp_path}` is not a finished run: {reason}"
     assert not hub.seen
     assert Path(tmp_path).is_dir()

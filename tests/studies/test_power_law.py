@@ -1,4 +1,4 @@
-"""Counted FLOPs, power laws with their interval, and their picture."""
+"""FLOPs, power laws with their intervals, and their figure."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from diffvit_timm.studies.power_law import Point, count_flops, fit_power_law, lo
 
 
 def points(attn="diff", sizes=(1e5, 2e5, 4e5, 8e5), seeds=3, noise=0.0, draw=0):
-    """loss = 10 N^-0.2, and each seed its error."""
+    """Points with loss = 10 N^-0.2, times a random error per run."""
     rng = np.random.default_rng(draw)
     return [
         Point(f"{n:g}", attn, seed, int(n), int(64 * n), 10 * n**-0.2 * np.exp(noise * rng.normal()), 0.5)
@@ -22,30 +22,30 @@ def points(attn="diff", sizes=(1e5, 2e5, 4e5, 8e5), seeds=3, noise=0.0, draw=0):
 
 
 @pytest.mark.parametrize(("attn", "per_block"), [("diff", 4), ("plain", 4), ("diff_v2", 5)])
-def test_flops_are_those_of_the_products_by_hand(attn, per_block):
+def test_flops_equal_those_counted_by_hand(attn, per_block):
     model = timm.create_model(
         "diffvit_tiny_patch16", attn=attn, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5
     )
     N, D = 17, 48
-    maps = {"diff": 2, "plain": 2, "diff_v2": 3}[attn]  # products of N x N x D: the maps, and one with the values
+    maps = {"diff": 2, "plain": 2, "diff_v2": 3}[attn]  # products of N x N x D: the maps, and maps times values
     block = per_block * N * D * D + maps * N * N * D + 8 * N * D * D
     lambdas = 2 * N * D * 3 if attn == "diff_v2" else 0
     assert count_flops(model) == 2 * (16 * D * 3 * 64 + 2 * block + lambdas + D * 5)
 
 
-def test_flops_are_counted_at_the_channels_and_the_size_that_the_model_was_given():
+def test_flops_are_counted_with_the_channels_and_the_image_size_of_the_model():
     colour = timm.create_model("diffvit_nano", in_chans=3, img_size=32)
     grey = timm.create_model("diffvit_nano", img_size=32)
     tokens, width, patch = 64, grey.embed_dim, 4
     assert count_flops(colour) - count_flops(grey) == 2 * tokens * width * 2 * patch**2
 
 
-def test_flops_of_attention_pooling_are_counted_too():
+def test_flops_include_attention_pooling():
     pooled, token = (timm.create_model("diffvit_nano", global_pool=pool) for pool in ("map", "token"))
     assert count_flops(pooled) > count_flops(token)
 
 
-def test_counting_changes_nothing_of_the_model(tiny_model):
+def test_counting_does_not_change_the_model(tiny_model):
     model = tiny_model().train()
     fused = [layer.fused_attn for layer in model.differential_layers()]
     count_flops(model)
@@ -54,20 +54,20 @@ def test_counting_changes_nothing_of_the_model(tiny_model):
 
 
 @pytest.mark.parametrize("axis", ["parameters", "flops"])
-def test_a_power_law_is_found_again(axis):
+def test_the_fit_recovers_a_power_law(axis):
     law = fit_power_law(points(), axis)
     assert law.exponent == pytest.approx(0.2)
     assert law(np.array([getattr(point, axis) for point in points()])) == pytest.approx([p.loss for p in points()])
     assert law.interval == (pytest.approx(0.2), pytest.approx(0.2))
 
 
-def test_a_run_a_size_has_no_interval():
+def test_one_run_per_size_gives_no_interval():
     law = fit_power_law(points(seeds=1), "parameters")
     assert law.interval is law.misfit is None
     assert loss_ratio([*points(seeds=1), *points("plain", seeds=1)], "flops").interval is None
 
 
-def test_the_interval_of_three_seeds_holds_the_truth_in_95_cases_of_100():
+def test_the_interval_of_three_seeds_covers_the_true_value_in_95_of_100_cases():
     laws = [fit_power_law(points(noise=0.05, draw=draw), "parameters") for draw in range(400)]
     held = np.mean([law.interval[0] < 0.2 < law.interval[1] for law in laws])
     assert 0.92 < held < 0.98
@@ -76,7 +76,7 @@ def test_the_interval_of_three_seeds_holds_the_truth_in_95_cases_of_100():
     assert 0.92 < np.mean([ratio.interval[0] < 1 < ratio.interval[1] for ratio in ratios]) < 0.98
 
 
-def test_sizes_that_lie_on_no_law_are_found_out_and_others_wrongly_in_5_cases_of_100():
+def test_a_misfit_is_detected_and_falsely_detected_in_5_of_100_cases():
     laws = [fit_power_law(points(noise=0.05, draw=draw), "parameters") for draw in range(400)]
     assert 0.02 < np.mean([law.misfit < 0.05 for law in laws]) < 0.08
     bent = [
@@ -86,7 +86,7 @@ def test_sizes_that_lie_on_no_law_are_found_out_and_others_wrongly_in_5_cases_of
     assert fit_power_law(bent, "flops").misfit < 0.01
 
 
-def test_a_size_under_two_names_is_one():
+def test_a_size_with_two_names_counts_once():
     twice = [dataclasses.replace(p, size=f"{p.size} again") for p in points(sizes=(1e5, 2e5))]
     assert fit_power_law([*points(sizes=(1e5, 2e5)), *twice], "parameters") is None
 
@@ -96,7 +96,7 @@ def test_three_sizes_are_too_few():
 
 
 @pytest.mark.parametrize("axis", ["parameters", "flops"])
-def test_the_loss_at_equal_size_is_compared_also_where_no_two_sizes_are_equal(axis):
+def test_the_loss_at_equal_size_is_compared_even_if_no_two_sizes_are_equal(axis):
     larger = [
         dataclasses.replace(p, parameters=3 * p.parameters, flops=3 * p.flops, loss=0.9 * p.loss) for p in points()
     ]
@@ -105,13 +105,13 @@ def test_the_loss_at_equal_size_is_compared_also_where_no_two_sizes_are_equal(ax
     assert found.interval == (pytest.approx(found.ratio), pytest.approx(found.ratio))
 
 
-def test_another_attention_does_not_change_the_comparison():
+def test_a_third_kind_of_attention_does_not_change_the_comparison():
     both = [*points(noise=0.05), *points("plain", noise=0.05, draw=1)]
     assert loss_ratio([*both, *points("diff_v2", noise=9.0)], "parameters") == loss_ratio(both, "parameters")
 
 
 @pytest.mark.parametrize("few", ["diff", "plain"])
-def test_a_comparison_takes_four_sizes_of_both(few):
+def test_a_comparison_needs_four_sizes_of_both(few):
     four = points("plain" if few == "diff" else "diff")
     assert loss_ratio([*four, *points(few, sizes=(1e5, 2e5, 4e5))], "flops") is None
 
@@ -119,7 +119,7 @@ def test_a_comparison_takes_four_sizes_of_both(few):
 @pytest.mark.parametrize(
     ("sizes", "label"), [((1e5, 2e5, 4e5, 8e5), "diff: exponent 0.200"), ((1e5, 2e5), "too few sizes")]
 )
-def test_the_picture_says_whether_there_is_a_law(sizes, label, tmp_path, saved_figures):
+def test_the_legend_shows_the_law_or_that_there_are_too_few_sizes(sizes, label, tmp_path, saved_figures):
     plot_scaling([*points(sizes=sizes), *points("plain", sizes=sizes)], tmp_path / "scaling.png", "digits")
     with Image.open(tmp_path / "scaling.png") as picture:
         assert picture.size[0] == 1320

@@ -1,4 +1,4 @@
-"""Finished runs in a table, in pairs and in a picture."""
+"""Tables, paired differences and figures of finished runs."""
 
 import csv
 
@@ -20,7 +20,7 @@ def runs_of(setting, diff, plain):
 RUNS = [*runs_of("4 x 4", [0.70, 0.72, 0.71], [0.69, 0.70, 0.70]), *runs_of("8 x 8", [0.60], [0.61])]
 
 
-def test_a_row_has_the_mean_and_the_sample_deviation_of_its_seeds():
+def test_a_summary_has_the_mean_and_the_sample_deviation_over_its_seeds():
     rows = summarise(RUNS)
     assert [(row.setting, row.attn, row.seeds) for row in rows] == [
         ("4 x 4", "diff", 3), ("4 x 4", "plain", 3), ("8 x 8", "diff", 1), ("8 x 8", "plain", 1)
@@ -35,7 +35,7 @@ def of(setting, attn):
     return [run for run in RUNS if (run.setting, run.attn) == (setting, attn)]
 
 
-def test_the_difference_is_that_of_pairs_of_seeds_with_students_interval():
+def test_the_difference_is_paired_by_seed_and_has_students_interval():
     mean, half, n = difference(of("4 x 4", "diff"), of("4 x 4", "plain"))
     low, high = ttest_1samp([0.01, 0.02, 0.01], 0.0).confidence_interval(0.95)
     assert (mean, n) == (pytest.approx(0.04 / 3), 3)
@@ -43,13 +43,13 @@ def test_the_difference_is_that_of_pairs_of_seeds_with_students_interval():
     assert difference(of("8 x 8", "diff"), of("8 x 8", "plain")) == (pytest.approx(-0.01), None, 1)
 
 
-def test_a_seed_without_its_pair_does_not_count():
+def test_seeds_of_only_one_group_are_left_out():
     assert difference(of("4 x 4", "diff"), of("8 x 8", "diff"))[1:] == (None, 1)
-    with pytest.raises(ValueError, match="no seed has a run of both"):
+    with pytest.raises(ValueError, match="no seed in common"):
         difference(of("2 x 2", "diff"), RUNS)
 
 
-def test_the_csv_has_a_line_a_run(tmp_path):
+def test_the_csv_has_one_row_per_run(tmp_path):
     write_csv(RUNS, tmp_path / "study.csv")
     with (tmp_path / "study.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -57,7 +57,7 @@ def test_the_csv_has_a_line_a_run(tmp_path):
     assert lines[1] == dict(setting="4 x 4", attn="diff", seed="1", accuracy="0.72", parameters="100", seconds="11.0")
 
 
-def test_the_picture_has_a_line_a_setting(tmp_path, saved_figures):
+def test_the_figure_has_one_line_per_setting(tmp_path, saved_figures):
     plot_study(RUNS, tmp_path / "study.png", "patch size on digits")
     with Image.open(tmp_path / "study.png") as picture:
         assert picture.size[0] == 960

@@ -1,4 +1,4 @@
-"""Timing by turns, ratios by pairs, and the memory of a training step."""
+"""Interleaved timing, paired ratios, memory, and the name of the hardware."""
 
 import time
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from diffvit_timm.studies import timing
 from diffvit_timm.studies.timing import (
+    hardware_name,
     inference_step,
     interleaved,
     kept_bytes,
@@ -17,7 +19,7 @@ from diffvit_timm.studies.timing import (
 )
 
 
-def test_every_round_takes_each_step_once_in_an_order_of_its_own():
+def test_every_round_runs_each_step_once_in_a_new_order():
     taken = []
     steps = {"a": lambda: taken.append("a"), "b": lambda: (taken.append("b"), time.sleep(0.01))}
     seconds = interleaved(steps, repeats=3, warmup=2)
@@ -28,13 +30,13 @@ def test_every_round_takes_each_step_once_in_an_order_of_its_own():
     assert all(b > 0.01 > a for a, b in zip(seconds["a"], seconds["b"], strict=True))
 
 
-def test_the_ratio_is_the_median_of_the_pairs_and_not_of_the_times():
-    base, ours = [1.0, 10.0, 2.0], [2.0, 10.0, 4.0]  # a machine that was busy once, for both
+def test_the_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
+    base, ours = [1.0, 10.0, 2.0], [2.0, 10.0, 4.0]  # the machine was busy in the second round
     assert paired_ratio(ours, base) == (0.5, 0.5, 0.75)
     assert paired_ratio([2.0], [1.0]) == (0.5, 0.5, 0.5)
 
 
-def test_steps_are_an_evaluation_without_gradients_and_a_training_with_them_dropped():
+def test_the_inference_step_has_no_gradients_and_the_training_step_frees_them():
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
     x = torch.randn(8, 4)
     out = inference_step(model, x)()
@@ -53,7 +55,7 @@ def test_kept_bytes_counts_each_activation_once_and_no_parameter(model, tensors)
     assert kept_bytes(model, x) == tensors * x.nbytes
 
 
-def test_the_peak_of_a_forward_pass_is_what_lives_at_one_time():
+def test_the_peak_of_a_forward_pass_counts_the_tensors_that_are_alive_at_one_time():
     layers = nn.Sequential(nn.Linear(100, 1000), nn.ReLU(), nn.Linear(1000, 500), nn.Linear(500, 10))
     x = torch.randn(50, 100)
     assert peak_bytes(layers, x) == 4 * 50 * (1000 + 1000)  # before and after the ReLU
@@ -62,7 +64,24 @@ def test_the_peak_of_a_forward_pass_is_what_lives_at_one_time():
     assert peak_bytes(views, x) == 0
 
 
-def test_weights_are_parameters_and_buffers_in_their_precision():
+def test_weight_bytes_count_parameters_and_buffers_in_their_precision():
     norm = nn.BatchNorm1d(10)
     assert weight_bytes(norm) == 4 * 40 + 8
     assert weight_bytes(norm.half()) == 2 * 40 + 8
+
+
+def test_the_hardware_of_a_cpu_is_its_name_and_threads(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\nmodel name\t: AMD EPYC 7B13\n")
+    assert timing._processor_name(cpuinfo) == "AMD EPYC 7B13"
+    monkeypatch.setattr(timing, "_processor_name", lambda: "AMD EPYC 7B13")
+    assert hardware_name("cpu") == f"AMD EPYC 7B13, {torch.get_num_threads()} threads"
+
+
+def test_a_processor_without_a_name_has_its_architecture(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing.sys, "platform", "linux")
+    monkeypatch.setattr(timing.platform, "processor", lambda: "")
+    monkeypatch.setattr(timing.platform, "machine", lambda: "aarch64")
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU architecture: 8\n")
+    assert timing._processor_name(tmp_path / "cpuinfo") == "aarch64"
+    assert timing._processor_name(tmp_path / "missing") == "aarch64"
