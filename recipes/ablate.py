@@ -17,9 +17,9 @@ from train_cifar import CifarConfig, named_dataset
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.errors import InputError
-from diffvit_timm.files import replace
+from diffvit_timm.files import write_atomically
 
 Study = Literal[
     "patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda", "noise"
@@ -139,17 +139,17 @@ def differences(config: AblateConfig, runs: list) -> dict[str, tuple[float, floa
     from diffvit_timm.studies.results import difference  # not above: --help is first
 
     baseline, gains = BASELINE.get(config.study), {}
-    say(f"\nless {baseline or 'its plain twin'}, in pairs of seeds (95 % interval):")
+    log0(f"\nless {baseline or 'its plain twin'}, in pairs of seeds (95 % interval):")
     for name in STUDIES[config.study]:
         if name == baseline:
             continue
         own = [run for run in runs if run.setting == name and (baseline or run.attn != "plain")]
         others = [run for run in runs if run.setting == (baseline or name) and (baseline or run.attn == "plain")]
         if not {run.seed for run in own} & {run.seed for run in others}:
-            say(f"{name:30s} no seed of both")
+            log0(f"{name:30s} no seed of both")
             continue
         gain, half, n = gains[name] = difference(own, others)
-        say(f"{name:30s} {gain:+.2%}" + ("" if half is None else f" ± {half:.2%}") + f"   n = {n}")
+        log0(f"{name:30s} {gain:+.2%}" + ("" if half is None else f" ± {half:.2%}") + f"   n = {n}")
     return gains
 
 
@@ -162,15 +162,16 @@ def main() -> dict:
         parameters = sum(p.numel() for p in model.parameters())
         runs.append(Run(name, result["attn"], single.seed, result["test_accuracy"], parameters, result["seconds"]))
         write_csv(runs, folder / "study.csv")
-    say(f"\n{config.study:30s} attention   seeds   test accuracy        parameters   seconds")
+    log0(f"\n{config.study:30s} attention   seeds   test accuracy        parameters   seconds")
     for row in (rows := summarise(runs)):
         spread = "" if row.deviation is None else f" ± {row.deviation:.2%}"
         accuracy = f"{row.mean:.2%}{spread}"
-        say(f"{row.setting:30s} {row.attn:9s} {row.seeds:7d}   {accuracy:18s} {row.parameters:12,d} {row.seconds:9.0f}")
+        size = f"{row.parameters:12,d} {row.seconds:9.0f}"
+        log0(f"{row.setting:30s} {row.attn:9s} {row.seeds:7d}   {accuracy:18s} {size}")
     gains = differences(config, runs)
     plot_study(runs, folder / "study.png", f"{config.study}: {config.model}, {config.title}")
     summary = {"study": config.study, "rows": [dataclasses.asdict(row) for row in rows], "differences": gains}
-    replace(folder / "study.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(folder / "study.json", json.dumps(summary, indent=1) + "\n")
     require_whole(plan, len(runs))
     return summary
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say, track
+from diffvit_timm.console import log0, track
 from diffvit_timm.data.augment import eval_transform
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.images import ImageDataset
@@ -235,9 +235,9 @@ def main() -> dict:
         splits = load_splits(config.dataset, label_column=config.label_column)
         split, names = splits.test.shuffle(seed=0).take(min(config.images, len(splits.test))), splits.class_names
     else:
-        say("no --dataset: the precisions are compared on noise, which no network was made for")
+        log0("no --dataset: the precisions are compared on noise, which no network was made for")
     if config.device == "cpu" and "fp16" in config.precisions:
-        say("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
+        log0("fp16 on a CPU is emulated, and slow: it says nothing of fp16 on a GPU")
     candidates = [load(*both, names, config) for both in zip(config.model, short_names(config.model), strict=True)]
     same = quality(candidates, split, config)
     rows = [row for size in config.batch_sizes for row in speed(candidates, size, config)]
@@ -249,11 +249,11 @@ def main() -> dict:
         writer.writeheader()
         writer.writerows(rows)
     plot(rows, folder / "benchmark.png", f"Inference on {hardware}")
-    say(f"\n{'model':28s} precision batch   p50 ms   p90 ms images/s weights MB  peak MB load s same top-1 accuracy")
+    log0(f"\n{'model':28s} precision batch   p50 ms   p90 ms images/s weights MB  peak MB load s same top-1 accuracy")
     for row in rows:
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
         agreement = "-" if row["agreement"] is None else f"{row['agreement']:.1%}"
-        say(
+        log0(
             f"{row['model']:28s} {row['precision']:9s} {row['batch_size']:5d} {row['p50_ms']:8.1f} "
             f"{row['p90_ms']:8.1f} {row['images_per_second']:8.1f} {row['weights_mb']:10.1f} {row['peak_mb']:8.1f} "
             f"{row['load_s']:6.2f} {agreement:>10s} {accuracy}"

@@ -22,7 +22,7 @@ import torch
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.conversion.sources import vit_args
 from diffvit_timm.errors import InputError, require_at_least, require_device
 from diffvit_timm.models.pretrained import check_model
@@ -118,23 +118,23 @@ def compare(config: BenchmarkConfig, img_size: int) -> list[dict]:
     models = make_models(config, img_size)
     x = torch.randn(config.batch_size, models[PLAIN].in_chans, img_size, img_size, device=config.device)
     kept = {name: kept_bytes(model, x[:1]) for name, model in models.items()}
-    say(f"\n{config.model}, {img_size} px, batch {config.batch_size}; kept for the backward pass, plain = 1:")
-    say("  " + ", ".join(f"{name} {size / kept[PLAIN]:.2f}" for name, size in kept.items()))
+    log0(f"\n{config.model}, {img_size} px, batch {config.batch_size}; kept for the backward pass, plain = 1:")
+    log0("  " + ", ".join(f"{name} {size / kept[PLAIN]:.2f}" for name, size in kept.items()))
     for name, model in models.items():
         if name.startswith("Diff-ViT"):
-            say(f"  {name}: logits differ from those of the explicit maps by {reference_error(model, x[:2]):.1e}")
+            log0(f"  {name}: logits differ from those of the explicit maps by {reference_error(model, x[:2]):.1e}")
     rows = []
     for precision, step in itertools.product(config.precisions, config.steps):
         timed = compiled(models) if config.compile else models
         make_step = training_step if step == "training" else inference_step
         steps = {name: make_step(model, x, DTYPES[precision]) for name, model in timed.items()}
         seconds = interleaved(steps, config.repeats, warmup=3 if config.compile else 1, device=config.device)
-        say(f"{step}, {precision}:            seconds   of the plain ViT's speed (quartiles)   of timm's")
+        log0(f"{step}, {precision}:            seconds   of the plain ViT's speed (quartiles)   of timm's")
         for name, times in seconds.items():
             speed, low, high = paired_ratio(times, seconds[PLAIN])
             of_timm = paired_ratio(times, seconds[TIMM])[0]
             median = statistics.median(times)
-            say(f"  {name:28s} {median:9.4f}   {speed:5.2f}x ({low:.2f} to {high:.2f})   {of_timm:25.2f}x")
+            log0(f"  {name:28s} {median:9.4f}   {speed:5.2f}x ({low:.2f} to {high:.2f})   {of_timm:25.2f}x")
             rows.append(
                 dict(
                     model=name, img_size=img_size, step=step, precision=precision, seconds=times,

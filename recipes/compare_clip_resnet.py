@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say, track
+from diffvit_timm.console import log0, track
 from diffvit_timm.data.augment import without_seed
-from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.splits import Splits
 from diffvit_timm.data.images import ImageDataset, decode_image
 from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_at_least, require_device
@@ -206,7 +207,7 @@ def main() -> dict:
     names = [readable(name) for name in splits.class_names]
     if not known.all():
         missing = ", ".join(name for name, is_known in zip(names, known, strict=True) if not is_known)
-        say(f"counted on the {len(split)} images of {known.sum()} classes that all know; not on those of {missing}")
+        log0(f"counted on the {len(split)} images of {known.sum()} classes that all know; not on those of {missing}")
     labels = np.array(split["label"])
     # of the classes that all know: a network that knows more would only have more to be wrong about
     scores = {c.name: np.where(known, scores_of(c, split, config), -np.inf) for c in columns}
@@ -217,10 +218,10 @@ def main() -> dict:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    say(f"\n{'model':50s} top-1 (95 % interval)           top-5   mean per class   {len(labels)} images")
+    log0(f"\n{'model':50s} top-1 (95 % interval)           top-5   mean per class   {len(labels)} images")
     for row in rows:
         interval = f"{row['top1']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
-        say(f"{row['model']:50s} {interval:30s} {row['top5']:.2%}   {row['mean_per_class']:.2%}")
+        log0(f"{row['model']:50s} {interval:30s} {row['top5']:.2%}   {row['mean_per_class']:.2%}")
     result = {"output": str(folder), "classes": int(known.sum()), "templates": templates, "rows": rows, **numbers}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return result

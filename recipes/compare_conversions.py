@@ -18,7 +18,7 @@ from torch import Tensor
 from diffvit_timm import conversion_report, distill_layers, from_vit
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.conversion.sources import check_source
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.loading import image_batches
@@ -86,9 +86,9 @@ def main() -> dict:
         ways["pairs, by their maps"] = lambda: from_vit(source, "pairs", images=calibration)
     else:
         why = f"{heads} heads do not pair" if heads % 2 else "its attention pool would have to change, too"
-        say(f"no pairs: they make one head of two, and {why}")
+        log0(f"no pairs: they make one head of two, and {why}")
     result = {}
-    say(f"{'conversion':41s}  agreement    KL (nats)  output error  seconds to convert")
+    log0(f"{'conversion':41s}  agreement    KL (nats)  output error  seconds to convert")
     for name, convert in ways.items():
         start = time.perf_counter()
         model = convert()
@@ -96,7 +96,7 @@ def main() -> dict:
         report = conversion_report(source, model, image_batches(source, test, config.images or len(test)))
         result[name] = {**report.summary(), "seconds": round(seconds, 2)}
         head = "        -            -" if report.agreement is None else f"{report.agreement:9.2%}  {report.kl:11.4f}"
-        say(f"{name:41s}  {head}  {report.output_error:12.3f}  {seconds:8.2f}")
+        log0(f"{name:41s}  {head}  {report.output_error:12.3f}  {seconds:8.2f}")
     return result
 
 

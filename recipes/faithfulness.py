@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError, require_at_least, require_device
@@ -112,11 +112,11 @@ def main() -> dict:
         numbers = {f"{kind}, {way}": curve for kind, ways in curves.items() for way, curve in ways.items()}
         figures.save(figure, folder / f"faithfulness{f'-{number}' if number else ''}.png", **numbers)
         results[name] = {k: {way: summary(curve) for way, curve in ways.items()} for k, ways in curves.items()}
-        say(f"\n{name}: area under the curve (95 % interval), {config.images} images")
+        log0(f"\n{name}: area under the curve (95 % interval), {config.images} images")
         for kind, ways in results[name].items():
             for way, row in ways.items():
                 half = "" if row["half_interval"] is None else f" ± {row['half_interval']:.3f}"
-                say(f"  {kind:10s} {way:34s} {row['area']:.3f}{half}")
+                log0(f"  {kind:10s} {way:34s} {row['area']:.3f}{half}")
     (folder / "faithfulness.json").write_text(json.dumps(results, indent=1) + "\n")
     return {"output": str(folder), "areas": results}
 

@@ -16,8 +16,8 @@ import dataclasses
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
-from diffvit_timm.data.datasets import digits_splits
+from diffvit_timm.console import log0
+from diffvit_timm.data.digits import digits_splits
 from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.accelerator import make_accelerator
@@ -71,7 +71,7 @@ def demo(config: PetsConfig) -> dict:
 
     model, twin = from_vit(source, config.conversion), copy.deepcopy(source)
     report = conversion_report(source, model, image_batches(source, target_data.test))
-    say(str(report))
+    log0(str(report))
     conversion = {"method": resolve_method(config.conversion, "diff"), **report.summary()}
     trainer = Trainer(tuning_config, accelerator, model, target_data, output / "diff", conversion)
     converted = trainer.evaluate(trainer.test_loader, "converted")
@@ -80,14 +80,14 @@ def demo(config: PetsConfig) -> dict:
 
     accelerator.end_training()
 
-    say(f"\ndigits, {tuned['test_images']} test images                test accuracy  (95 % interval)")
+    log0(f"\ndigits, {tuned['test_images']} test images                test accuracy  (95 % interval)")
     for name, accuracy, interval in (
         (f"plain ViT, trained on {len(source_data.train)} images", *_accuracy(pretrained)),
         ("converted to a Diff-ViT, not trained", converted.accuracy, converted.interval),
         (f"Diff-ViT, fine-tuned on {len(target_data.train)} more", *_accuracy(tuned)),
         ("plain twin, fine-tuned the same way", *_accuracy(plain)),
     ):
-        say(f"  {name:40s} {accuracy:10.1%}       ({interval[0]:.1%} to {interval[1]:.1%})")
+        log0(f"  {name:40s} {accuracy:10.1%}       ({interval[0]:.1%} to {interval[1]:.1%})")
     accuracies = {"source": pretrained, "plain_twin": plain}
     return {
         **tuned,

@@ -21,9 +21,9 @@ from train_cifar import CifarConfig, named_dataset
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.errors import InputError
-from diffvit_timm.files import replace
+from diffvit_timm.files import write_atomically
 
 HEAD = 32  # the width of a head, where sizes are widths and depths
 
@@ -79,28 +79,28 @@ def spread(interval: tuple[float, float] | None) -> str:
 
 def fitted(points: list) -> dict[str, dict]:
     """What is said of the points and kept: a power law an attention, and each attention beside plain at equal size."""
-    from diffvit_timm.studies.power_law import ENOUGH, fit_power_law, loss_ratio  # not above: --help is first
+    from diffvit_timm.studies.power_law import MIN_SIZES, fit_power_law, loss_ratio  # not above: --help is first
 
     laws: dict[str, dict] = {}
     ratios: dict[str, dict] = {}
     for axis, attn in itertools.product(("parameters", "flops"), dict.fromkeys(p.attn for p in points)):
         if law := fit_power_law([p for p in points if p.attn == attn], axis):
             laws.setdefault(attn, {})[axis] = dataclasses.asdict(law)
-            say(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f}{spread(law.interval)}")
+            log0(f"{attn}: loss = {law.scale:.2f} ({axis})^-{law.exponent:.4f}{spread(law.interval)}")
             if law.misfit is not None and law.misfit < 0.05:
-                say(f"  but the sizes lie on no such law (p = {law.misfit:.2g}): that interval is of the seeds alone")
+                log0(f"  but the sizes lie on no such law (p = {law.misfit:.2g}): that interval is of the seeds alone")
         if attn != "plain" and (found := loss_ratio(points, axis, attn)):
             ratios.setdefault(attn, {})[axis] = dataclasses.asdict(found)
-            say(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f}{spread(found.interval)}")
+            log0(f"loss of {attn} over that of plain at equal {axis}: {found.ratio:.4f}{spread(found.interval)}")
     if not laws:
-        say(f"a power law takes {ENOUGH} sizes: the picture joins the means of these")
+        log0(f"a power law takes {MIN_SIZES} sizes: the picture joins the means of these")
     return {"laws": laws, "over_plain": ratios}
 
 
 def keep(folder: Path, points: list, **found: dict) -> dict:
     """Write the points, and what was found of them; returns what was written."""
     summary = {"points": [dataclasses.asdict(point) for point in points], **found}
-    replace(folder / "scaling.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(folder / "scaling.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -114,10 +114,10 @@ def main() -> dict:
         figures = parameters, count_flops(model), result["test_loss"], result["test_accuracy"]
         points.append(Point(size, result["attn"], single.seed, *figures))
         keep(folder, points)
-    say(f"\n{'size':24s} attention   seed   parameters   MFLOPs   test loss   accuracy")
+    log0(f"\n{'size':24s} attention   seed   parameters   MFLOPs   test loss   accuracy")
     for p in points:
         sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
-        say(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
+        log0(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
     plot_scaling(points, folder / "scaling.png", config.title)
     summary = keep(folder, points, **fitted(points))
     require_whole(plan, len(points))

@@ -9,7 +9,7 @@ from typing import Any
 
 from train_cifar import CifarConfig
 
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.errors import DivergedError, InputError, require_at_least
 from diffvit_timm.training.recipe import train
 
@@ -89,14 +89,14 @@ def trained(plan: list[tuple[str, CifarConfig]]) -> Iterator[tuple[str, CifarCon
         check_variant(config)
     finished = 0
     for number, (name, config) in enumerate(plan, start=1):
-        say(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
+        log0(f"\n{number} of {len(plan)}: {name}, {config.attn}, seed {config.seed}")
         try:
             result = train(config, "study")
         except DivergedError as error:
-            say(f"without this one: {error}")
+            log0(f"without this one: {error}")
             continue
         except SystemExit:
-            say("the study goes on with the command that began it")
+            log0("the study goes on with the command that began it")
             raise
         finished += 1
         yield name, config, result, load_model(f"local-dir:{config.output}/best", option="--output")

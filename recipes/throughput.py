@@ -27,8 +27,9 @@ from timm.utils import AverageMeter, dispatch_clip_grad
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
-from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.console import log0
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.splits import Splits
 from diffvit_timm.data.images import MODES, decode_image
 from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_at_least
@@ -145,8 +146,9 @@ def main() -> dict:
             speeds["timm's loop"].append(timm_loop(config, accelerator, twin, splits))
     ratio, low, high = paired_ratio(speeds["timm's loop"], speeds["this trainer"])
     for name, values in speeds.items():
-        say(f"{name:14s} {statistics.median(values):9.1f} images/s ({min(values):.1f} to {max(values):.1f})")
-    say(f"this trainer is {ratio:.2f}x as fast as timm's loop (quartiles {low:.2f} to {high:.2f}, n = {config.rounds})")
+        log0(f"{name:14s} {statistics.median(values):9.1f} images/s ({min(values):.1f} to {max(values):.1f})")
+    spread = f"quartiles {low:.2f} to {high:.2f}, n = {config.rounds}"
+    log0(f"this trainer is {ratio:.2f}x as fast as timm's loop ({spread})")
     return {**speeds, "ratio": ratio, "quartiles": [low, high]}
 
 

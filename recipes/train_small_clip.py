@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say, track
+from diffvit_timm.console import log0, track
 from diffvit_timm.data.augment import without_seed
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.images import ImageDataset
@@ -118,10 +118,10 @@ def main() -> dict:
             optimizer.step()
             scheduler.step()
             total += loss.item()
-        say(f"epoch {epoch + 1}/{config.epochs}: loss {total / len(loader):.3f}")
+        log0(f"epoch {epoch + 1}/{config.epochs}: loss {total / len(loader):.3f}")
     save(model, preprocess, folder)
     known = [name for name, templates in TEMPLATES.items() if set(templates) & set(CAPTIONS)]
-    say(f"{folder}: templates that it was trained with: {', '.join(known)}; the others are new to it")
+    log0(f"{folder}: templates that it was trained with: {', '.join(known)}; the others are new to it")
     return {"output": str(folder), "loss": total / len(loader), "images": len(train)}
 
 

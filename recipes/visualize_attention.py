@@ -19,14 +19,14 @@ from torch import Tensor
 
 from diffvit_timm.cli.console import run
 from diffvit_timm.cli.parser import parse_config
-from diffvit_timm.console import say
+from diffvit_timm.console import log0
 from diffvit_timm.data.images import MODES, decode_image
 from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError, require_images
 from diffvit_timm.files import output_folder
 from diffvit_timm.inspection import figures
 from diffvit_timm.inspection.attention_maps import CapturedAttention, capture_attention
-from diffvit_timm.inspection.head_statistics import HeadStatistics, head_statistics
+from diffvit_timm.inspection.statistics import HeadStatistics, head_statistics
 from diffvit_timm.inspection.overlay import patched_box
 from diffvit_timm.inspection.rollout import HeatMaps, Part, heat_maps, rollout
 from diffvit_timm.layers.pos_embed import PosEmbed2d
@@ -211,7 +211,7 @@ def main() -> dict:
         draw_picture(looks[0], index, folder)
     draw_models(looks, folder)
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    say(f"{len(pictures)} pictures in {folder}: {', '.join(pictures)}")
+    log0(f"{len(pictures)} pictures in {folder}: {', '.join(pictures)}")
     return {"output": str(folder), "predictions": {look.name: look.says for look in looks}}
 
 

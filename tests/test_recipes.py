@@ -254,7 +254,7 @@ def test_a_study_does_not_write_over_another_one(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "scaling.json").write_text("mine")
     for study in (config, scaling):
-        with pytest.raises(InputError, match="own is used already"):
+        with pytest.raises(InputError, match="own` is not empty"):
             study(output=str(tmp_path / "own"))
 
 
@@ -480,7 +480,7 @@ def test_what_cannot_be_drawn_is_one_line(photographs, monkeypatch, arguments, m
 
 def test_a_network_without_attention_is_named(photographs, monkeypatch, tmp_path):
     save_pretrained(timm.create_model("test_convnext", num_classes=3), tmp_path / "net")
-    with pytest.raises(InputError, match=r"--model .*net: ConvNeXt is no timm VisionTransformer"):
+    with pytest.raises(InputError, match=r"--model .*net: ConvNeXt is not a timm VisionTransformer"):
         visualized(monkeypatch, photographs[0], "--model", tmp_path / "net", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -562,9 +562,9 @@ def test_a_network_of_imagenet_is_asked_for_the_classes_that_it_knows(
         ([], "nothing to compare --clip with: pass --supervised or --convert"),
         (["--convert", "mirror", "--templates", "nowhere.txt"], "--templates nowhere.txt is neither"),
         (["--supervised", "vit_tinyest"], "--supervised vit_tinyest is not known to timm"),
-        (["--supervised", "{seven}", "--clip", "RN50:openai"], "a network of 7 classes, neither"),  # before CLIP loads
-        (["--supervised", "{seven}"], "a network of 7 classes, neither the dataset's 3 by name nor ImageNet's 1,000"),
-        (["--convert", "mirror", "--output", "{used}"], "is used already"),
+        (["--supervised", "{seven}", "--clip", "RN50:openai"], "the 7 classes of the network"),  # before CLIP loads
+        (["--supervised", "{seven}"], "neither the dataset's 3 by name nor ImageNet's 1,000"),
+        (["--convert", "mirror", "--output", "{used}"], "is not empty"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(clip_folder, image_folder, tmp_path, monkeypatch, arguments, message):

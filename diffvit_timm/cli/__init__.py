@@ -1,1 +1,5 @@
-"""The console command `diffvit`."""
+"""The console command `diffvit`: options, console output, errors."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,4 +1,4 @@
-"""The edge of a command: its result on stdout, its errors on stderr, its exit code."""
+"""The edges of a command: its result on stdout, its errors on stderr, its exit code."""
 
 import contextlib
 import errno
@@ -6,26 +6,59 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import NoReturn
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NoReturn, TypeVar
 
-from ..console import is_main, say
+from ..console import is_main, log0
 from ..errors import InputError
+from .flags import command_line_text, option_fields, positional_names
+from .parser import parse_options
 
-__all__ = ["one_line_errors", "run"]
+__all__ = ["one_line_errors", "rounded", "run"]
+
+DIGITS = 5  # significant digits of the numbers in a printed result
+
+OptionsT = TypeVar("OptionsT")
+
+
+def run(
+    options_type: type[OptionsT],
+    main: Callable[[OptionsT], dict | None],
+    argv: list[str] | None = None,
+    description: str = "",
+    prog: str | None = None,
+) -> None:
+    """Run a command: parse its options, call it, and print its result as JSON on the last line of stdout.
+
+    Args:
+        options_type: dataclass of the options.
+        main: function of the options; it returns the result, or None if it printed everything itself.
+        argv: arguments; None: those of this process.
+        description: text above the options in the help.
+        prog: name of the command.
+    """
+    with one_line_errors(option_fields(options_type), positional_names(options_type)):
+        result = main(parse_options(options_type, argv, description, prog))
+    if result is not None and is_main():
+        print(json.dumps(rounded(result)), flush=True)
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Bad input, or a full disk, is one line on stderr and exit code 2."""
+def one_line_errors(options: Collection[str] = (), positionals: Collection[str] = ()) -> Iterator[None]:
+    """Turn bad input and a full disk into one line on stderr and exit code 2.
+
+    Args:
+        options, positionals: names of the command's options, as in `command_line_text`.
+    """
     try:
         yield
     except InputError as error:
         if not is_main():
-            time.sleep(5)  # what stops all ranks is the main one's to say, and the launcher then ends the others
-        _stop(str(error).rpartition("InputError: ")[-1])  # a loader's worker wraps the error in its own traceback
+            time.sleep(5)  # the main process reports what stops all of them, and then the launcher ends the others
+        text = str(error).rpartition("InputError: ")[-1]  # a worker of a DataLoader puts its traceback in front
+        _stop(command_line_text(text, options, positionals))
     except KeyboardInterrupt:
-        say("stopped by Ctrl-C")
+        log0("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -38,9 +71,10 @@ def _stop(cause: str) -> NoReturn:
     sys.exit(2)
 
 
-def run(main: Callable[[], dict]) -> None:
-    """Run a recipe: its result is stdout's last line, as JSON; bad input as in `one_line_errors`."""
-    with one_line_errors():
-        result = main()
-    if is_main():
-        print(json.dumps(result), flush=True)
+def rounded(value: Any) -> Any:
+    """Round every float in a result to five significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,56 +1,152 @@
-"""A command line and its YAML presets, as one configuration."""
+"""Parse a command line, with its presets, into a dataclass of options."""
 
-import dataclasses
+import contextlib
+import difflib
+import importlib.resources
+import io
 import sys
+from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 
 from ..errors import InputError
+from .flags import option_fields, positional_names
 
-__all__ = ["parse_config"]
+__all__ = ["parse_options", "preset_names"]
 
-ConfigT = TypeVar("ConfigT")
+PRESETS = importlib.resources.files(__package__) / "presets"
+
+# Names that other programs have for our options.
+SYNONYMS = {
+    "amp": "precision", "arch": "model", "batch": "batch-size", "bs": "batch-size", "checkpoint": "resume",
+    "data": "dataset", "data-dir": "dataset", "dataset-name": "dataset", "dropout": "drop-path",
+    "gradient-accumulation-steps": "grad-accum", "image-size": "img-size", "input-size": "img-size",
+    "label-smooth": "label-smoothing", "learning-rate": "lr", "mixed-precision": "precision", "num-epochs": "epochs",
+    "num-workers": "workers", "optimizer": "opt", "out": "output", "output-dir": "output", "preset": "config",
+    "smoothing": "label-smoothing", "steps": "max-steps", "wd": "weight-decay",
+}  # fmt: skip
+
+OptionsT = TypeVar("OptionsT")
 
 
-def _preset_arguments(path: str, flags: set[str]) -> list[str]:
-    """A YAML preset as command-line arguments, so that one parser checks both; `flags` take no value."""
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
+
+
+def parse_options(
+    options_type: type[OptionsT], argv: list[str] | None = None, description: str = "", prog: str | None = None
+) -> OptionsT:
+    """Parse a command line. `--config NAME_OR_FILE` reads a preset, whose values the other options override.
+
+    Args:
+        options_type: dataclass, which may contain others: their options have no prefix.
+        argv: arguments; None: those of this process.
+        description: text above the options in the help.
+        prog: name of the command.
+
+    Raises:
+        InputError: an unknown option, a preset that cannot be read, or a value that an option refuses.
+        SystemExit: help (0), or a value that does not parse (2).
+    """
+    argv = [part for word in (sys.argv[1:] if argv is None else argv) for part in _split_equals(word)]
+    fields = option_fields(options_type)
+    argv = _expand_presets(argv, fields, prog or "this command")
+    _check_flags(argv, fields, positional_names(options_type), prog or "this command")
+    return _call_tyro(options_type, argv, description, prog)
+
+
+def _split_equals(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--") else [word]
+
+
+def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, prog: str | None) -> OptionsT:
+    """Parse by tyro. An InputError of a dataclass comes through, which tyro would put into a box of its own."""
+    printed = io.StringIO()
     try:
-        preset = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path} cannot be read: {error}") from error
-    if not isinstance(preset, dict):
-        raise InputError(f"--config {path} is not a mapping of options to values")
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                options_type, args=argv, description=description, prog=prog, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as exit:
+        cause: BaseException | None = exit
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        print(printed.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str], prog: str) -> None:
+    """Refuse unknown options, and name the option that was probably meant."""
+    known = {name.replace("_", "-") for name in fields if name not in positionals} | {"config", "help"}
+    known |= {f"no-{name}" for name in known if fields.get(name.replace("-", "_")) is bool}
+    for word in argv:
+        name = word.removeprefix("--").replace("_", "-")
+        if word.startswith("--") and name and name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+            meant = SYNONYMS[name] if SYNONYMS.get(name) in known else close[0] if close else None
+            advice = f"did you mean --{meant}?" if meant else f"{prog} --help lists its options"
+            raise InputError(f"--{name} is not an option of {prog}: {advice}")
+
+
+def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[str]:
+    """Replace every --config by the options of its preset, in front of all other options."""
+    preset_argv, rest, words = [], [], iter(argv)
+    for word in words:
+        if word == "--config":
+            name = next(words, None)
+            if name is None or name.startswith("--"):
+                raise InputError(f"--config needs a preset ({', '.join(preset_names())}) or the path of a YAML file")
+            preset_argv += _preset_arguments(name, fields, prog)
+        elif word == "--demo" and "demo" in fields:
+            preset_argv += _preset_arguments("demo", fields, prog)
+        else:
+            rest.append(word)
+    return preset_argv + rest
+
+
+def _preset_arguments(name: str, fields: dict[str, Any], prog: str) -> list[str]:
+    """Return the options of a preset as arguments, so that one parser checks presets and command lines alike."""
     arguments = []
-    for name, value in preset.items():
-        flag = name.replace("_", "-")
+    for option, value in _read_preset(name).items():
+        option = option.replace("-", "_")
+        if option == "config":  # a preset may start from another one
+            arguments += _preset_arguments(str(value), fields, prog)
+            continue
+        if option not in fields:
+            close = difflib.get_close_matches(option, fields, n=1)
+            advice = f": did you mean {close[0]}?" if close else ""
+            raise InputError(f"--config {name}: {option} is not an option of {prog}{advice}")
         if value is None:
             continue
-        if isinstance(value, bool) and name in flags:
+        flag = option.replace("_", "-")
+        if isinstance(value, bool) and fields[option] is bool:
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
             continue
-        if isinstance(value, bool):  # YAML reads the words yes and no so
+        if isinstance(value, bool):  # YAML reads the words yes and no as truth values
             value = "yes" if value else "no"
         values = value if isinstance(value, list) else [value]
         arguments += [f"--{flag}", *map(str, values)]
     return arguments
 
 
-def parse_config(config_type: type[ConfigT], argv: list[str] | None = None, description: str = "") -> ConfigT:
-    """The configuration from a command line; `--config FILE` reads a YAML preset, which the other options override.
-
-    Raises:
-        InputError: a preset that cannot be read, or a number out of range.
-        SystemExit: `--help` (0), or arguments that do not parse (2).
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise InputError("--config needs the path of a YAML file")
-        flags = {field.name for field in dataclasses.fields(config_type) if field.type is bool}  # type: ignore[arg-type]
-        argv = _preset_arguments(argv[at + 1], flags) + argv[:at] + argv[at + 2 :]
-    return tyro.cli(config_type, args=argv, description=description)
+def _read_preset(name: str) -> dict:
+    path: Traversable = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"--config {name} is neither a preset ({', '.join(preset_names())}) nor a YAML file: check the name"
+            )
+    try:
+        preset = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config {name} cannot be read: {error}") from error
+    if not isinstance(preset, dict):
+        raise InputError(f"--config {name} is not a mapping of options to values")
+    return preset

@@ -1,1 +1,1 @@
-"""What a trained network attends to: attention maps, rollout, statistics, faithfulness, figures."""
+"""Inspection of trained networks: attention maps, rollout, statistics, faithfulness, figures."""

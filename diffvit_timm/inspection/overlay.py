@@ -1,4 +1,4 @@
-"""Where on the photograph a model looked: its resize and crop undone."""
+"""The part of an image that a model sees, in the pixels of the original image."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ __all__ = ["Box", "patched_box", "visible_box"]
 
 
 class Box(NamedTuple):
-    """A rectangle on an image, in its pixels; (0, 0) is the upper left corner of the upper left pixel."""
+    """A rectangle on an image, in pixels. (0, 0) is the upper left corner of the upper left pixel."""
 
     left: float
     top: float
@@ -21,66 +21,76 @@ class Box(NamedTuple):
 
 
 def visible_box(size: tuple[int, int], transform: transforms.Compose) -> Box:
-    """The part of an image that a transform shows to the model; beyond the image where the transform pads.
+    """Return the part of an image that a transform shows to the model.
 
-    The transform itself is asked: images whose pixels are their own coordinates go through its geometric steps.
+    If the transform pads, the box reaches beyond the image.
+
+    The box is measured: images whose pixel values are their own coordinates go through the geometric steps of the
+    transform. It is therefore right for every crop mode of timm.
 
     Args:
         size: width and height of the image, in pixels.
-        transform: of timm.data.create_transform, for evaluation.
+        transform: evaluation transform from timm.data.create_transform.
 
     Raises:
-        ValueError: so long an image that the transform leaves a line of it.
+        ValueError: the transformed image is less than two pixels wide or high.
     """
     width, height = size
-    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    steps = [_unfilled(step) for step in transform.transforms if not _is_of_tensors(step)]
-    columns, rows = _through(steps, columns), _through(steps, rows)
-    left, right = _ends(columns[len(columns) // 2])
-    top, bottom = _ends(rows[:, rows.shape[1] // 2])
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)  # (height, width) each
+    steps = [_with_zero_fill(step) for step in transform.transforms if not _is_tensor_step(step)]
+    columns, rows = _apply(steps, columns), _apply(steps, rows)
+    # Padding does not cover the middle row and the middle column.
+    left, right = _extent(columns[len(columns) // 2])
+    top, bottom = _extent(rows[:, rows.shape[1] // 2])
     return Box(left, top, right, bottom)
 
 
 def patched_box(size: tuple[int, int], transform: transforms.Compose, patch_embed: Any) -> Box:
-    """The part of an image that a ViT's patches cover: a `visible_box` without what they leave over of a side.
+    """Return the part of an image that the patches of a ViT cover.
+
+    It is the `visible_box` without the pixels at the right and bottom that do not fill a patch.
 
     Args:
         size, transform: as in `visible_box`.
-        patch_embed: of the model, timm's PatchEmbed.
+        patch_embed: the model's timm PatchEmbed.
 
     Raises:
         ValueError: as in `visible_box`.
     """
     left, top, right, bottom = visible_box(size, transform)
-    (height, width), (down, across) = patch_embed.img_size, patch_embed.patch_size
+    (height, width), (patch_height, patch_width) = patch_embed.img_size, patch_embed.patch_size
     rows, columns = patch_embed.dynamic_feat_size((height, width))
-    right, bottom = left + columns * across / width * (right - left), top + rows * down / height * (bottom - top)
+    right = left + columns * patch_width / width * (right - left)
+    bottom = top + rows * patch_height / height * (bottom - top)
     return Box(left, top, right, bottom)
 
 
-def _is_of_tensors(step: Callable[[Any], Any]) -> bool:
-    """Whether a step makes or takes tensors: it comes after those that move pixels."""
+def _is_tensor_step(step: Callable[[Any], Any]) -> bool:
+    """Return whether a step makes or takes tensors. Such steps follow the geometric ones."""
     return type(step).__name__ in ("MaybeToTensor", "ToTensor", "MaybePILToTensor", "PILToTensor", "Normalize")
 
 
-def _unfilled(step: Any) -> Any:
-    """A padding step whose border has one channel, as the coordinates have."""
+def _with_zero_fill(step: Any) -> Any:
+    """Let a padding step fill with a single 0, because the coordinate images have one channel."""
     if hasattr(step, "fill"):
         step = copy.copy(step)
         step.fill = 0
     return step
 
 
-def _through(steps: list, coordinates: np.ndarray) -> np.ndarray:
+def _apply(steps: list, coordinates: np.ndarray) -> np.ndarray:
     image = Image.fromarray(coordinates.astype(np.float32))
     for step in steps:
         image = step(image)
     return np.asarray(image, dtype=float)
 
 
-def _ends(line: np.ndarray) -> tuple[float, float]:
-    """Where a line of coordinates begins and ends, from two of its middle, which no border has bent."""
-    inside = np.flatnonzero(line)  # padding is 0
+def _extent(line: np.ndarray) -> tuple[float, float]:
+    """Return the coordinates at the start and end of a line of transformed coordinates.
+
+    They are extrapolated from two pixels well inside the line, because interpolation distorts the values at a border.
+    """
+    inside = np.flatnonzero(line)  # padding is 0, and coordinates start at 0.5
     if len(inside) < 2:
         raise ValueError("the image is less than two pixels wide or high after the transform")
     quarter = (len(inside) - 1) // 4

@@ -1,59 +1,81 @@
-"""The accelerator of a configuration."""
+"""Create the accelerator of a configuration."""
 
 import os
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from ..errors import InputError
-from .config import TrainConfig
+from .config import RunConfig
 
 __all__ = ["make_accelerator"]
 
-# Of these the second version of FSDP alone leaves the loop and its checkpoints to us.
+# Of the ways to shard a model, only FSDP2 leaves the loop and its checkpoints to the trainer.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
-    """The accelerator of a configuration; trackers that write files write below `output`.
+def make_accelerator(config: RunConfig, output: Path, ema: float = 0.0) -> Accelerator:
+    """Create the accelerator of a run.
+
+    Args:
+        config: precision, trackers and seed of the run.
+        output: folder below which trackers write their files.
+        ema: decay of the moving average of the weights, which a sharded model does not support.
 
     Raises:
-        InputError: a tracker that is not installed, fp16 without a GPU, a launch file that shards in another way than
-            FSDP2 does, with an average of the weights, or where accelerate would not.
+        InputError: a tracker that is not installed, fp16 without a GPU, or a launch file that shards the model in an
+            unsupported way.
     """
     _check_options(config)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or else each rank without a GPU takes itself for the only one
+        cpu=not torch.accelerator.is_available(),  # otherwise each rank without a GPU takes itself for the only one
         mixed_precision=config.precision,
         log_with=list(config.trackers) or None,
         project_dir=str(output),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.data_seed),
     )
-    _check_launch_file(accelerator, config)
-    if accelerator.device.type == "cpu":
-        # accelerate launch leaves a process one thread: 10 instead of 27 images/s on 2 cores
+    _check_launch_file(accelerator, ema)
+    if accelerator.device.type == "cpu" and not _user_set_threads():
+        # accelerate launch gives a process one thread: 10 instead of 27 images/s on 2 cores
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # on this machine
-        torch.set_num_threads(max(1, cores // beside))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # on this machine
+        torch.set_num_threads(max(1, cores // processes))
     return accelerator
 
 
-def _check_options(config: TrainConfig) -> None:
-    """Refuse what is not on this machine."""
+def _user_set_threads() -> bool:
+    """Return whether the user set OMP_NUM_THREADS, which torch then follows.
+
+    accelerate launch and torchrun set it to 1 if it is not set, so their own environment decides: the parent's.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    if "LOCAL_RANK" not in os.environ and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return True  # not started by a launcher
+    try:
+        parent = psutil.Process().parent()
+        return parent is not None and "OMP_NUM_THREADS" in parent.environ()
+    except psutil.Error:
+        return False
+
+
+def _check_options(config: RunConfig) -> None:
+    """Refuse trackers and precisions that this machine does not have."""
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.trackers:
         if tracker not in available:
             choices = ", ".join(available) or "none"
-            raise InputError(f"--trackers {tracker} is not installed: pip install it (installed: {choices})")
+            raise InputError(f"`trackers={tracker}` is not installed: pip install it (installed: {choices})")
     if config.precision == "fp16" and not torch.cuda.is_available():
-        raise InputError("--precision fp16 needs a GPU: use bf16 or no here")
+        raise InputError("`precision=fp16` needs a GPU: use bf16 or no on this machine")
 
 
-def _check_launch_file(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Refuse to shard in a way that is not supported, or that accelerate would leave out."""
+def _check_launch_file(accelerator: Accelerator, ema: float) -> None:
+    """Refuse sharding that is not supported, or that accelerate would silently ignore."""
     if accelerator.distributed_type in SHARDED and not accelerator.is_fsdp2:
         raise InputError(
             f"the launch file asks for {accelerator.distributed_type.value}, which shards the model in a way that is "
@@ -61,11 +83,11 @@ def _check_launch_file(accelerator: Accelerator, config: TrainConfig) -> None:
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
         raise InputError(
-            "the launch file asks for FSDP, which accelerate does with several GPUs alone, and would leave out here: "
+            "the launch file asks for FSDP, which accelerate only uses with several GPUs and would ignore here: "
             "use recipes/configs/accelerate/ddp.yaml"
         )
-    if accelerator.is_fsdp2 and config.ema:
+    if accelerator.is_fsdp2 and ema:
         raise InputError(
-            f"--ema {config.ema} averages whole weights, and the launch file shards them: leave it out, or use "
+            f"`ema={ema}` averages whole weights, but the launch file shards them: leave it out, or use "
             "recipes/configs/accelerate/ddp.yaml"
         )

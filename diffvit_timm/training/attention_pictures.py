@@ -1,4 +1,4 @@
-"""What a network attends to on the same few images, drawn while it is trained."""
+"""Pictures of the attention on a few fixed images, drawn during a training."""
 
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,27 @@ from ..inspection.rollout import heat_maps
 
 __all__ = ["AttentionPictures"]
 
-IMAGES = 4
+IMAGES = 4  # number of images to draw
 
 
 class AttentionPictures:
-    """Pictures of fixed images in a folder, and to the trackers that take pictures.
+    """Draws the same images again and again, into a folder and to the trackers that accept pictures.
 
     Args:
-        model: to be trained.
-        split: whose images are drawn, the same for every training.
-        class_names: of its labels.
-        folder: of the pictures, made with the first.
+        model: network that is trained.
+        split: split to draw images from; every training draws the same ones.
+        class_names: class names, in the order of the labels.
+        folder: folder of the pictures, created with the first one.
 
     Raises:
-        InputError: a model whose attention cannot be seen.
+        InputError: the attention of the model cannot be captured.
     """
 
     def __init__(self, model: nn.Module, split: Dataset, class_names: list[str], folder: Path) -> None:
         try:
             CapturedAttention(model)
         except TypeError as error:
-            raise InputError(f"--attention-every: {error}") from error
+            raise InputError(f"`attention_every`: {error}") from error
         self.folder = folder
         rows = list(split.shuffle(seed=0).take(min(IMAGES, len(split))))
         config = model_data_config(model)
@@ -56,7 +56,7 @@ class AttentionPictures:
         ]
 
     def draw(self, model: nn.Module, name: str, accelerator: Accelerator, step: int) -> None:
-        """Write NAME.png and its numbers: last layer, rollout, and what speaks for the image's own class."""
+        """Write NAME.png and its numbers: attention of the last layer, rollout, and relevance for the image's class."""
         device = next(model.parameters()).device
         heat = heat_maps(model, self.batch.to(device), self.labels.to(device))
         columns = {

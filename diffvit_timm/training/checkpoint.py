@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, flushed to the disk and renamed, so that one is whole or not there."""
+"""Checkpoints of a run, written atomically: a checkpoint is complete, or it does not exist."""
 
 import re
 import shutil
@@ -10,71 +10,71 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import remove_folder, whole_folder
+from ..files import atomic_folder, remove_folder
 
 __all__ = ["Checkpoints", "load_checkpoint"]
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run, a folder a checkpoint: `epoch-E-step-S`, E epochs evaluated, S updates done.
+    """The folder `checkpoints/` of a run, with one folder per checkpoint: epoch-E-step-S after E epochs, S updates.
 
     Args:
-        run: the run folder.
-        keep: how many to keep, the newest; older ones go once a new one is whole.
+        run: run folder.
+        keep: number of newest checkpoints to keep; older ones are removed when a new one is complete.
     """
 
     def __init__(self, run: Path, keep: int = 1) -> None:
         self.folder = run / "checkpoints"
         self.keep = keep
 
-    def whole(self) -> list[Path]:
-        """Those that were written to the end, oldest first."""
+    def complete(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"epoch-\d{5}-step-\d{9}", path.name))
 
     def save(self, epochs: int, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Write a checkpoint; one of the same place is left as it is.
+        """Write a checkpoint, unless there already is one of the same update.
 
         Args:
-            epochs: epochs evaluated.
-            step: updates done.
-            weights: the model's state dict.
-            state: the rest, of what torch.load takes with weights_only=True.
+            epochs: number of epochs evaluated.
+            step: number of updates done.
+            weights: state dict of the model.
+            state: everything else, limited to what torch.load accepts with weights_only=True.
 
         Raises:
-            InputError: the disk is full or gone; the earlier checkpoints are still there.
+            InputError: the disk is full or broken; the earlier checkpoints still exist.
         """
         path = self.folder / f"epoch-{epochs:05d}-step-{step:09d}"
         if path.exists():
             return path
-        for rest in (*self.folder.glob("*.new"), *self.folder.glob("*.old")):  # of a run that was killed
-            shutil.rmtree(rest, ignore_errors=True)
-        newest = self.whole()[-1:]
-        then = f"go on with --resume {newest[0]}" if newest else "start again"
-        with whole_folder(path, f"the checkpoint of update {step}", then) as aside:
-            # cloned: safetensors refuses tensors that share memory
+        for leftover in (*self.folder.glob("*.new"), *self.folder.glob("*.old")):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
+        newest = self.complete()[-1:]
+        advice = f"continue with `resume={newest[0]}`" if newest else "start again"
+        with atomic_folder(path, f"the checkpoint of update {step}", advice) as folder:
+            # cloned, because safetensors refuses tensors that share memory
             copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-            save_file(copies, aside / "model.safetensors")
-            torch.save(state, aside / "state.pt")
-        for old in self.whole()[: -self.keep]:
+            save_file(copies, folder / "model.safetensors")
+            torch.save(state, folder / "state.pt")
+        for old in self.complete()[: -self.keep]:
             remove_folder(old)
         return path
 
     def remove_after(self, path: Path) -> None:
-        """Remove those newer than the one that a run goes on from, which makes them and their rows again."""
-        for newer in (other for other in self.whole() if other.name > path.name):
+        """Remove the checkpoints that are newer than `path`, from which a run continues and writes them again."""
+        for newer in (other for other in self.complete() if other.name > path.name):
             remove_folder(newer)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the state of `Checkpoints.save`, on the CPU.
+    """Load the weights and the state that `Checkpoints.save` wrote, on the CPU.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the checkpoint cannot be read.
     """
     try:
         weights = load_file(path / "model.safetensors")
         return weights, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file makes of its readers
-        raise InputError(f"--resume {path} cannot be read: {error}") from error
+    except Exception as error:  # a broken file can raise anything
+        raise InputError(f"`resume={path}` cannot be read: {error}") from error

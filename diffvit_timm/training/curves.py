@@ -1,4 +1,4 @@
-"""The picture of a training: loss, validation accuracy, learning rate and lambda over the epochs."""
+"""The figure of a training: loss, validation accuracy, learning rate and lambda over the epochs."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from ..inspection.colours import BLUE, GREEN, VERMILION
 
 
 def plot_training(rows: list[dict], path: Path, title: str) -> None:
-    """Draw the rows of metrics.jsonl.
+    """Plot the rows of metrics.jsonl.
 
     Args:
-        rows: rows with `epoch` and `train_loss`, `lr` (updates) or `val_loss`, `val_accuracy`, and after whole epochs
-            `lambda`.
-        path: of the PNG.
-        title: what was trained, on what.
+        rows: rows with `epoch` and either `train_loss` and `lr` (after updates) or `val_loss` and `val_accuracy` (after
+            validations); rows after whole epochs also have `lambda`.
+        path: path of the PNG file.
+        title: model, attention and dataset.
     """
     updates = [row for row in rows if "train_loss" in row]
     validations = [row for row in rows if "val_accuracy" in row]
@@ -27,7 +27,7 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
     loss.plot([row["epoch"] for row in updates], [row["train_loss"] for row in updates], color=BLUE, label="train")
     places = [row["epoch"] for row in validations]
     loss.plot(places, [row["val_loss"] for row in validations], "o-", color=VERMILION, label="val")
-    loss.set_title("Loss (nats; train with its regularisation)")
+    loss.set_title("Loss (nats; train includes regularisation)")
     loss.legend()
 
     accuracy.plot(places, [row["val_accuracy"] for row in validations], "o-", color=VERMILION)

@@ -1,48 +1,53 @@
-"""How many passes an update has to be cut into, for the memory that there is."""
+"""Find how many accumulation steps an update needs to fit into the memory of the GPU."""
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
-from ..console import say
+from ..console import log0
 from ..errors import InputError
 
-__all__ = ["passes_that_fit"]
+__all__ = ["find_accum_steps"]
 
-COPIES = 3  # of the weights: AdamW's two moments, and the buckets in which processes exchange gradients
+COPIES = 3  # of the weights, in addition to them: AdamW's two moments, and the buckets of the gradient exchange
 
 
-def passes_that_fit(model: nn.Module, shape: tuple[int, ...], passes: int, accelerator: Accelerator) -> int:
-    """The number of passes, doubled from `passes` on, with which an update fits the memory of every process.
+def find_accum_steps(model: nn.Module, shape: tuple[int, ...], accum_steps: int, accelerator: Accelerator) -> int:
+    """Double the accumulation steps until an update fits into the memory of every process.
 
-    Found by a forward and a backward pass on black images before the training; the images of an update stay as many.
+    Each attempt is a forward and a backward pass on black images. The number of images per update does not change.
 
     Args:
-        model: left as it is.
+        model: network to train; it is not changed.
         shape: (B, C, H, W) of an update on one process.
+        accum_steps: number of steps to start from.
+        accelerator: accelerator of the run.
 
     Raises:
-        InputError: not even single images fit.
+        InputError: not even a single image fits.
     """
-    while not _fits(model, (-(-shape[0] // passes), *shape[1:]), accelerator):
+    while not _fits(model, (-(-shape[0] // accum_steps), *shape[1:]), accelerator):
         clear_device_cache(garbage_collection=True)
-        if passes >= shape[0]:
+        if accum_steps >= shape[0]:
             raise InputError(
-                f"not one image of {shape[1:]} fits the memory: pass --grad-checkpointing or a smaller model"
+                f"not even one image of {shape[1:]} fits into the memory: pass `grad_checkpointing=True` or use a "
+                "smaller model"
             )
-        passes = min(2 * passes, shape[0])
-    passes = int(accelerator.gather(torch.tensor([passes], device=accelerator.device)).max())
-    if passes > 1:
-        say(f"memory: {passes} passes of {-(-shape[0] // passes)} images an update and process")
-    return passes
+        accum_steps = min(2 * accum_steps, shape[0])
+    accum_steps = int(accelerator.gather(torch.tensor([accum_steps], device=accelerator.device)).max())
+    if accum_steps > 1:
+        images = -(-shape[0] // accum_steps)
+        log0(f"memory: {accum_steps} accumulation steps of {images} images per update and process")
+    return accum_steps
 
 
 def _fits(model: nn.Module, shape: tuple[int, ...], accelerator: Accelerator) -> bool:
+    """Return whether a forward and a backward pass fit, beside the optimizer's copies of the weights."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    reserve, size = [], sum(p.numel() for p in model.parameters() if p.requires_grad)
+    reserved, size = [], sum(p.numel() for p in model.parameters() if p.requires_grad)
     try:
-        reserve.append(torch.empty(COPIES * size, device=accelerator.device))
+        reserved.append(torch.empty(COPIES * size, device=accelerator.device))
         with accelerator.autocast():
             loss = model.train()(torch.zeros(shape, device=accelerator.device)).float().logsumexp(-1).mean()
         loss.backward()

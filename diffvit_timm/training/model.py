@@ -1,184 +1,55 @@
-"""The model that a configuration asks for, and what its conversion kept."""
+"""Create the model that a configuration describes, and report what its conversion kept."""
 
 from typing import Any
 
 import torch
-from datasets import Dataset
-from timm.models import (
-    VisionTransformer,
-    group_parameters,
-    parse_model_name,
-)
+from timm.models import VisionTransformer, group_parameters, parse_model_name
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from ..conversion.report import ConversionReport, conversion_report
 from ..conversion.weights import READS_IMAGES, resolve_method
-from ..data.datasets import Splits
 from ..data.loading import image_batches
+from ..data.splits import Splits
 from ..errors import InputError
 from ..models.diff_vision_transformer import DiffVisionTransformer
 from ..models.from_vit import from_vit
-from ..models.pretrained import check_model, load_model
-from .config import TrainConfig
+from ..models.pretrained import check_model, load_model, resolve_model_name
+from ..options import named
+from .config import ModelConfig
+
+__all__ = ["check_source", "check_variant", "conversion_method", "create_model", "has_classes", "owns_head"]
 
 REPORT_IMAGES = 128
-WITHOUT_WEIGHTS = "pass --no-pretrained"
+WITHOUT_WEIGHTS = "pass `pretrained=False`"
 
-# arguments of --model-kwargs that a plain ViT does not take, and its conversion does
+# Entries of model_kwargs that a plain ViT does not accept, but its conversion does.
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
 
 
-def _is_variant(config: TrainConfig) -> bool:
-    """Whether the name is one of our variants, whose attention and conversion are arguments of timm.create_model."""
-    return config.model.startswith("diffvit")
-
-
-def _load(config: TrainConfig, **kwargs) -> Any:
-    """timm's model of that name, with the arguments of --model-kwargs."""
-    return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **{**config.model_arguments, **kwargs})
-
-
-def _is_differential(model: nn.Module) -> bool:
-    return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
-
-
-def _target_attention(config: TrainConfig) -> str | None:
-    """The attention to convert plain weights to; None where there is nothing to convert."""
-    if config.attn == "plain" or (not config.pretrained and _is_variant(config)):
-        return None
-    if config.attn != "model":
-        return config.attn
-    return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
-
-
-def owns_head(config: TrainConfig) -> bool:
-    """Whether the head is the user's own work, which only --reset-head replaces; that of a timm tag is not."""
-    return config.pretrained and parse_model_name(config.model)[0] is not None
-
-
-def _load_source(config: TrainConfig, attn: str | None, classes: int) -> Any:
-    """The network to convert to `attn`, with the head that it has, or the one to train as it is."""
-    kwargs: dict = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    settings = [name for name in DIFF_SETTINGS if name in config.model_arguments]
-    if attn:
-        kwargs |= dict.fromkeys(settings)  # for the conversion; timm drops what is None
-        if _is_variant(config):
-            kwargs["attn"] = "plain"
-        return _load(config, **kwargs)
-    if settings and not _is_variant(config):
-        raise InputError(f"--model-kwargs {settings[0]} is a setting of a conversion: pass --attn diff with it")
-    if _is_variant(config) and config.attn != "model":
-        kwargs["attn"] = config.attn
-    if not owns_head(config):
-        kwargs["num_classes"] = classes
-    return _load(config, **kwargs)
-
-
-def conversion_method(config: TrainConfig, attn: str) -> str:
-    """The method that converts to `attn`.
-
-    Raises:
-        ValueError: a method of another attention.
-    """
-    return resolve_method(config.conversion, attn, with_images=config.conversion in READS_IMAGES)
-
-
-def _convert(source: Any, config: TrainConfig, attn: str, split: Dataset) -> Any:
-    settings = {k: v for k, v in config.model_arguments.items() if k in DIFF_SETTINGS}
-    try:
-        method, images = conversion_method(config, attn), None
-        if method in READS_IMAGES:
-            images = image_batches(source, split, config.calibration_images, "looking at images")
-        return from_vit(source, method, images, attn=attn, **settings)
-    except ValueError as error:
-        raise InputError(f"--model {config.model} --attn {attn} --conversion {config.conversion}: {error}") from error
-
-
-def has_classes(model: Any, class_names: list[str]) -> bool:
-    """Whether the outputs of a model are these classes; one that was saved without names is judged by their number."""
-    names = model.pretrained_cfg.get("label_names")
-    return model.num_classes == len(class_names) and (names is None or list(names) == class_names)
-
-
-def _fit_head(config: TrainConfig, model: Any, class_names: list[str]) -> None:
-    """Give the model one output a class; a head of as many is kept, unless --reset-head asks for a new one."""
-    if owns_head(config) and not config.reset_head:
-        if not has_classes(model, class_names):
-            raise InputError(
-                f"--model {config.model} has a head of {model.num_classes} classes, and not those "
-                f"{len(class_names)} of --dataset {config.dataset}: pass --reset-head to start a new head"
-            )
-        if config.head_init == "probe":
-            raise InputError(f"--head-init probe would replace the head of --model {config.model}: pass --reset-head")
-    elif config.reset_head or model.num_classes != len(class_names):
-        model.reset_classifier(len(class_names))
-        if isinstance(model, VisionTransformer):
-            init_weights_vit_timm(model.head, "head")  # as a head of timm.create_model(num_classes=...) starts
-
-
-def _freeze(config: TrainConfig, model: Any) -> None:
-    """Take the weights that --freeze names out of training."""
-    if config.freeze == "backbone":
-        model.requires_grad_(False)
-        heads = model.get_classifier()
-        for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled DeiT has two
-            head.requires_grad_(True)
-    elif config.freeze != "none":
-        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-        blocks = len(set(layers.values())) - 2  # the stem, and what follows the last block
-        if int(config.freeze) > blocks:
-            raise InputError(f"--freeze {config.freeze}: --model {config.model} has {blocks} blocks")
-        for name, parameter in model.named_parameters():
-            # timm counts the norm after the last block to that block
-            parameter.requires_grad_(layers[name] > int(config.freeze) or name.startswith("norm."))
-
-
-def _refuse_unused(config: TrainConfig, model: Any) -> None:
-    """Refuse what was asked of a conversion where nothing is converted."""
-    what = "a Diff-ViT already" if _is_differential(model) else "not converted here"
-    if _is_differential(model) and config.attn not in ("model", model.attn):
-        raise InputError(f"--attn {config.attn}: the weights of --model {config.model} are a Diff-ViT's, {model.attn}")
-    if config.conversion != "auto":
-        raise InputError(f"--conversion {config.conversion}: --model {config.model} is {what}; leave it out")
-    if config.attn != "model" and not _is_variant(config) and set(config.model_arguments) & set(DIFF_SETTINGS):
-        raise InputError(f"--model-kwargs: --model {config.model} is {what}, and its attention is set; leave it out")
-
-
-def check_variant(config: TrainConfig) -> None:
-    """Make one of our variants without its weights, as it is asked for, and forget it.
-
-    Raises:
-        InputError: arguments that it does not take, or more blocks to freeze than it has.
-    """
-    attn = {} if config.attn == "model" else {"attn": config.attn}
-    with torch.device("meta"):
-        _freeze(config, load_model(config.model, pretrained=False, **{**config.model_arguments, **attn}))
-
-
-def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
-    """The model to train, with one output a class, converted where the configuration asks for it.
+def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
+    """Create the model to train, with one output per class, and convert it if the configuration says so.
 
     Args:
-        config: what to make.
-        splits: the classes, the images to calibrate on (train) and to report on (val).
+        config: the model to create.
+        splits: the class names, and the images to calibrate on (train) and to report on (val).
         report: measure what the conversion kept.
 
     Returns:
-        The model and, of a conversion, its report.
+        The model in training mode, and the report of its conversion, if there was one.
 
     Raises:
-        InputError: an unknown name or tag, weights that cannot be had, a head of other classes, a network that cannot
-            be converted.
+        InputError: an unknown name or tag, weights that cannot be loaded, a head of other classes, or a network that
+            cannot be converted.
     """
-    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
+    check_source(config)
     attn = _target_attention(config)
     model = source = _load_source(config, attn, len(splits.class_names))
     kept = None
     if attn is None or _is_differential(source):
         _refuse_unused(config, source)
     else:
-        model = _convert(source, config, attn, splits.train)
+        model = _convert(source, config, attn, splits)
         if report and config.pretrained:
             kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES))
     _fit_head(config, model, splits.class_names)
@@ -186,3 +57,147 @@ def create_model(config: TrainConfig, splits: Splits, report: bool = True) -> tu
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     return model.train(), kept
+
+
+def check_source(config: ModelConfig) -> None:
+    """Check that the model exists, before data is loaded; errors as in `check_model`."""
+    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
+    if not config.pretrained and resolve_model_name(config.model).startswith("local-dir:"):
+        raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
+
+
+def check_variant(config: ModelConfig) -> None:
+    """Create a diffvit variant without weights or memory, to check its arguments before the first training.
+
+    Raises:
+        InputError: arguments that the variant does not accept, or more blocks to freeze than it has.
+    """
+    attn = {} if config.attn == "model" else {"attn": config.attn}
+    with torch.device("meta"):
+        _freeze(config, load_model(config.model, pretrained=False, **{**_model_arguments(config), **attn}))
+
+
+def conversion_method(config: ModelConfig, attn: str) -> str:
+    """Return the method that converts to `attn`; errors as in `resolve_method`."""
+    return resolve_method(config.conversion, attn, with_images=config.conversion in READS_IMAGES)
+
+
+def owns_head(config: ModelConfig) -> bool:
+    """Return whether the head is the user's own work, which only `reset_head` replaces; a timm tag's head is not."""
+    return config.pretrained and parse_model_name(resolve_model_name(config.model))[0] is not None
+
+
+def has_classes(model: Any, class_names: list[str]) -> bool:
+    """Return whether the model's outputs are these classes. Without saved names, only their number is compared."""
+    names = model.pretrained_cfg.get("label_names")
+    return model.num_classes == len(class_names) and (names is None or list(names) == class_names)
+
+
+def _is_variant(config: ModelConfig) -> bool:
+    """Return whether the name is a registered diffvit variant, which takes `attn` as an argument of create_model."""
+    kind, name = parse_model_name(resolve_model_name(config.model))
+    return kind is None and name.startswith("diffvit")
+
+
+def _is_differential(model: nn.Module) -> bool:
+    return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
+
+
+def _target_attention(config: ModelConfig) -> str | None:
+    """Return the attention to convert plain weights to, or None if there is nothing to convert."""
+    if config.attn == "plain" or (not config.pretrained and _is_variant(config)):
+        return None
+    if config.attn != "model":
+        return config.attn
+    if not _is_variant(config):
+        return None
+    return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
+
+
+def _model_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of timm.create_model that the configuration names."""
+    size = {"img_size": config.img_size if len(config.img_size) > 1 else config.img_size[0]} if config.img_size else {}
+    return {**config.keyword_arguments, **size}
+
+
+def _load_source(config: ModelConfig, attn: str | None, class_count: int) -> Any:
+    """Load the network to convert to `attn`, with its own head; or the network to train, if there is no conversion."""
+    kwargs: dict = _model_arguments(config)
+    if config.drop_path:
+        kwargs["drop_path_rate"] = config.drop_path
+    settings = [name for name in DIFF_SETTINGS if name in config.keyword_arguments]
+    if attn:
+        kwargs |= dict.fromkeys(settings)  # they are for the conversion; timm ignores arguments that are None
+        if _is_variant(config):
+            kwargs["attn"] = "plain"
+        return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
+    if settings and not _is_variant(config):
+        raise InputError(f"`model_kwargs={settings[0]}=...` is a setting of a conversion: pass `attn=diff` with it")
+    if _is_variant(config) and config.attn != "model":
+        kwargs["attn"] = config.attn
+    if not owns_head(config):
+        kwargs["num_classes"] = class_count
+    return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
+
+
+def _convert(source: Any, config: ModelConfig, attn: str, splits: Splits) -> Any:
+    settings = {k: v for k, v in config.keyword_arguments.items() if k in DIFF_SETTINGS}
+    try:
+        method, images = conversion_method(config, attn), None
+        if method in READS_IMAGES:
+            images = image_batches(source, splits.train, config.calibration_images, "reading calibration images")
+        return from_vit(source, method, images, attn=attn, **settings)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"`model={config.model}` cannot be converted with `attn={attn}`, `conversion={config.conversion}`: {error}"
+        ) from error
+
+
+def _fit_head(config: ModelConfig, model: Any, class_names: list[str]) -> None:
+    """Give the model one output per class. A head of that size is kept, unless `reset_head` asks for a new one."""
+    if owns_head(config) and not config.reset_head:
+        if not has_classes(model, class_names):
+            raise InputError(
+                f"`model={config.model}` has a head of {model.num_classes} classes, not the {len(class_names)} classes "
+                "of the dataset: pass `reset_head` to start a new head"
+            )
+        if config.head_init == "probe":
+            raise InputError(f"`head_init=probe` would replace the head of `model={config.model}`: pass `reset_head`")
+    elif config.reset_head or model.num_classes != len(class_names):
+        model.reset_classifier(len(class_names))
+        if isinstance(model, VisionTransformer):
+            init_weights_vit_timm(model.head, "head")  # as timm.create_model(num_classes=...) initialises a head
+
+
+def _freeze(config: ModelConfig, model: Any) -> None:
+    """Exclude the weights that `freeze` names from training."""
+    if config.freeze == "backbone":
+        model.requires_grad_(False)
+        heads = model.get_classifier()
+        for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled DeiT has two heads
+            head.requires_grad_(True)
+    elif config.freeze != "none":
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        blocks = len(set(layers.values())) - 2  # without the stem and the group after the last block
+        if int(config.freeze) > blocks:
+            raise InputError(f"`freeze={config.freeze}`: `model={config.model}` has only {blocks} blocks")
+        for name, parameter in model.named_parameters():
+            # timm counts the norm after the last block as a part of that block
+            parameter.requires_grad_(layers[name] > int(config.freeze) or name.startswith("norm."))
+
+
+def _refuse_unused(config: ModelConfig, model: Any) -> None:
+    """Refuse options of a conversion if nothing is converted."""
+    reason = "is already differential" if _is_differential(model) else "is not converted here"
+    if _is_differential(model) and config.attn not in ("model", model.attn):
+        raise InputError(f"`attn={config.attn}`: `model={config.model}` already has the attention {model.attn}")
+    if config.conversion != "auto":
+        raise InputError(
+            f"`conversion={config.conversion}` has no effect: `model={config.model}` {reason}; leave it out"
+        )
+    settings = set(config.keyword_arguments) & set(DIFF_SETTINGS)
+    if config.attn != "model" and not _is_variant(config) and settings:
+        given = named("model_kwargs", config.model_kwargs)
+        raise InputError(f"{given}: `model={config.model}` {reason}, and its attention is fixed; leave it out")

@@ -1,4 +1,4 @@
-"""A whole recipe: check the options, load the data, convert, train, test."""
+"""A whole training: check the options, load the data, convert, train, test, push."""
 
 import dataclasses
 import json
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from accelerate.utils import set_seed
 
-from ..console import is_main, say
-from ..data.datasets import Splits, load_splits
+from ..console import is_main, log0
+from ..data.config import DataConfig
 from ..data.noise import with_input_noise, with_label_noise
+from ..data.splits import Splits
 from ..errors import InputError
 from ..hub.publishing import check_repository, push_run
 from ..models.pretrained import check_model
 from .accelerator import make_accelerator
 from .config import TrainConfig
 from .dry_run import dry_run
-from .model import WITHOUT_WEIGHTS, conversion_method, create_model, owns_head
-from .probe import fit_linear_probe
+from .model import check_source, conversion_method, create_model, owns_head
 from .run_folder import RunFolder, resolve_run
 from .teacher import load_teacher
 from .trainer import Trainer
@@ -24,77 +24,77 @@ from .trainer import Trainer
 __all__ = ["train"]
 
 
-def train(config: TrainConfig, recipe: str) -> dict:
-    """A whole recipe.
+def train(config: TrainConfig, name: str) -> dict:
+    """Run a whole training.
 
     Args:
-        config: what to do.
-        recipe: names the run folder of `--output auto`.
+        config: options of the training.
+        name: name of the run folder with `output=auto`.
 
     Returns:
-        The result, as in result.json; that of --dry-run is its own.
+        The result, as in result.json, with the run folder as `output`; a dry run returns its estimate.
 
     Raises:
-        InputError: anything the user can mend; nothing is written then, unless training had begun.
+        InputError: bad input. Nothing is written then, unless the training had begun.
     """
-    output, checkpoint = resolve_run(config, recipe)
-    if config.push_to_hub and is_main():
-        check_repository(config.push_to_hub, config.hub_private)
+    run = config.run
+    output, checkpoint = resolve_run(config, name)
+    if run.push_to_hub and is_main():
+        check_repository(run.push_to_hub, run.hub_private)
     if (output / "result.json").exists():
-        say(f"{output} is finished already")
+        log0(f"{output} is already finished")
         result = json.loads((output / "result.json").read_text())
     else:
         result = _train(config, output, checkpoint)
-    if config.push_to_hub and is_main():
-        say(f"pushed to {push_run(output, config.push_to_hub, config.hub_private)}")
-    return result
+    if run.push_to_hub and is_main():
+        log0(f"pushed to {push_run(output, run.push_to_hub, run.hub_private, parameter='push_to_hub')}")
+    return result if run.dry_run else {**result, "output": str(output)}
 
 
 def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
-    """The training of a recipe in its folder, or what is asked for in its place; its result."""
-    accelerator = make_accelerator(config, output)
-    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
-    if config.eval_only and not owns_head(config):
-        mend = "give local-dir: or hf-hub:" if config.pretrained else "pass --pretrained"
-        raise InputError(f"--eval-only: the head of --model {config.model} starts at random; {mend}")
-    if config.teacher:
-        check_model(config.teacher, option="--teacher")
-    splits = _load_splits(config)
-    set_seed(config.seed)
-    model, report = create_model(config, splits, report=accelerator.is_main_process and not checkpoint)
+    """Train in a run folder, or do a dry run or a test instead; returns the result."""
+    accelerator = make_accelerator(config.run, output, config.optim.ema)
+    check_source(config.model)
+    if config.run.eval_only and not owns_head(config.model):
+        advice = "give a folder or hf-hub:NAME" if config.model.pretrained else "pass `pretrained=True`"
+        raise InputError(f"`eval_only`: the head of `model={config.model.model}` would be random; {advice}")
+    if config.optim.teacher:
+        check_model(config.optim.teacher, parameter="teacher")
+    splits = _load_splits(config.data)
+    set_seed(config.run.seed)
+    model, report = create_model(config.model, splits, report=accelerator.is_main_process and not checkpoint)
     if report:
-        say(str(report))
-    teacher = load_teacher(config.teacher, model, splits.class_names) if config.teacher else None
-    if config.head_init == "probe" and not checkpoint:
+        log0(str(report))
+    teacher = load_teacher(config.optim.teacher, model, splits.class_names) if config.optim.teacher else None
+    if config.model.head_init == "probe" and not checkpoint:
+        from .probe import fit_linear_probe  # not above: scikit-learn is slow to import
+
         fit_linear_probe(model, splits, accelerator)
-    conversion = {"method": conversion_method(config, model.attn), **report.summary()} if report else None
-    if config.dry_run:
+    conversion = {"method": conversion_method(config.model, model.attn), **report.summary()} if report else None
+    if config.run.dry_run:
         return dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
-    result = _test_only(trainer) if config.eval_only else trainer.fit(checkpoint)
+    result = _test_only(trainer) if config.run.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
     return result
 
 
-def _load_splits(config: TrainConfig) -> Splits:
-    """The dataset with --max-train-samples of its training images, and with the noise that is asked for."""
-    splits = load_splits(
-        config.dataset, config.image_column, config.label_column, config.stream, config.test_share, config.group_column
-    )
+def _load_splits(config: DataConfig) -> Splits:
+    """Load the dataset, take a part of the training images, and add noise, as the options say."""
+    splits = config.load(config.stream)
     if config.test_share and not config.group_column:
-        say(
-            f"tested on {config.test_share:.0%} of the training images, drawn class by class. Where several show one "
-            "patient or scene, that is too easy a test: --group-column keeps them together"
+        log0(
+            f"{config.test_share:.0%} of the training images are held out for the test, class by class. If several of "
+            "them show one patient or scene, this test is too easy: the option group_column keeps them together"
         )
     for role in ("val", "test"):
         classes = len(set(getattr(splits, role)["label"]))
         if classes < len(splits.class_names):
-            say(f"the {role} images are of {classes} of the {len(splits.class_names)} classes")
-    if most := config.max_train_samples:
-        if most > len(splits.train):
-            have = len(splits.train)
-            raise InputError(f"--max-train-samples {most}: --dataset {config.dataset} has {have} to train on")
-        splits = dataclasses.replace(splits, train=splits.train.shuffle(seed=0).take(most))
+            log0(f"the {role} images show {classes} of the {len(splits.class_names)} classes")
+    if config.max_train_samples:
+        count = len(splits.train)
+        config.require("max_train_samples", config.max_train_samples <= count, f"exceeds the {count} training images")
+        splits = dataclasses.replace(splits, train=splits.train.shuffle(seed=0).take(config.max_train_samples))
     if config.label_noise:
         train, val = (with_label_noise(split, config.label_noise) for split in (splits.train, splits.val))
         splits = dataclasses.replace(splits, train=train, val=val)

@@ -1,4 +1,4 @@
-"""Weights and optimizer states as one process has them, also where a launch file cuts the model over several."""
+"""Weights and optimizer states as one process would have them, also if a launch file shards the model."""
 
 from typing import Any
 
@@ -12,27 +12,27 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-__all__ = ["load_optimizer_state", "load_weights", "whole_optimizer_state", "whole_weights"]
+__all__ = ["full_optimizer_state", "full_weights", "load_optimizer_state", "load_weights"]
 
-# Every process takes part; what is read comes to the first one's memory, what is set each brings along.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Every process takes part. A full state is read into the memory of the first process; to set it, each process has it.
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def whole_weights(net: nn.Module) -> dict[str, Any]:
-    """The state dict of a network, on the CPU; empty but on the first process."""
-    return get_model_state_dict(net, options=WHOLE)
+def full_weights(net: nn.Module) -> dict[str, Any]:
+    """Return the state dict of a network, on the CPU; it is empty except on the first process."""
+    return get_model_state_dict(net, options=FULL)
 
 
 def load_weights(net: nn.Module, weights: dict[str, Any]) -> None:
-    """Set what `whole_weights` gave."""
-    set_model_state_dict(net, weights, options=WHOLE)
+    """Set what `full_weights` returned."""
+    set_model_state_dict(net, weights, options=FULL)
 
 
-def whole_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer, by the names of the parameters, on the CPU; empty but on the first process."""
-    return get_optimizer_state_dict(net, optimizer, options=WHOLE)
+def full_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer by parameter names, on the CPU; it is empty except on the first process."""
+    return get_optimizer_state_dict(net, optimizer, options=FULL)
 
 
 def load_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Set what `whole_optimizer_state` gave."""
-    set_optimizer_state_dict(net, optimizer, state, options=WHOLE)
+    """Set what `full_optimizer_state` returned."""
+    set_optimizer_state_dict(net, optimizer, state, options=FULL)

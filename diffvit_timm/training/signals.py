@@ -1,4 +1,4 @@
-"""The signals with which clusters announce their end."""
+"""The signals with which clusters announce the end of a job."""
 
 import contextlib
 import signal
@@ -11,10 +11,10 @@ __all__ = ["StopSignal"]
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1, so that a training can stop where it is whole.
+    """Records SIGTERM and SIGUSR1, so that a training can stop where its state is complete.
 
     Attributes:
-        number: of the signal that came; 0: none.
+        number: number of the signal that came; 0: none.
     """
 
     def __init__(self) -> None:
@@ -22,19 +22,19 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Until the end of this context; then as before."""
+        """Record signals until this context ends; then restore the previous handlers."""
         numbers = (signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        previous = {number: signal.signal(number, self._record) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _record(self, number: int, _) -> None:
         self.number = number
 
     def agree(self, accelerator: Accelerator) -> None:
-        """Give every process the signal that any of them has noted; all must call it at the same update."""
+        """Share a signal that any process recorded with all processes, which must call this at the same update."""
         numbers = torch.tensor([self.number], device=accelerator.device)
         self.number = int(accelerator.gather(numbers).max())

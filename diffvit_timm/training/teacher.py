@@ -1,4 +1,4 @@
-"""Learning from a teacher's class probabilities: `Hinton et al. 2015` - https://arxiv.org/abs/1503.02531."""
+"""Knowledge distillation from a teacher's class probabilities: `Hinton et al. 2015` - https://arxiv.org/abs/1503.02531."""
 
 from typing import Any
 
@@ -10,38 +10,41 @@ from ..errors import InputError
 from ..models.pretrained import load_model
 from .model import has_classes
 
-SAME_DATA = ("input_size", "mean", "std")
+__all__ = ["distillation_loss", "load_teacher"]
+
+SAME_DATA = ("input_size", "mean", "std")  # data settings that the two networks must share
 
 
 def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
-    """A frozen network of the same classes that reads the same images.
+    """Load a frozen network that has the same classes and reads the same images.
 
     Args:
-        name: timm model name, or local-dir:FOLDER or hf-hub:NAME.
+        name: one of the four forms of a model (see models/pretrained.py).
         model: the student.
-        class_names: of the dataset, in the order of the outputs.
+        class_names: class names of the dataset, in the order of the outputs.
 
     Raises:
-        InputError: other classes, or another size or normalisation of images.
+        InputError: other classes, or another size or normalisation of the images.
     """
-    teacher = load_model(name, option="--teacher").eval().requires_grad_(False)
+    teacher = load_model(name, parameter="teacher").eval().requires_grad_(False)
     if not has_classes(teacher, class_names):
         raise InputError(
-            f"--teacher {name} has {teacher.num_classes} classes, and not those {len(class_names)} of the dataset: "
+            f"`teacher={name}` has {teacher.num_classes} classes, not the {len(class_names)} classes of the dataset: "
             "fine-tune it on the dataset first"
         )
     theirs, ours = model_data_config(teacher), model_data_config(model)
     for key in SAME_DATA:
         if tuple(theirs[key]) != tuple(ours[key]):
-            raise InputError(f"--teacher {name} has {key} {theirs[key]}, and the model {ours[key]}: they must agree")
+            raise InputError(f"`teacher={name}` has {key} {theirs[key]}, but the model {ours[key]}: they must agree")
     return teacher
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of the class probabilities at temperature T, nats, mean over the images.
+    """Return T^2 KL(teacher || student) of the class probabilities at temperature T, in nats, averaged over images.
 
     Args:
         logits, teacher_logits: (B, classes).
+        temperature: T.
     """
     student, teacher = ((t.float() / temperature).log_softmax(-1) for t in (logits, teacher_logits))
     return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")

@@ -1,1 +1,1 @@
-"""CLIP as a zero-shot classifier, beside supervised networks."""
+"""CLIP as a zero-shot classifier, compared with supervised networks."""

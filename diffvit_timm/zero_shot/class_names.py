@@ -1,4 +1,4 @@
-"""Which outputs of a network are a dataset's classes: of ImageNet's thousand by their names in WordNet."""
+"""Outputs of a network that stand for the classes of a dataset, found by name; ImageNet's by their WordNet names."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..errors import InputError
 
 __all__ = ["class_outputs", "class_scores", "imagenet_classes", "read_class_map"]
 
-# Breeds of Oxford-IIIT Pet that WordNet has under another name.
+# Breeds of Oxford-IIIT Pet that have another name in WordNet.
 OTHER_NAMES = {
     "egyptian mau": "egyptian cat",
     "german shorthaired": "german short haired pointer",
@@ -24,52 +24,59 @@ OTHER_NAMES = {
 }
 
 
-def _plain(name: str) -> str:
+def _normalise(name: str) -> str:
+    """Return a name in lower case, with single spaces in place of punctuation and underscores."""
     return re.sub(r"[\W_]+", " ", name.lower()).strip()
 
 
-def _by_name() -> dict[str, list[int]]:
-    """ImageNet-1k's indices under each of their names in WordNet; some names are two classes'."""
+def _indices_by_name() -> dict[str, list[int]]:
+    """Map each WordNet name to its indices in ImageNet-1k. Some names belong to two classes."""
     info = ImageNetInfo("imagenet-1k")
-    found: dict[str, list[int]] = {}
+    indices: dict[str, list[int]] = {}
     for index in range(info.num_classes()):
         for lemma in info.index_to_description(index).split(","):
-            found.setdefault(_plain(lemma), []).append(index)
-    return found
+            indices.setdefault(_normalise(lemma), []).append(index)
+    return indices
 
 
 def imagenet_classes(names: Sequence[str], class_map: dict[str, list[int]] | None = None) -> list[list[int]]:
-    """Of each class the indices of ImageNet-1k that are it, by its name; none where ImageNet does not have it.
+    """Find the classes of ImageNet-1k that have the names of a dataset's classes.
 
     Args:
-        names: of the dataset's classes.
-        class_map: of `read_class_map`: for these names its indices are taken.
+        names: class names of the dataset.
+        class_map: class name -> indices, from `read_class_map`. It takes precedence over the search by name.
+
+    Returns:
+        The indices in ImageNet-1k of each class; an empty list for a class that ImageNet does not have.
 
     Raises:
-        InputError: no class is ImageNet's.
+        InputError: no class is one of ImageNet's.
     """
-    by_name, class_map = _by_name(), class_map or {}
+    by_name, class_map = _indices_by_name(), class_map or {}
     found = [
-        class_map[name] if name in class_map else by_name.get(OTHER_NAMES.get(_plain(name), _plain(name)), [])
+        class_map[name] if name in class_map else by_name.get(OTHER_NAMES.get(_normalise(name), _normalise(name)), [])
         for name in names
     ]
     if not any(found):
         raise InputError(
-            f"none of the classes ({', '.join(list(names)[:3])}, ...) has the name of one of ImageNet's: pass "
-            "--class-map FILE, or a model trained on the dataset"
+            f"none of the classes ({', '.join(list(names)[:3])}, ...) has the name of an ImageNet class: pass "
+            "`class_map`, or use a model that was trained on the dataset"
         )
     return found
 
 
 def class_outputs(model: Any, names: Sequence[str], class_map: dict[str, list[int]] | None = None) -> list[list[int]]:
-    """Of each class the outputs of a timm model that stand for it: by its own label names, or by ImageNet's.
+    """Find the outputs of a timm model that stand for a dataset's classes, by its own label names or by ImageNet's.
 
     Args:
-        model: trained on the dataset, or on ImageNet-1k.
+        model: model that was trained on the dataset or on ImageNet-1k.
         names, class_map: as in `imagenet_classes`.
 
+    Returns:
+        The indices of each class's outputs; an empty list for a class that the model does not have.
+
     Raises:
-        InputError: a model of other classes.
+        InputError: a model with other classes.
     """
     labels = model.pretrained_cfg.get("label_names")
     if labels and set(names) <= set(labels):
@@ -77,35 +84,45 @@ def class_outputs(model: Any, names: Sequence[str], class_map: dict[str, list[in
     if infer_imagenet_subset(model) == "imagenet-1k":
         return imagenet_classes(names, class_map)
     raise InputError(
-        f"a network of {model.num_classes} classes, neither the dataset's {len(names)} by name nor ImageNet's 1,000: "
-        "give another model, or --dataset"
+        f"the {model.num_classes} classes of the network are neither the dataset's {len(names)} by name nor ImageNet's "
+        "1,000: use another model, or pass another `dataset`"
     )
 
 
 def class_scores(outputs: Tensor, indices: Sequence[Sequence[int]]) -> Tensor:
-    """Of each class the largest of its outputs, (B, outputs) to (B, classes); -inf where it has none."""
+    """Compute the score of each class as the largest of its outputs.
+
+    Args:
+        outputs: outputs of a network, (B, outputs).
+        indices: indices of each class's outputs.
+
+    Returns:
+        The scores, (B, classes); -inf for a class without outputs.
+    """
     nothing = outputs.new_full((len(outputs), 1), -torch.inf)
     return torch.cat([outputs[:, list(own)].amax(1, keepdim=True) if own else nothing for own in indices], dim=1)
 
 
 def read_class_map(path: Path, names: Sequence[str]) -> dict[str, list[int]]:
-    """A YAML file of `class: [index, ...]`, the indices of ImageNet-1k.
+    """Read a YAML file of lines `class: [index, ...]` with indices of ImageNet-1k.
+
+    Args:
+        path: path of the file; ~ is the home folder.
+        names: class names of the dataset.
 
     Raises:
-        InputError: it cannot be read, names a class that is none, or an index beyond 999.
+        InputError: the file cannot be read, or has an unknown class or an index above 999.
     """
     try:
         given = yaml.safe_load(path.expanduser().read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--class-map {path} cannot be read: {error}") from error
+        raise InputError(f"`class_map={path}` cannot be read: {error}") from error
     if not isinstance(given, dict):
-        raise InputError(f"--class-map {path} is not a mapping of class names to lists of indices")
+        raise InputError(f"`class_map={path}` is not a mapping of class names to lists of indices")
     for name, indices in given.items():
         if name not in names:
-            raise InputError(
-                f"--class-map {path}: {name!r} is no class of the dataset, whose classes are {list(names)}"
-            )
-        right = isinstance(indices, list) and all(type(index) is int and 0 <= index < 1000 for index in indices)
-        if not right:
-            raise InputError(f"--class-map {path}: {name}: {indices!r} is no list of indices from 0 to 999")
+            raise InputError(f"`class_map={path}` names {name!r}, but the classes of the dataset are {list(names)}")
+        valid = isinstance(indices, list) and all(type(index) is int and 0 <= index < 1000 for index in indices)
+        if not valid:
+            raise InputError(f"`class_map={path}` maps {name} to {indices!r}: give a list of indices from 0 to 999")
     return given

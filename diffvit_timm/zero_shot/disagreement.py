@@ -1,4 +1,4 @@
-"""Where classifiers of the same classes differ: how often, and on which images one is right and the other wrong."""
+"""Disagreement of classifiers of the same classes: how often they differ, and on which images only one is right."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,31 +8,58 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..inspection.colours import AMOUNT, ATTENTION
+from ..inspection.colours import AMOUNT, BLUE
 
 __all__ = ["agreement", "plot_agreement", "plot_wins", "top_k", "wins"]
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of the images whose label is among the k likeliest classes; (n, classes) and (n,)."""
+    """Compute the top-k accuracy, between 0 and 1.
+
+    Args:
+        logits: scores of the images, (n, classes).
+        labels: classes of the images, (n,).
+        k: number of likeliest classes among which the label must be.
+    """
     return float((np.argsort(-logits, axis=1, kind="stable")[:, :k] == labels[:, None]).any(axis=1).mean())
 
 
 def agreement(predictions: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Share of the images on which two classifiers say the same class: (classifiers, classifiers)."""
+    """Compute the share of images on which two classifiers predict the same class.
+
+    Args:
+        predictions: name of each classifier -> its predicted classes, (n,).
+
+    Returns:
+        The shares of all pairs, (classifiers, classifiers).
+    """
     columns = list(predictions.values())
     return np.array([[np.mean(one == other) for other in columns] for one in columns])
 
 
 def wins(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images that the first alone has right, and of those that the second alone has right."""
-    right, other = first == labels, second == labels
-    return np.flatnonzero(right & ~other), np.flatnonzero(other & ~right)
+    """Find the images that only one of two classifiers predicts correctly.
+
+    Args:
+        first, second: predicted classes of each classifier, (n,).
+        labels: classes of the images, (n,).
+
+    Returns:
+        The indices of the images that only the first gets right, and of those that only the second gets right.
+    """
+    first_right, second_right = first == labels, second == labels
+    return np.flatnonzero(first_right & ~second_right), np.flatnonzero(second_right & ~first_right)
 
 
 def plot_agreement(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """The matrix of `agreement`, with its numbers."""
-    figure = Figure(figsize=(3.6 + 1.3 * len(names), 2.4 + 1.0 * len(names)), layout="constrained")
+    """Plot the matrix of `agreement` with its numbers.
+
+    Args:
+        matrix: shares, (classifiers, classifiers).
+        names: names of the classifiers.
+        title: title of the figure.
+    """
+    figure = Figure(figsize=(3.6 + 1.3 * len(names), 2.4 + 1.0 * len(names)), layout="compressed")
     axis = figure.subplots()
     shown = axis.imshow(matrix, cmap=AMOUNT, vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
@@ -41,22 +68,22 @@ def plot_agreement(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
     axis.set_xticks(range(len(names)), lines, rotation=20, ha="right")
     axis.set_yticks(range(len(names)), lines)
     axis.set_title(title)
-    figure.colorbar(shown, ax=axis, shrink=0.8).set_label("share of images with the same prediction")
+    figure.colorbar(shown, ax=axis, shrink=0.8).set_label("Share of images with the same prediction")
     return figure
 
 
 def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str], title: str) -> None:
-    """The five likeliest classes; the right one in another colour."""
+    """Draw the five likeliest classes as bars. The bar of the right class is blue, the others are grey."""
     best = np.argsort(-probabilities, kind="stable")[:5]
-    colours = [ATTENTION["diff"] if index == label else "#BBBBBB" for index in best]
-    axis.barh(range(len(best)), probabilities[best], color=colours)
+    colours = [BLUE if index == label else "#777777" for index in best]
+    axis.barh(range(len(best)), probabilities[best], color=colours, alpha=0.5)  # pale, because the names are on them
     for place, index in enumerate(best):
         axis.text(0.02, place, f"{names[index]} {probabilities[index]:.0%}", va="center", fontsize=7)
     axis.set_xlim(0, 1)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.invert_yaxis()
-    axis.set_title(title, fontsize=7)
+    axis.set_title(textwrap.fill(title, 36), fontsize=7)
 
 
 def plot_wins(
@@ -66,14 +93,14 @@ def plot_wins(
     names: Sequence[str],
     title: str,
 ) -> Figure:
-    """A row an image: the image, and the five likeliest classes of each of the classifiers.
+    """Plot one row per image: the image, and the five likeliest classes of each classifier.
 
     Args:
-        images: to show.
-        labels: their classes.
-        probabilities: of each classifier, (images, classes).
-        names: of the classes.
-        title: whose wins they are, on what.
+        images: images to show.
+        labels: classes of the images.
+        probabilities: name of each classifier -> its probabilities, (images, classes).
+        names: class names.
+        title: title of the figure.
     """
     rows, columns = max(1, len(images)), 1 + len(probabilities)
     figure = Figure(figsize=(1.9 + 2.4 * len(probabilities), 1.5 * rows + 0.6), layout="constrained")
@@ -82,7 +109,7 @@ def plot_wins(
     if not images:
         for axis in axes[0]:
             axis.set_axis_off()
-        axes[0, 0].text(0, 0.5, "none")
+        axes[0, 0].text(0, 0.5, "No images")
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         axes[row, 0].imshow(image, cmap="gray" if image.mode == "L" else None)
         axes[row, 0].set_xticks([])

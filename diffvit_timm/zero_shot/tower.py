@@ -1,4 +1,4 @@
-"""The image tower of a CLIP model as a timm ViT, which can be converted and put back."""
+"""CLIP's image tower as a timm ViT, which can be converted and put back into the CLIP model."""
 
 import copy
 from collections.abc import Iterable
@@ -16,21 +16,25 @@ __all__ = ["convert_tower", "timm_tower"]
 
 
 def timm_tower(clip: Clip) -> VisionTransformer:
-    """The image tower of a CLIP model as timm's VisionTransformer, whose head is the projection into the joint space.
+    """Return the image tower of a CLIP model as timm's VisionTransformer.
+
+    Its head is the projection into the joint space of images and text.
 
     Args:
-        clip: of open_clip, with a ViT of its own or one of timm's that has no projection beyond its head.
+        clip: CLIP model whose image tower is a ViT of open_clip, or a ViT of timm without a projection after its head.
 
     Raises:
-        ValueError: a tower that is no such ViT.
+        ValueError: the image tower is not such a ViT.
     """
     visual = clip.model.visual
     if isinstance(getattr(visual, "trunk", None), VisionTransformer):
         if len(visual.head):
-            raise ValueError(f"{clip.name}: its timm tower has a projection of its own, which is no part of a ViT")
+            raise ValueError(f"{clip.name}: its timm tower has a projection of its own, which a ViT cannot hold")
         return visual.trunk
     if type(visual).__name__ != "VisionTransformer" or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise ValueError(f"{clip.name}: its image tower, a {type(visual).__name__}, is no ViT that reads a class token")
+        raise ValueError(
+            f"{clip.name}: its image tower, a {type(visual).__name__}, is not a ViT that reads a class token"
+        )
     block = visual.transformer.resblocks[0]
     width = visual.conv1.out_channels
     tower = VisionTransformer(
@@ -48,25 +52,27 @@ def timm_tower(clip: Clip) -> VisionTransformer:
     )
     for norm in (module for module in tower.modules() if isinstance(module, nn.LayerNorm)):
         norm.eps = block.ln_1.eps
+    # timm's filter translates the names of open_clip, except for those of LayerScale: ls_1 is ls1 in timm.
     weights = {f"visual.{name.replace('.ls_', '.ls')}": tensor for name, tensor in visual.state_dict().items()}
-    if tower.patch_embed.proj.bias is not None:  # timm's patches have one where no norm follows
+    if tower.patch_embed.proj.bias is not None:  # without pre_norm, timm's patch embedding has a bias; CLIP's has none
         weights["visual.conv1.bias"] = visual.conv1.weight.new_zeros(width)
     tower.load_state_dict(checkpoint_filter_fn(weights, tower))
     return tower.eval()
 
 
 def convert_tower(clip: Clip, method: str | None = None, images: Tensor | Iterable[Tensor] | None = None) -> Clip:
-    """A CLIP model whose image tower is a Diff-ViT with the converted weights; the text tower is shared.
+    """Return a CLIP model whose image tower is a Diff-ViT with the converted weights.
 
     Args:
-        clip: not changed.
+        clip: CLIP model. It is not changed, and shares its text tower with the result.
         method, images: as in `from_vit`; 'mirror' makes a tower of version 2.
 
     Raises:
-        ValueError: a tower that cannot be converted, with the reason.
+        ValueError: the image tower cannot be converted, with the reason.
     """
     settings = {"attn": "diff_v2"} if method == "mirror" else {}
     tower = from_vit(timm_tower(clip), method, images, **settings).eval()
+    # A shallow copy with its own table of modules, so that only the copy gets the new tower.
     model: Any = copy.copy(clip.model)
     model._modules = dict(clip.model._modules)
     model.visual = tower

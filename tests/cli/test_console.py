@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_result_is_the_last_line_on_stdout(capsys):
     def main():
         print("something a library printed")
-        console.say("for people")
+        console.log0("for people")
         return {"test_accuracy": 0.5, "lambda": [0.1]}
 
     console.run(main)
@@ -75,7 +75,7 @@ def test_a_bug_keeps_its_traceback():
 def test_other_processes_print_only_an_error_of_their_own(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     console.run(lambda: {"test_accuracy": 0.5})
-    console.say("a line")
+    console.log0("a line")
     assert capsys.readouterr() == ("", "")
     waits = []
     monkeypatch.setattr(
@@ -132,7 +132,7 @@ def test_other_processes_show_no_progress(capsys, monkeypatch, terminal):
         monkeypatch.setenv("FORCE_COLOR", "1")
     with console.progress("epoch 1", 1) as advance:
         advance("loss 2.000")
-    console.say("epoch 1 is over")
+    console.log0("epoch 1 is over")
     assert capsys.readouterr() == ("", "")
 
 

@@ -10,7 +10,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
 
-from diffvit_timm.data.datasets import _nearest, digits_splits, load_splits
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.splits import _closest_folds
+from diffvit_timm.data.digits import digits_splits
 from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError
 
@@ -116,14 +118,14 @@ def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_unde
 
 
 def test_a_missing_folder_is_named_with_its_option(tmp_path):
-    assert refusal(tmp_path / "nowhere").startswith(f"--dataset {tmp_path}/nowhere is not a folder")
-    assert refusal("./nowhere").startswith("--dataset ./nowhere is not a folder")
+    assert refusal(tmp_path / "nowhere").startswith(f"`dataset={tmp_path}/nowhere` is not a folder")
+    assert refusal("./nowhere").startswith("`dataset=./nowhere` is not a folder")
 
 
 @pytest.mark.parametrize("name", ["timm/oxford-iiit-pet", "no-such-dataset"])
 def test_a_hub_name_without_a_network_says_to_pass_a_folder(name):
     message = refusal(name)
-    assert message.startswith(f"--dataset {name} is no folder here and cannot be had from the Hub")
+    assert message.startswith(f"`dataset={name}` is no folder here and cannot be had from the Hub")
     assert "pass the path of a folder" in message
 
 
@@ -151,7 +153,7 @@ def test_a_dataset_without_a_train_split_is_refused_with_the_splits_it_has(make_
 
 def test_an_absent_label_column_is_refused_with_the_choices(image_folder):
     message = refusal(image_folder, label_column="breed")
-    assert message.startswith("--label-column breed is no class label")
+    assert message.startswith("`label_column=breed` is no class label")
     assert "choose one of ['label']" in message
 
 
@@ -159,7 +161,7 @@ def test_labels_that_are_plain_numbers_are_refused_because_they_name_no_class(tm
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
     assert refusal(tmp_path / "d") == (
-        f"--label-column label is no class label of {tmp_path / 'd'}: there is none; datasets' class_encode_column "
+        f"`label_column=label` is no class label of {tmp_path / 'd'}: there is none; datasets' class_encode_column "
         "makes one"
     )
 
@@ -170,9 +172,9 @@ def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_p
         write_parquet(tmp_path / "d", split, mask=(ImageFeature(), blue))
     message = refusal(tmp_path / "d")
     assert "2 image columns" in message
-    assert "keep one, or pass --image-column" in message
+    assert "keep one, or pass `image_column`" in message
     wrong = refusal(tmp_path / "d", image_column="photo")
-    assert wrong.startswith("--image-column photo is no image column")
+    assert wrong.startswith("`image_column=photo` is no image column")
     assert "['image', 'mask']" in wrong
     chosen = load_splits(str(tmp_path / "d"), image_column="mask").test[0]["image"]["bytes"]
     assert pixels_of(chosen).mean((1, 2)).tolist() == [0, 0, 255]
@@ -216,7 +218,7 @@ def reds(split):
 @pytest.mark.parametrize("label", [-1, None])
 def test_a_share_of_train_is_tested_where_the_test_split_has_no_labels(tmp_path, label):
     folder = bach(tmp_path / "bach", label)
-    assert refusal(folder).endswith("test has images without a label: give another, or train with --test-share 0.25")
+    assert refusal(folder).endswith("test has images without a label: give another, or train with `test_share=0.25`")
     splits = load_splits(str(folder), test_share=0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 20)
     assert sorted(splits.test["label"]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
@@ -250,12 +252,12 @@ def test_a_class_that_is_tested_and_not_learned_is_refused(tmp_path):
     rows.to_parquet(tmp_path / "d" / "train.parquet")
     said = refusal(tmp_path / "d", test_share=0.25, group_column="group")
     assert "train has no images of" in said
-    assert said.endswith("which are validated or tested: --group-column has too few groups of it")
+    assert said.endswith("which are validated or tested: `group_column` has too few groups of it")
 
 
 def test_images_of_no_group_are_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach", patient=None), test_share=0.25, group_column="patient")
-    assert said == "--group-column patient: train has images without a value of it: give each one"
+    assert said == "`group_column=patient`: train has images without a value of it: give each one"
 
 
 def test_a_test_split_that_is_not_used_may_name_no_classes(tmp_path):
@@ -267,7 +269,7 @@ def test_a_test_split_that_is_not_used_may_name_no_classes(tmp_path):
 
 def test_a_share_that_no_groups_make_is_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach"), test_share=0.01, group_column="patient")
-    assert said.startswith("--test-share 0.01: the groups of --group-column patient are too large for it")
+    assert said.startswith("`test_share=0.01`: the groups of `group_column=patient` are too large for it")
     assert "would hold out 5%" in said
 
 
@@ -278,9 +280,9 @@ def test_without_groups_a_share_is_rounded_up_to_an_image_a_class(tmp_path):
 
 def test_of_groups_of_several_sizes_those_are_held_out_that_come_near_to_the_share():
     parts = [np.arange(n) for n in (60, 10, 10, 10, 10)]
-    assert [len(part) for part in _nearest(parts, 25)] == [10, 10]
-    assert [len(part) for part in _nearest(parts, 66)] == [60, 10]
-    assert [len(part) for part in _nearest(parts, 2)] == [10]
+    assert [len(part) for part in _closest_folds(parts, 25)] == [10, 10]
+    assert [len(part) for part in _closest_folds(parts, 66)] == [60, 10]
+    assert [len(part) for part in _closest_folds(parts, 2)] == [10]
 
 
 def test_one_class_is_nothing_to_learn(tmp_path):
@@ -300,7 +302,7 @@ def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tm
     assert "is no column of" in refusal(bach(tmp_path / "bach"), test_share=0.25, group_column="doctor")
     for column in ("label", "image"):
         said = refusal(tmp_path / "bach", test_share=0.25, group_column=column)
-        assert said == f"--group-column {column} is that of the {column}s: choose another"
+        assert said == f"`group_column={column}` is that of the {column}s: choose another"
     divided = make_image_folder(train=3, val=2, test=2)
     assert "comes divided" in refusal(divided, group_column="label")
 

@@ -1,4 +1,4 @@
-"""Fixtures: small ViTs of every kind of attention that can be captured, and images for them."""
+"""Fixtures: small ViTs with every supported kind of attention, and images for them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from vits import KINDS, make_vit
 
 @pytest.fixture(params=KINDS)
 def any_vit(request):
-    """Function: keyword arguments -> a model of each kind of attention in turn."""
+    """Function: keyword arguments -> a model. The test runs once for each kind of attention."""
     return lambda **kwargs: make_vit(request.param, **kwargs)
 
 

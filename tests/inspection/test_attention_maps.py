@@ -1,4 +1,4 @@
-"""Captured maps are those that the layers compute with, and capturing changes nothing."""
+"""Captured maps are those that the layers use, and capturing does not change the model."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def hooks_of(model):
 
 
 def maps_of_timms_unfused_layers(model, images):
-    """What timm's own explicit path gives to its dropout, (B, H or 2 H, N, N) a layer."""
+    """Return the maps of timm's explicit path, (B, H or 2 H, N, N) per layer."""
     seen = explicit_maps(model)
     with torch.no_grad():
         model(images)
@@ -80,7 +80,7 @@ def test_maps_are_the_float64_formula(images, kind, cut):
         torch.testing.assert_close(actual.double(), (expected * scale).softmax(dim=-1), atol=1e-5, rtol=1e-4)
 
 
-def test_rows_of_both_maps_sum_to_one_and_those_of_the_difference_to_one_less_lambda(any_vit, images):
+def test_rows_of_both_maps_sum_to_one_and_those_of_the_difference_to_one_minus_lambda(any_vit, images):
     for maps in captured_maps(any_vit(), images):
         ones = torch.ones(3, 2, 17)
         torch.testing.assert_close(maps.map1.sum(-1), ones)
@@ -107,7 +107,7 @@ def test_hooks_are_gone_after_an_error_in_the_context(any_vit, images):
     assert not hooks_of(model)
 
 
-def test_a_batch_has_the_maps_of_its_images_alone(any_vit, images):
+def test_the_maps_of_an_image_do_not_depend_on_its_batch(any_vit, images):
     model = any_vit()
     together = captured_maps(model, images)
     for i in range(len(images)):
@@ -170,7 +170,7 @@ def test_masks_and_causality_of_the_call_are_in_the_maps(any_vit, images):
         assert captured[0].maps().difference.triu(1).abs().max() == 0
 
 
-def test_a_compiled_model_can_be_looked_into(images):
+def test_a_compiled_model_can_be_captured(images):
     model = make_vit("diff")
     expected = captured_maps(model, images)
     model.compile(backend="eager")
@@ -180,17 +180,17 @@ def test_a_compiled_model_can_be_looked_into(images):
         assert torch.equal(ours.difference, theirs.difference)
 
 
-def test_dropped_patches_are_no_grid(images):
+def test_dropped_patches_do_not_fill_the_grid(images):
     model = make_vit("timm", patch_drop_rate=0.5).train()
     with capture_attention(model) as captured, torch.no_grad():
         model(images)
-    with pytest.raises(ValueError, match=r"8 patches are no grid of 4 x 4.*model.eval"):
+    with pytest.raises(ValueError, match=r"8 patches do not fill the grid of 4 x 4.*model.eval"):
         captured.on_patches(captured.output_rows(captured[0].maps().map1))
 
 
-def test_models_without_attention_that_is_known_are_named():
+def test_unsupported_models_are_errors():
     with (
-        pytest.raises(TypeError, match="Linear is no timm VisionTransformer"),
+        pytest.raises(TypeError, match="Linear is not a timm VisionTransformer"),
         capture_attention(torch.nn.Linear(2, 2)),
     ):
         pass
@@ -206,7 +206,7 @@ def test_rows_of_zeros_become_the_identitys():
     assert torch.equal(stochastic(matrix), torch.tensor([[1.0, 0.0], [0.25, 0.75]]))
 
 
-def test_what_is_attended_is_the_positive_part():
+def test_attended_is_the_positive_part_of_the_difference():
     maps = AttentionMaps(torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([[[[0.1, 0.9]]]]), torch.tensor(0.8))
     torch.testing.assert_close(maps.difference, torch.tensor([[[[0.42, -0.22]]]]))
     two = (tensor.expand(1, 1, 2, 2) for tensor in (maps.map1, maps.map2))
@@ -216,7 +216,7 @@ def test_what_is_attended_is_the_positive_part():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_gradient_of_the_maps_is_that_of_the_explicit_graph(images, gated):
-    """Against autograd through timm's own explicit layer, whose maps are leaves there."""
+    """The reference is autograd through timm's explicit path, whose graph contains the maps."""
     from timm.layers import Attention
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Figures show the numbers that they are given, and write them beside the picture."""
+"""Figures show the numbers that they are given, and save them beside the picture."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from diffvit_timm.inspection import figures
-from diffvit_timm.inspection.head_statistics import HeadStatistics
 from diffvit_timm.inspection.overlay import Box
+from diffvit_timm.inspection.statistics import HeadStatistics
 
 rng = np.random.default_rng(0)
 
@@ -17,7 +17,7 @@ def picture():
     return figures.Picture(Image.new("RGB", (60, 40), "tan"), Box(10, 5, 50, 35), "cat")
 
 
-def test_an_overlay_lies_on_the_part_that_the_model_saw_from_zero_to_its_maximum(picture):
+def test_an_overlay_covers_the_part_that_the_model_saw_and_ranges_from_zero_to_its_maximum(picture):
     heat = rng.random((2, 3, 4))
     figure = figures.plot_overlays([picture, picture], {"rollout": heat, "last": 2 * heat}, "title")
     panels = [axis for axis in figure.axes if len(axis.images) == 2]
@@ -31,7 +31,7 @@ def test_an_overlay_lies_on_the_part_that_the_model_saw_from_zero_to_its_maximum
         assert axis.get_ylim() == (40, 0)
 
 
-def test_what_another_model_saw_is_framed_in_its_own_column(picture):
+def test_a_column_of_another_model_frames_what_that_model_saw(picture):
     own = picture._replace(box=Box(0, 0, 60, 40))
     heat = rng.random((1, 3, 4))
     figure = figures.plot_overlays([picture], {"one": heat, "other": heat}, "title", seen={"other": [own]})
@@ -39,7 +39,7 @@ def test_what_another_model_saw_is_framed_in_its_own_column(picture):
     assert extents == [[10, 50, 35, 5], [0, 60, 40, 0]]
 
 
-def test_titles_stay_on_the_picture(picture):
+def test_titles_stay_within_the_figure(picture):
     name = "a-run-folder-with-a-long-name-20261122-091500"
     title = f"Where the class token looks: A1 - lambda A2\n{name}, IMG_20260814_183355: Staffordshire bull terrier 93%"
     for figure in (
@@ -52,20 +52,20 @@ def test_titles_stay_on_the_picture(picture):
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
-def test_many_kinds_of_one_picture_break_into_lines(picture):
+def test_many_kinds_of_heat_maps_break_into_lines(picture):
     kinds = {f"layer {i}": rng.random((1, 2, 2)) for i in range(6)}
     figure = figures.plot_overlays([picture], kinds, "title", width=3)
     assert [axis.get_title() for axis in figure.axes[:7]] == ["cat", *kinds]
     assert not figure.axes[7].axison  # the rest of the last line is empty
 
 
-def test_heat_that_is_zero_everywhere_can_be_drawn(picture):
+def test_a_heat_map_of_zeros_can_be_drawn(picture):
     figure = figures.plot_overlays([picture], {"none": np.zeros((1, 2, 2))}, "title")
-    assert figure.axes[1].get_xlabel() == "nothing"
+    assert figure.axes[1].get_xlabel() == "zero everywhere"
 
 
 @pytest.mark.parametrize(("signed", "low"), [(True, -1), (False, 0)])
-def test_heads_have_one_scale_a_layer_around_zero_where_they_have_a_sign(signed, low):
+def test_heads_share_one_scale_per_layer_which_is_symmetric_for_signed_maps(signed, low):
     maps = rng.standard_normal((3, 2, 4, 4)) * np.array([1, 10, 100])[:, None, None, None]
     figure = figures.plot_heads(maps, "title", signed)
     shown = [axis.images[0] for axis in figure.axes[:6]]
@@ -76,7 +76,7 @@ def test_heads_have_one_scale_a_layer_around_zero_where_they_have_a_sign(signed,
         assert image.get_clim() == (low * limit, limit)
 
 
-def test_branches_share_a_scale_and_the_difference_is_around_zero(picture):
+def test_branches_share_a_scale_and_that_of_the_difference_is_symmetric(picture):
     map1, map2, lam = rng.random((2, 3, 3)), rng.random((2, 3, 3)), np.array([0.2, 0.7])
     difference = map1 - lam[:, None, None] * map2
     figure = figures.plot_branches(picture, map1, map2, difference, lam, "title")
@@ -96,7 +96,7 @@ def test_the_tile_of_a_patch_is_its_similarity_to_all_others():
     assert np.ma.getmaskarray(shown)[2].all()
 
 
-def test_lambda_is_a_line_a_model_with_a_band_where_there_are_several(saved_figures, tmp_path):
+def test_lambda_is_one_line_per_model_with_a_band_if_there_are_several_values(saved_figures, tmp_path):
     lam = rng.random((3, 4))
     figure = figures.plot_lambdas({"one": lam[:, 0], "many": lam}, "title")
     one, many, _ = figure.axes[0].lines
@@ -108,7 +108,7 @@ def test_lambda_is_a_line_a_model_with_a_band_where_there_are_several(saved_figu
     np.testing.assert_array_equal(np.load(tmp_path / "lambda.npz")["many"], lam)
 
 
-def test_statistics_have_a_dot_a_head():
+def test_statistics_have_one_dot_per_head():
     statistics = HeadStatistics(*torch.rand(3, 5, 2))
     figure = figures.plot_statistics({"a": statistics, "b": statistics}, "title")
     for place, axis in enumerate(figure.axes):
@@ -117,11 +117,11 @@ def test_statistics_have_a_dot_a_head():
         assert axis.get_ylim()[0] == 0
 
 
-def test_curves_are_means_over_the_images_and_name_their_area():
+def test_curves_are_means_over_the_images_and_the_legend_has_their_area():
     curve = np.array([[1.0, 0.5, 0.0], [0.5, 0.5, 0.5]])
     figure = figures.plot_faithfulness({"deletion": {"rollout": curve}, "insertion": {"rollout": curve}}, "title")
     line = figure.axes[0].lines[0]
     np.testing.assert_array_equal(line.get_ydata(), [0.75, 0.5, 0.25])
     assert line.get_label() == "rollout: area 0.500"
-    assert "taken away" in figure.axes[0].get_xlabel()
-    assert "shown" in figure.axes[1].get_xlabel()
+    assert "deleted" in figure.axes[0].get_xlabel()
+    assert "inserted" in figure.axes[1].get_xlabel()

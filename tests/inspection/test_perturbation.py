@@ -1,4 +1,4 @@
-"""Deletion and insertion on a network whose use of its patches is known."""
+"""Deletion and insertion on a network that is known to use a single patch."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import nn
 from diffvit_timm.inspection.perturbation import area_under, perturbation_curve
 
 
-class Patch(nn.Module):
-    """Class 1 is the brightness of one patch of 2 x 3."""
+class OnePatchModel(nn.Module):
+    """The logit of class 1 is the brightness of one of the 2 x 3 patches."""
 
     def __init__(self, size=(8, 12)):
         super().__init__()
@@ -30,9 +30,9 @@ def heat_of(row, column):
     return heat
 
 
-def test_the_class_goes_at_once_where_the_heat_is_on_its_patch_and_stays_where_it_is_not():
+def test_the_probability_falls_when_the_patch_of_the_class_is_deleted():
     targets = torch.ones(2, dtype=torch.long)
-    curve = lambda heat: perturbation_curve(Patch(), images(), heat, targets, "deletion", steps=6)  # noqa: E731
+    curve = lambda heat: perturbation_curve(OnePatchModel(), images(), heat, targets, "deletion", steps=6)  # noqa: E731
     there, elsewhere = curve(heat_of(0, 1)), curve(-heat_of(0, 1))
     on, off = torch.sigmoid(torch.tensor(4.0)), torch.tensor(0.5)
     torch.testing.assert_close(there[0], torch.stack([on] + [off] * 6))
@@ -51,16 +51,16 @@ def test_insertion_ends_with_the_image_and_deletion_begins_with_it(any_vit):
     torch.testing.assert_close(deletion[:, -1], model(torch.zeros_like(x)).softmax(-1)[[0, 1], targets].detach())
 
 
-def test_a_flat_image_is_the_same_when_it_is_blurred():
+def test_blurring_does_not_change_a_flat_image():
     targets = torch.ones(2, dtype=torch.long)
-    curve = perturbation_curve(Patch(), images(), heat_of(0, 1), targets, "insertion", steps=3)
+    curve = perturbation_curve(OnePatchModel(), images(), heat_of(0, 1), targets, "insertion", steps=3)
     torch.testing.assert_close(curve, torch.sigmoid(torch.tensor(4.0)).expand(2, 4))
 
 
 @pytest.mark.parametrize("kind", ["deletion", "insertion"])
-def test_what_no_patch_covers_stays_as_it_is(kind):
-    """Images of 10 x 15, of which patches of 4 cover 8 x 12."""
-    model, seen = Patch(size=(10, 15)), []
+def test_pixels_that_no_patch_covers_do_not_change(kind):
+    """Images have 10 x 15 pixels, of which patches of 4 x 4 cover 8 x 12."""
+    model, seen = OnePatchModel(size=(10, 15)), []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     x = torch.rand(2, 3, 10, 15) + 1
     perturbation_curve(model, x, heat_of(1, 2), torch.ones(2, dtype=torch.long), kind, steps=6)
@@ -71,7 +71,7 @@ def test_what_no_patch_covers_stays_as_it_is(kind):
     assert torch.equal(seen[0] != seen[-1], patches.expand_as(x))
 
 
-def test_the_area_under_a_line_is_its_triangle():
+def test_the_area_under_a_line_is_that_of_its_triangle():
     torch.testing.assert_close(area_under(torch.linspace(1, 0, 11)), torch.tensor(0.5))
     torch.testing.assert_close(area_under(torch.tensor([[1.0, 0.0, 0.0]])), torch.tensor([0.25]))
 
@@ -79,12 +79,12 @@ def test_the_area_under_a_line_is_its_triangle():
 @pytest.mark.parametrize(
     ("heat", "steps", "message"),
     [
-        (torch.zeros(2, 3, 3), 4, r"heat \(2, 3, 3\) must be \(2, 2, 3\), of the patches of \(2, 3, 8, 12\)"),
-        (torch.zeros(2, 1, 3), 4, r"heat \(2, 1, 3\) must be \(2, 2, 3\)"),  # a grid that divides, of other patches
-        (torch.zeros(1, 2, 3), 4, r"heat \(1, 2, 3\) must be"),
+        (torch.zeros(2, 3, 3), 4, r"\(2, 3, 3\) must have the shape \(2, 2, 3\), .* images of shape \(2, 3, 8, 12\)"),
+        (torch.zeros(2, 1, 3), 4, r"\(2, 1, 3\) must have the shape \(2, 2, 3\)"),  # its rows divide those of the grid
+        (torch.zeros(1, 2, 3), 4, r"\(1, 2, 3\) must have the shape"),
         (torch.zeros(2, 2, 3), 0, "steps=0 must be at least 1"),
     ],
 )
-def test_heat_that_does_not_fit_is_refused(heat, steps, message):
+def test_heat_of_another_shape_is_an_error(heat, steps, message):
     with pytest.raises(ValueError, match=message):
-        perturbation_curve(Patch(), images(), heat, torch.ones(2, dtype=torch.long), "deletion", steps)
+        perturbation_curve(OnePatchModel(), images(), heat, torch.ones(2, dtype=torch.long), "deletion", steps)

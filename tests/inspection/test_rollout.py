@@ -1,4 +1,4 @@
-"""Rollout and class relevance against their formulas, and where they must be the same."""
+"""Rollout and class relevance against their formulas, and in cases where the result is known."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def maps_of(difference):
     return AttentionMaps(torch.tensor(difference, dtype=torch.float32)[None])
 
 
-def test_rollout_of_plain_attention_is_the_papers_in_float64(images):
+def test_rollout_of_plain_attention_is_the_formula_of_the_paper_in_float64(images):
     captured = captured_by(make_vit("timm"), images)
     expected = np.eye(17)
     for layer in captured:
@@ -56,7 +56,7 @@ def test_without_attention_the_rollout_is_the_identity(images):
 
 
 def test_identity_maps_give_the_identity(images):
-    """Queries and keys that a token shares with itself alone: softmax of a large diagonal."""
+    """The tokens are orthogonal and the logits large, so each token attends only to itself."""
     model = make_vit("timm", embed_dim=64, num_heads=1, pos_embed="none", class_token=False, global_pool="avg")
     with torch.no_grad():
         for block in model.blocks:
@@ -71,7 +71,7 @@ def test_identity_maps_give_the_identity(images):
     torch.testing.assert_close(rollout(captured), torch.eye(16)[None])
 
 
-def test_a_batch_has_the_rollout_and_the_relevance_of_its_images_alone(any_vit, images):
+def test_rollout_and_relevance_of_an_image_do_not_depend_on_its_batch(any_vit, images):
     model = any_vit()
     together, relevance = rollout(captured_by(model, images)), class_relevance(model, images)[0]
     for i in range(3):
@@ -90,7 +90,7 @@ def test_the_parts_of_signed_maps():
     torch.testing.assert_close(mixing(mixed, "abs"), torch.tensor([[[0.75, 0.25], [0.5, 0.5]]]))
 
 
-def test_class_relevance_is_the_papers_formula_through_timms_explicit_graph(images):
+def test_class_relevance_is_the_formula_of_the_paper_on_timms_explicit_path(images):
     model = make_vit("timm")
     targets = torch.tensor([4, 0, 2])
     relevance, logits, _ = class_relevance(model, images, targets)
@@ -104,7 +104,7 @@ def test_class_relevance_is_the_papers_formula_through_timms_explicit_graph(imag
     torch.testing.assert_close(logits, expected_logits.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_without_targets_it_is_the_predictions_relevance(any_vit, images):
+def test_without_targets_the_relevance_is_that_of_the_prediction(any_vit, images):
     model = any_vit()
     relevance, logits, _ = class_relevance(model, images)
     assert torch.equal(relevance, class_relevance(model, images, logits.argmax(-1))[0])
@@ -125,7 +125,7 @@ def test_relevance_leaves_the_model_as_it_was(any_vit, images):
         torch.testing.assert_close(class_relevance(model, images)[0], first)
 
 
-def test_heat_maps_are_on_the_patches(any_vit):
+def test_heat_maps_have_one_value_per_patch(any_vit):
     model = any_vit(img_size=(16, 24), reg_tokens=2)
     heat = heat_maps(model, torch.randn(2, 3, 16, 24))
     for maps in (heat.last_layer, heat.rollout, heat.relevance):
@@ -134,7 +134,7 @@ def test_heat_maps_are_on_the_patches(any_vit):
     assert heat.logits.shape == (2, 5)
 
 
-def test_heat_maps_of_many_images_are_those_of_each(any_vit):
+def test_heat_maps_of_many_images_are_those_of_each_image(any_vit):
     model, images = any_vit(), torch.randn(6, 3, 16, 16)
     targets = torch.tensor([0, 1, 2, 3, 4, 0])
     together = heat_maps(model, images, targets)
@@ -152,7 +152,7 @@ def test_heat_maps_of_many_images_are_those_of_each(any_vit):
         (lambda captured: class_relevance(make_vit("diff", num_classes=0), torch.zeros(1, 3, 16, 16)), "has no head"),
     ],
 )
-def test_what_cannot_be_computed_is_refused(images, call, message):
+def test_invalid_arguments_are_errors(images, call, message):
     captured = captured_by(make_vit("diff"), images)
     with pytest.raises(ValueError, match=message):
         call(captured)

@@ -1,4 +1,4 @@
-"""Small ViTs of every kind of attention that can be captured."""
+"""Small ViTs with every supported kind of attention."""
 
 import timm
 import torch
@@ -10,7 +10,7 @@ KINDS = ("plain", "diff", "paper", "diff_v2", "timm", "timm_diff")
 
 
 def make_vit(kind: str, **kwargs):
-    """A model in evaluation mode, the same weights every time, whose attention is not near uniform."""
+    """Return a model in evaluation mode, with the same weights every time and attention that is far from uniform."""
     torch.manual_seed(0)
     settings = {**SHAPE, **kwargs}
     if kind.startswith("timm"):
@@ -26,9 +26,9 @@ def make_vit(kind: str, **kwargs):
 
 
 def explicit_maps(model) -> list[torch.Tensor]:
-    """A list that the next forward pass fills with the maps of timm's own explicit path, nodes of its graph.
+    """Return a list that the next forward pass fills with the maps of timm's explicit (not fused) path.
 
-    They are what its layers give to their dropout, (B, H, N, N) or (B, 2 H, N, N) a layer.
+    They are the inputs of the layers' dropout, (B, H, N, N) or (B, 2 H, N, N) per layer, and nodes of the graph.
     """
     seen = []
     for block in model.blocks:

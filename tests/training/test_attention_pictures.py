@@ -79,7 +79,7 @@ def test_a_tracker_that_takes_pictures_gets_them(tiny_model, splits, tmp_path):
 
 
 def test_a_network_without_attention_is_refused_before_the_training(config, tmp_path):
-    with pytest.raises(InputError, match="--attention-every: ConvNeXt is no timm VisionTransformer"):
+    with pytest.raises(InputError, match="--attention-every: ConvNeXt is not a timm VisionTransformer"):
         train(dataclasses.replace(config, model="test_convnext", model_kwargs=(), attention_every=1), "recipe")
     assert not list(tmp_path.iterdir())
     assert timm.is_model("test_convnext")

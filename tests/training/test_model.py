@@ -9,7 +9,8 @@ from datasets import Dataset
 from timm.layers import Attention
 
 from diffvit_timm import DifferentialAttention, DifferentialAttentionV2, DiffVisionTransformer
-from diffvit_timm.data.datasets import Splits, load_splits
+from diffvit_timm.data.datasets import load_splits
+from diffvit_timm.data.splits import Splits
 from diffvit_timm.data.loading import image_batches, model_data_config
 from diffvit_timm.errors import InputError
 from diffvit_timm.models.pretrained import save_pretrained

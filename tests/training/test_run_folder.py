@@ -1,7 +1,6 @@
 """The run folder: refused before anything is computed, and complete afterwards."""
 
 import json
-import re
 import shutil
 import sys
 from importlib import metadata
@@ -14,73 +13,12 @@ import yaml
 
 from diffvit_timm.cli.parser import parse_config
 from diffvit_timm.errors import InputError
-from diffvit_timm.files import output_folder
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, environment
 
 
 def config(output="auto", **kwargs):
     return TrainConfig("data", "tiny", output=str(output), **kwargs)
-
-
-def test_auto_names_a_folder_by_recipe_and_time_and_makes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = output_folder("auto", "finetune_pets")
-    assert re.fullmatch(r"runs/finetune_pets-\d{8}-\d{6}", path.as_posix())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_new_or_empty_folder_is_taken_and_not_made_yet(tmp_path):
-    new = tmp_path / "a" / "b"
-    assert output_folder(new, "recipe") == new
-    assert not (tmp_path / "a").exists()
-    assert output_folder(tmp_path, "recipe") == tmp_path
-
-
-def test_a_home_folder_is_understood(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert output_folder("~/run", "recipe") == tmp_path / "run"
-
-
-def test_a_used_folder_is_refused_and_not_touched(tmp_path):
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(InputError, match=rf"^--output {tmp_path} is used already: give a new folder"):
-        output_folder(tmp_path, "recipe")
-    assert (tmp_path / "result.json").read_text() == "{}"
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
-    file = tmp_path / "run"
-    file.write_text("mine")
-    with pytest.raises(InputError, match=rf"^--output {file} is a file"):
-        output_folder(file, "recipe")
-
-
-def test_a_folder_below_a_file_is_refused(tmp_path):
-    file = tmp_path / "notes"
-    file.write_text("mine")
-    for path in (file / "run", file / "deeper" / "run"):
-        with pytest.raises(InputError, match=rf"^--output {path} cannot be written"):
-            output_folder(path, "recipe")
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
-def test_a_folder_that_cannot_be_written_is_refused():
-    with pytest.raises(InputError, match=r"^--output /proc/diffvit/run cannot be written"):
-        output_folder("/proc/diffvit/run", "recipe")
-
-
-def test_auto_is_refused_where_its_folder_cannot_be_made(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("a file where auto wants its folder")
-    with pytest.raises(InputError, match=r"^--output runs/recipe-.* cannot be written"):
-        output_folder("auto", "recipe")
-
-
-def test_looking_for_a_place_leaves_nothing_behind(tmp_path):
-    output_folder(tmp_path / "run", "recipe")
-    output_folder(tmp_path, "recipe")
-    assert not list(tmp_path.iterdir())
 
 
 def test_config_yaml_is_a_preset_that_repeats_the_run(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError
-from diffvit_timm.inspection.layer_statistics import layer_statistics
+from diffvit_timm.inspection.statistics import layer_statistics
 from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import warmup_cosine

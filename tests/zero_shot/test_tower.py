@@ -1,4 +1,4 @@
-"""CLIP's image tower as a timm ViT: the same features, and converted the same again."""
+"""CLIP's image tower as a timm ViT gives the same features, before and after conversion."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_a_mirrored_tower_gives_the_same_features_and_leaves_clip_as_it_was(clip
         torch.testing.assert_close(converted.model.encode_image(images), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_calibration_keeps_more_of_the_tower_than_the_weights_alone():
+def test_calibration_preserves_the_features_better_than_the_weights_do():
     clip, images = clip_of(), torch.randn(64, 3, 32, 32)
     with torch.no_grad():
         expected = clip.model.encode_image(images)
@@ -62,7 +62,7 @@ def test_calibration_keeps_more_of_the_tower_than_the_weights_alone():
     assert errors[2] < errors[1] < errors[0]
 
 
-def test_timms_own_towers_are_taken_as_they_are():
+def test_towers_of_timm_are_used_as_they_are():
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": None}
     model = open_clip.CLIP(24, vision, TEXT).eval()
     clip = Clip(model, None, None, "timm's")
@@ -73,11 +73,11 @@ def test_timms_own_towers_are_taken_as_they_are():
         torch.testing.assert_close(mirrored, model.encode_image(images), atol=1e-5, rtol=1e-4)
 
 
-def test_towers_that_are_no_vit_are_named():
+def test_towers_that_are_not_vits_are_errors():
     resnet = open_clip.CLIP(24, {"layers": (1, 1, 1, 1), "width": 8, "image_size": 32, "head_width": 8}, TEXT)
-    with pytest.raises(ValueError, match="RN: its image tower, a ModifiedResNet, is no ViT"):
+    with pytest.raises(ValueError, match="RN: its image tower, a ModifiedResNet, is not a ViT"):
         timm_tower(dataclasses.replace(clip_of(), model=resnet, name="RN"))
-    with pytest.raises(ValueError, match="is no ViT that reads a class token"):
+    with pytest.raises(ValueError, match="is not a ViT that reads a class token"):
         timm_tower(clip_of(pool_type="avg"))
     vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "timm_proj": "linear"}
     with pytest.raises(ValueError, match="has a projection of its own"):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diffvit_timm.training.metrics import Accuracy
+from diffvit_timm.inspection.accuracy import Accuracy
 
 
 def wilson(right, n, z=1.959963984540054):

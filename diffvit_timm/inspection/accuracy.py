@@ -1,4 +1,4 @@
-"""Figures of a classifier on a split, with their uncertainty."""
+"""The accuracy of a classifier on a split, with its uncertainty."""
 
 import dataclasses
 from collections import Counter
@@ -6,20 +6,20 @@ from collections import Counter
 import numpy as np
 from scipy.stats import binomtest
 
-CONFUSIONS = 5  # pairs of classes that are named
+CONFUSIONS = 5  # number of confused pairs of classes to report
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Top-1 accuracy on a split.
+    """Accuracy on a split.
 
     Attributes:
-        accuracy: share of the images that are right.
-        interval: its 95 % interval (Wilson, 1927), the sampling of the images only.
-        mean_per_class: mean over the classes of the accuracy within each; classes without images do not count.
-        images: how many.
+        accuracy: top-1 accuracy, the share of images that are classified correctly.
+        interval: 95 % interval of the accuracy (Wilson, 1927), for the sampling of the images only.
+        mean_per_class: mean of the accuracies of the classes; classes without images do not count.
+        images: number of images.
         loss: mean cross-entropy, nats.
-        confusions: the most frequent ones, (class, predicted, images), the most frequent first.
+        confusions: most frequent confusions first, as (class, predicted class, number of images).
     """
 
     accuracy: float
@@ -31,7 +31,7 @@ class Accuracy:
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> "Accuracy":
-        """From class indices (n,), class indices (n,) and nats (n,)."""
+        """Compute the accuracy from predicted classes (n,), true classes (n,) and losses in nats (n,)."""
         right = predictions == labels
         interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
         return cls(

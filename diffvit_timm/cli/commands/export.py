@@ -1,0 +1,51 @@
+"""Write a network in a form that runs without this package, and compare it with the network.
+
+diffvit export RUN model.onnx                     # any batch size
+diffvit export RUN model.pt2 --form pt2           # torch.export
+diffvit export RUN model.onnx --form onnx_int8    # matrix products in 8 bits
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import tyro
+
+from ...data.loading import model_data_config
+from ...errors import InputError
+from ...hub.export import Format, export_model
+from ...studies.timing import inference_step, interleaved, paired_ratio
+from ..images import load_for_inference
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    model: tyro.conf.Positional[str]
+    """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
+    out: tyro.conf.Positional[Path]
+    """File to write, new: .onnx or .pt2."""
+    form: Format = "onnx"
+    """pt2: torch.export; onnx; onnx_int8: matrix products in 8 bits."""
+    pretrained: bool = True
+    """Load the pretrained weights."""
+
+
+def main(options: Options) -> None:
+    out = options.out
+    if out.exists():
+        raise InputError(f"`out={out}` already exists: give a new file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"`out={out}`: there is no folder {out.parent}: create it first")
+    network, _, _ = load_for_inference(options.model, "cpu", options.pretrained, hint="pass `pretrained=False`")
+    size = model_data_config(network)["input_size"]
+    images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))  # (B, C, H, W)
+    exported = export_model(network, out, options.form, images)
+    run_exported = torch.inference_mode()(exported.run)  # the network itself is timed in inference mode too
+    steps = {"eager": inference_step(network, images), "exported": lambda: run_exported(images)}
+    seconds = interleaved(steps, repeats=7)
+    speed, low, high = paired_ratio(seconds["exported"], seconds["eager"])
+    print(
+        f"{out}: {out.stat().st_size / 2**20:.1f} MB. On noise its outputs differ from the network's by "
+        f"{exported.difference:.1e} of the largest output. It runs at {speed:.2f} times the speed of PyTorch "
+        f"(quartiles {low:.2f} to {high:.2f})."
+    )

@@ -1,0 +1,37 @@
+"""Fine-tune or train a timm model on an image classification dataset.
+
+    diffvit train --demo                                      # one minute, no download
+    diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
+    diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
+    diffvit train --config pets --attn plain                  # the plain twin under the same options
+    diffvit train --config cifar10_micro                      # from scratch
+    accelerate launch -m diffvit_timm train --config pets     # on several GPUs
+
+--config takes the name of a preset or a YAML file; the other options override it. Presets: bach_10m, cifar10_full,
+cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano, pets, pets_probe, scratch.
+"""
+
+import dataclasses
+
+from ...training.config import TrainConfig
+from ..summary import print_summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    train: TrainConfig
+    demo: bool = False
+    """Pretrain, convert and fine-tune on scikit-learn's digits, with data, models and lengths of its own."""
+
+
+def main(options: Options) -> dict:
+    if options.demo:
+        from ...training.demo import demo  # not above: --help does not wait for it
+
+        result = demo(options.train)
+    else:
+        from ...training.recipe import train
+
+        result = train(options.train, "train")
+    print_summary(result)
+    return result

@@ -1,0 +1,81 @@
+"""diffvit: convert, fine-tune, explain, measure and publish Vision Transformers with differential attention."""
+
+import difflib
+import importlib
+import importlib.util
+import sys
+
+from .. import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+# One line about each command. Its options and its code are in commands/, in a module of the same name.
+COMMANDS = {
+    "train": "fine-tune or train a model on a dataset",
+    "convert": "convert a pretrained ViT, and report what the conversion kept",
+    "predict": "name the most likely classes of images",
+    "explain": "draw what a model attends to on images",
+    "compare conversions": "measure what each conversion keeps, before any training",
+    "compare clip": "compare CLIP's zero-shot classifier, converted CLIP and a supervised network",
+    "compare faithfulness": "measure whether heat maps show what a network uses",
+    "benchmark models": "time networks in several precisions and batch sizes",
+    "benchmark attention": "time differential attention beside plain attention",
+    "benchmark training": "time this trainer beside timm's training loop",
+    "study ablation": "vary one thing over many trainings",
+    "study scaling": "measure how the loss falls with the size of the model",
+    "export": "write a network as ONNX or torch.export",
+    "push": "push a run to the Hub",
+    "pull": "fetch a run from the Hub",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command of the command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if argv[0] == "--version":
+        print(f"diffvit_timm {__version__}")
+        return
+    name = next((command for command in COMMANDS if argv[: len(command.split())] == command.split()), None)
+    if name is None:
+        _stop_unknown(argv)
+    if importlib.util.find_spec("tyro") is None:
+        _stop("the console command needs tyro: pip install 'diffvit_timm[train]'")
+    from .console import run  # not above: it needs tyro
+
+    try:
+        module = importlib.import_module(f".commands.{name.replace(' ', '_')}", __package__)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "diffvit_timm":
+            raise
+        _stop(f"diffvit {name} needs {package}: pip install 'diffvit_timm[train]'")
+    run(module.Options, module.main, argv[len(name.split()) :], module.__doc__ or "", f"diffvit {name}")
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}s}  {what}" for name, what in COMMANDS.items()]
+    end = (
+        "diffvit COMMAND --help explains the options of a command.\n"
+        "diffvit train --demo converts and fine-tunes a small ViT on bundled images in a minute."
+    )
+    return "\n".join(["usage: diffvit COMMAND [OPTIONS]", "", *lines, "", end])
+
+
+def _stop_unknown(argv: list[str]) -> None:
+    """Name the command that was probably meant."""
+    words = [command for command in COMMANDS if command.split()[0] == argv[0]]
+    if words:
+        _stop(f"diffvit {argv[0]} needs a second word: {', '.join(word.split()[1] for word in words)}")
+    firsts = list(dict.fromkeys(command.split()[0] for command in COMMANDS))
+    close = difflib.get_close_matches(argv[0], firsts, n=1)
+    advice = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(firsts)}"
+    _stop(f"{argv[0]} is not a command of diffvit: {advice}")
+
+
+def _stop(cause: str) -> None:
+    print(f"error: {cause}", file=sys.stderr)
+    sys.exit(2)

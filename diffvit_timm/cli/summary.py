@@ -1,0 +1,39 @@
+"""The readable end of a training: what was reached, where the weights are, and what to do next."""
+
+from ..console import log0
+
+__all__ = ["print_summary"]
+
+
+def print_summary(result: dict) -> None:
+    """Print the result of a training in words.
+
+    Args:
+        result: result of `train` or `demo`.
+    """
+    if result.get("dry_run"):
+        return
+    low, high = result["test_interval_95"]
+    images = f"{result['test_images']:,} images, split: {result['test_split']}"
+    lines = ["", f"Test accuracy: {result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}; {images})."]
+    if "plain_twin_accuracy" in result:
+        twin_low, twin_high = result["plain_twin_interval_95"]
+        lines.append(
+            f"Plain twin, trained in the same way: {result['plain_twin_accuracy']:.2%} "
+            f"({twin_low:.2%} to {twin_high:.2%})."
+        )
+    elif result["attn"] in ("diff", "diff_v2"):
+        lines.append("For the plain twin under the same options, add --attn plain.")
+    if kept := (result.get("conversion") or {}).get("agreement"):
+        method = result["conversion"]["method"]
+        lines.append(f"Before the training, the conversion ({method}) gave the source's top-1 class on {kept:.1%}.")
+    run = result["output"]
+    if "epochs" in result:  # an evaluation saves no weights
+        lines += [
+            f"The weights are in {run}/best, the curves in {run}/training.png.",
+            "Next:",
+            f"  diffvit predict IMAGE.jpg --model {run}",
+            f"  diffvit explain IMAGE.jpg --model {run}",
+            f"  diffvit push {run} NAME",
+        ]
+    log0("\n".join(lines))

@@ -1,0 +1,94 @@
+"""Options of a dataset: where its images come from, and what a training makes of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import require_at_least
+from ..options import Options
+from .steps import parse_policy
+
+if TYPE_CHECKING:
+    from .splits import Splits
+
+__all__ = ["SHORT_NAMES", "DataConfig", "DatasetConfig"]
+
+# Options that each short name of a dataset stands for.
+SHORT_NAMES: dict[str, dict[str, Any]] = {
+    "pets": {"dataset": "timm/oxford-iiit-pet"},
+    "cifar10": {"dataset": "uoft-cs/cifar10"},
+    "cifar100": {"dataset": "uoft-cs/cifar100", "label_column": "fine_label"},
+    "mnist": {"dataset": "ylecun/mnist"},
+    "fashion_mnist": {"dataset": "zalando-datasets/fashion_mnist"},
+    "bach": {"dataset": "1aurent/BACH", "test_share": 0.25},  # the images of its test split have no labels
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig(Options):
+    """Where the images and labels come from. Every command that reads a dataset has these options."""
+
+    dataset: str
+    """Dataset on the Hub, a short name (pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder with parquet
+    files or one folder of images per class."""
+    image_column: str = "auto"
+    """Column of the images; auto: the only image column."""
+    label_column: str = "label"
+    """Column of the class labels."""
+    test_share: float = 0.0
+    """Share of the training images to test on, instead of the dataset's test split; 0: use the test split."""
+    group_column: str | None = None
+    """Column with group ids (e.g. patient); a group never spans two splits."""
+
+    def __post_init__(self) -> None:
+        """Replace a short name by what it stands for, and check the options."""
+        if not Path(self.dataset).is_dir():  # a folder of that name comes first
+            for name, value in SHORT_NAMES.get(self.dataset, {}).items():
+                if name == "dataset" or self.is_default(name):
+                    object.__setattr__(self, name, value)  # frozen for everybody else
+        self.require("test_share", 0 <= self.test_share < 1, "must be in [0, 1)")
+
+    def load(self, stream: int = 0) -> "Splits":
+        """Load the splits; arguments and errors as in `load_splits`."""
+        from .datasets import load_splits  # not above: parsing options does not need datasets
+
+        return load_splits(
+            self.dataset, self.image_column, self.label_column, stream, self.test_share, self.group_column
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(DatasetConfig):
+    """Where the images come from, and how they are augmented."""
+
+    max_train_samples: int = 0
+    """Number of training images to use, drawn at random; 0: all."""
+    label_noise: float = 0.0
+    """Share of wrong labels in the training and validation images; test labels are not changed."""
+    input_noise: float = 0.0
+    """Standard deviation of Gaussian noise added to all images, where black is 0 and white is 1."""
+    augment: str = "crop+flip"
+    """none, or steps joined by +: crop, shift, flip, color, randaugment, autoaugment, trivialaugment, erase, cutout."""
+    crop_scale: float = 0.5
+    """Smallest share of the image area that a random crop keeps."""
+    repeated_augmentation: int = 1
+    """Number of augmented views per image in an epoch; an epoch then uses fewer different images."""
+    stream: int = 0
+    """Stream the training images instead of storing them on disk, with this many images per epoch; 0: store them."""
+    workers: int = 2
+    """Number of processes that load images; 0: the training process loads them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, repeated_augmentation=self.repeated_augmentation)
+        for name in ("max_train_samples", "input_noise", "stream", "workers"):
+            self.require(name, getattr(self, name) >= 0, "must not be negative")
+        self.require("label_noise", 0 <= self.label_noise < 1, "must be in [0, 1)")
+        self.require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
+        crops = "crop" in parse_policy(self.augment)
+        self.require("crop_scale", crops or self.is_default("crop_scale"), "has no effect without `augment=crop`")
+        if self.stream:
+            for name in (
+                "max_train_samples", "repeated_augmentation", "test_share", "group_column", "label_noise", "input_noise"
+            ):  # fmt: skip
+                self.require(name, self.is_default(name), "needs stored images: leave out `stream`")

@@ -1,0 +1,79 @@
+"""The three splits of a dataset, and how one split is divided into two."""
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..errors import InputError
+
+__all__ = ["SPLIT_SEED", "Splits", "hold_out"]
+
+SPLIT_SEED = 0  # every training seed has the same validation split
+MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which are held out
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The three splits of a dataset, with the columns 'image' (undecoded bytes or path) and 'label' (class index).
+
+    Attributes:
+        train: stored images, or a `Stream`.
+        val, test: stored images.
+        class_names: names of the classes, in the order of the labels.
+    """
+
+    train: Any
+    val: Dataset
+    test: Dataset
+    class_names: list[str]
+
+
+def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
+    """Divide a split in two, with the same class proportions in both parts as far as whole groups allow.
+
+    Args:
+        data: split with the column 'label'; rows with the same value in a column 'group' stay together.
+        share: share of the images to hold out, in (0, 1).
+        name: name of the dataset, for the error.
+
+    Returns:
+        The remaining images, and the held-out images.
+
+    Raises:
+        InputError: too few images or groups.
+    """
+    try:
+        if "group" in data.column_names:
+            held = _choose_groups(data, share)
+            return data.select(np.setdiff1d(np.arange(len(data)), held)), data.select(np.sort(held))
+        parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
+    except ValueError as error:
+        raise InputError(
+            f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error}"
+        ) from error
+    return parts["train"], parts["test"]
+
+
+def _choose_groups(data: Dataset, share: float) -> np.ndarray:
+    """Choose whole groups with about `share` of the images; returns their row indices."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    max_folds = min(len(set(data["group"])), MAX_FOLDS)
+    fraction = Fraction(share).limit_denominator(max_folds)
+    fold_count = fraction.denominator if 0 < fraction < 1 else max_folds
+    splitter = StratifiedGroupKFold(fold_count, shuffle=True, random_state=SPLIT_SEED)
+    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), data["label"], data["group"])]
+    return np.concatenate(_closest_folds(folds, share * len(data)))
+
+
+def _closest_folds(folds: list[np.ndarray], target: float) -> list[np.ndarray]:
+    """Choose folds whose sizes add up to nearly `target` images; at least the smallest fold."""
+    folds, chosen, count = sorted(folds, key=len, reverse=True), [], 0
+    for fold in folds:
+        if abs(count + len(fold) - target) < abs(count - target):
+            chosen.append(fold)
+            count += len(fold)
+    return chosen or folds[-1:]

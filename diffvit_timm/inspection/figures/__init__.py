@@ -1,0 +1,18 @@
+"""Figures of attention: functions that take numbers and return a matplotlib figure, and `save`."""
+
+from .curves import plot_faithfulness, plot_lambdas, plot_statistics
+from .maps import plot_branches, plot_heads, plot_positions
+from .overlays import plot_overlays
+from .picture import Picture, save
+
+__all__ = [
+    "Picture",
+    "plot_branches",
+    "plot_faithfulness",
+    "plot_heads",
+    "plot_lambdas",
+    "plot_overlays",
+    "plot_positions",
+    "plot_statistics",
+    "save",
+]

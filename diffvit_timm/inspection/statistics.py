@@ -1,0 +1,163 @@
+"""Statistics of attention, per layer and per head.
+
+Per layer: lambda, and the share of negative attention, which tell whether a network attends differentially.
+Per head: to how many tokens, how far and how much to tokens that are not patches a head attends.
+
+`Do Vision Transformers See Like Convolutional Neural Networks?` - https://arxiv.org/abs/2108.08810 (distance)
+`Vision Transformers Need Registers` - https://arxiv.org/abs/2309.16588 (attention to tokens that are not patches)
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.base import DifferentialLayer, differential_layers
+from ..layers.functional import differential_maps
+from ..layers.hooks import observe_layers
+from .attention_maps import AttentionMaps, CapturedAttention
+
+__all__ = [
+    "HeadStatistics",
+    "LayerStatistics",
+    "attention_distance",
+    "attention_entropy",
+    "head_statistics",
+    "layer_statistics",
+    "prefix_share",
+]
+
+Which = Literal["attended", "map1", "map2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of the differential layers, first block first. A plain model has empty lists.
+
+    Attributes:
+        lambdas: lambda of each layer; in version 2 its mean over tokens and heads.
+        negative_mass: share of sum |A1 - lambda A2| that is below zero, mean over images and heads. 0 means that the
+            layer attends like a single softmax; 1/2 means that it subtracts as much as it adds, which needs
+            lambda = 1.
+    """
+
+    lambdas: list[float]
+    negative_mass: list[float]
+
+
+def layer_statistics(model: nn.Module, images: Tensor | Iterable[Tensor]) -> LayerStatistics:
+    """Compute lambda and the share of negative attention of each differential layer.
+
+    Args:
+        model: ViT with timm's forward_features. It is not changed.
+        images: images, (n, C, H, W), normalised for the model, or batches of such images.
+
+    Raises:
+        ValueError: no images.
+    """
+    layers = differential_layers(model)
+    sums = torch.zeros(len(layers), 2, dtype=torch.float64)
+
+    def add_batch(index: int, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> None:
+        q, k, _ = layer.project_qkv(tokens)
+        map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale)  # (B, H, N, N) each
+        lam = layer.compute_lambda(tokens)  # broadcasts to (B, H, N, 1)
+        attention = (map1 - lam * map2).float()
+        # The share of each head's whole map, (B, H).
+        mass = attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
+        sums[index] += torch.stack([lam.mean(), mass.mean()]).cpu().double() * len(tokens)
+
+    count = observe_layers(model, layers, images, add_batch)
+    lambdas, negative_mass = (sums / count).T.tolist()
+    return LayerStatistics(lambdas, negative_mass)
+
+
+class HeadStatistics(NamedTuple):
+    """Statistics of every layer and head, (L, H) each: means over the images and over the query tokens.
+
+    Attributes:
+        entropy: entropy of a query's attention, in nats. It is log N if the query attends to all N tokens equally.
+        distance: distance between a patch and the patches that it attends to, in pixels.
+        prefix: share of the attention that goes to class, distillation and register tokens.
+    """
+
+    entropy: Tensor
+    distance: Tensor
+    prefix: Tensor
+
+
+def attention_entropy(attention: Tensor) -> Tensor:
+    """Compute the entropy of the rows in nats, as the mean over images and rows.
+
+    Args:
+        attention: attention maps, (B, H, N, N), whose rows sum to 1.
+
+    Returns:
+        The entropy of each head, (H,).
+    """
+    return -torch.special.xlogy(attention, attention).sum(dim=-1).mean(dim=(0, 2))  # xlogy(0, 0) is 0
+
+
+def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """Compute the mean distance between the centre of a patch and the centres of the patches that it attends to.
+
+    Attention to prefix tokens, and the rows of prefix tokens, are left out.
+
+    Args:
+        attention: attention maps, (B, H, N, N), whose rows sum to 1. The last tokens are the patches.
+        grid: rows and columns of patches.
+        patch_size: height and width of a patch, in pixels.
+
+    Returns:
+        The distance of each head in pixels, (H,).
+    """
+    count = grid[0] * grid[1]
+    # The row and column of each patch, times the size of a patch: (patches, 2), in pixels.
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=attention.dtype) for n in grid)) * torch.tensor(patch_size)
+    distances = torch.cdist(places, places).to(attention)  # (patches, patches)
+    patches = attention[..., -count:, -count:]  # (B, H, patches, patches)
+    total = patches.sum(dim=-1)  # (B, H, patches), the share of each row that is on patches
+    mean = (patches * distances).sum(dim=-1) / total.where(total > 0, 1)
+    # A row that attends only to prefix tokens has no distance, and is left out of the mean.
+    return (mean * (total > 0)).sum(dim=(0, 2)) / (total > 0).sum(dim=(0, 2)).clamp(min=1)
+
+
+def prefix_share(attention: Tensor, num_prefix_tokens: int) -> Tensor:
+    """Compute the share of the attention that goes to the prefix tokens, as the mean over images and rows.
+
+    Args:
+        attention: attention maps, (B, H, N, N), whose rows sum to 1.
+        num_prefix_tokens: number of tokens before the patches.
+
+    Returns:
+        The share of each head, (H,).
+    """
+    return attention[..., :num_prefix_tokens].sum(dim=-1).mean(dim=(0, 2))
+
+
+def head_statistics(captured: CapturedAttention, which: Which = "attended") -> HeadStatistics:
+    """Compute entropy, distance and prefix share of every layer and head.
+
+    Args:
+        captured: attention of a forward pass.
+        which: 'attended' for the positive part of A1 - lambda A2 with rows that sum to 1, 'map1' or 'map2'.
+
+    Raises:
+        ValueError: 'map2' of plain attention.
+    """
+    rows = []
+    for layer in captured:
+        attention = _select(layer.maps(), which)
+        distance = attention_distance(attention, captured.grid, captured.model.patch_embed.patch_size)
+        share = prefix_share(attention, captured.num_prefix_tokens)
+        rows.append(torch.stack([attention_entropy(attention), distance, share]))  # (3, H)
+    return HeadStatistics(*torch.stack(rows, dim=1))  # three of (L, H)
+
+
+def _select(maps: AttentionMaps, which: Which) -> Tensor:
+    attention = getattr(maps, which)
+    if attention is None:
+        raise ValueError(f"which={which!r} needs differential attention: a plain layer has only map1")
+    return attention

@@ -1,0 +1,32 @@
+"""The progress of a training, which a checkpoint saves and a resumed run takes up."""
+
+import dataclasses
+
+from torch import Tensor
+
+__all__ = ["TrainState"]
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Counters of a training.
+
+    Attributes:
+        step: updates done.
+        epochs_done: epochs trained and evaluated.
+        best: validation accuracy of the best epoch, and minus its loss, which decides between equal accuracies.
+        epochs_since_best: epochs evaluated after the best one.
+        losses: losses of the updates since the last row of metrics.jsonl, on the device.
+        seconds: seconds since the start, without the time between a checkpoint and its resume.
+        train_seconds: seconds of the updates only.
+        last_checkpoint: update of the newest checkpoint.
+    """
+
+    step: int = 0
+    epochs_done: int = 0
+    best: tuple[float, float] = (-1.0, 0.0)
+    epochs_since_best: int = 0
+    losses: list[Tensor] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    last_checkpoint: int = 0
