@@ -17,6 +17,7 @@ def option_fields(options_type: type) -> dict[str, Any]:
     """Return the type of every option by its name, also of options in nested dataclasses."""
     fields: dict[str, Any] = {}
     for name, kind in _hints(options_type).items():
+        kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind  # without its annotations
         fields |= option_fields(kind) if dataclasses.is_dataclass(kind) else {name: kind}  # type: ignore[arg-type]
     return fields
 

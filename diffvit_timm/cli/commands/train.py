@@ -12,6 +12,9 @@ cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano, pets, pets_probe, 
 """
 
 import dataclasses
+from typing import Annotated
+
+import tyro
 
 from ...training.config import TrainConfig
 from ..summary import print_summary
@@ -19,7 +22,7 @@ from ..summary import print_summary
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    train: TrainConfig
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     demo: bool = False
     """Pretrain, convert and fine-tune on scikit-learn's digits, with data, models and lengths of its own."""
 
