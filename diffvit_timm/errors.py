@@ -10,8 +10,8 @@ __all__ = ["DivergedError", "InputError", "require_at_least", "require_device", 
 class InputError(ValueError):
     """Bad input, which the user can fix: one sentence that names the parameter, its value and the fix.
 
-    Parameters stand in backquotes, as `name=value` or `name`: "`lr=0` must be above 0". The console command shows them
-    as its own flags ("--lr 0 must be above 0").
+    Parameters stand in backquotes, as `name=value` or `name`: "`lr=0` must be above 0". The console command rewrites
+    them as its own flags (cli/flags.py).
     """
 
     @property

@@ -10,7 +10,7 @@ import tyro
 
 __all__ = ["command_line_text", "option_fields", "positional_names"]
 
-POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
+POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]  # the annotation of an option without a flag
 
 
 def option_fields(options_type: type) -> dict[str, Any]:

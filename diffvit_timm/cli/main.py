@@ -2,8 +2,8 @@
 
 import difflib
 import importlib
-import importlib.util
 import sys
+from typing import NoReturn
 
 from .. import __version__
 
@@ -28,6 +28,11 @@ COMMANDS = {
     "pull": "fetch a run from the Hub",
 }
 
+# Packages of the extra [train], which the core of the package does without.
+EXTRA_PACKAGES = (
+    "accelerate", "albumentations", "datasets", "matplotlib", "psutil", "pyarrow", "rich", "scipy", "sklearn", "tyro"
+)  # fmt: skip
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command of the command line."""
@@ -41,18 +46,16 @@ def main(argv: list[str] | None = None) -> None:
     name = next((command for command in COMMANDS if argv[: len(command.split())] == command.split()), None)
     if name is None:
         _stop_unknown(argv)
-    if importlib.util.find_spec("tyro") is None:
-        _stop("the console command needs tyro: pip install 'diffvit_timm[train]'")
-    from .console import run  # not above: it needs tyro
-
     try:
+        from .console import run  # not above: it needs tyro
+
         module = importlib.import_module(f".commands.{name.replace(' ', '_')}", __package__)
+        run(module.Options, module.main, argv[len(name.split()) :], module.__doc__ or "", f"diffvit {name}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package == "diffvit_timm":
+        if package not in EXTRA_PACKAGES:
             raise
         _stop(f"diffvit {name} needs {package}: pip install 'diffvit_timm[train]'")
-    run(module.Options, module.main, argv[len(name.split()) :], module.__doc__ or "", f"diffvit {name}")
 
 
 def _help() -> str:
@@ -65,7 +68,7 @@ def _help() -> str:
     return "\n".join(["usage: diffvit COMMAND [OPTIONS]", "", *lines, "", end])
 
 
-def _stop_unknown(argv: list[str]) -> None:
+def _stop_unknown(argv: list[str]) -> NoReturn:
     """Name the command that was probably meant."""
     words = [command for command in COMMANDS if command.split()[0] == argv[0]]
     if words:
@@ -76,6 +79,6 @@ def _stop_unknown(argv: list[str]) -> None:
     _stop(f"{argv[0]} is not a command of diffvit: {advice}")
 
 
-def _stop(cause: str) -> None:
+def _stop(cause: str) -> NoReturn:
     print(f"error: {cause}", file=sys.stderr)
     sys.exit(2)
