@@ -58,7 +58,7 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
     return f"local-dir:{weights}"
 
 
-def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> None:
+def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> str:
     """Check that a model exists, before anything is downloaded. A repository on the Hub is not checked.
 
     Args:
@@ -67,11 +67,15 @@ def check_model(name: str, pretrained: bool = True, parameter: str = "model", hi
         parameter: what the caller calls the parameter `name`.
         hint: what the user can do instead if there are no pretrained weights.
 
+    Returns:
+        The name by which timm.create_model loads the model, as `resolve_model_name`.
+
     Raises:
         InputError: an unknown model, tag or folder, with the alternatives; or no pretrained weights.
     """
-    if parse_model_name(resolve_model_name(name, parameter))[0] is not None:
-        return
+    timm_name = resolve_model_name(name, parameter)
+    if parse_model_name(timm_name)[0] is not None:
+        return timm_name
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -83,6 +87,7 @@ def check_model(name: str, pretrained: bool = True, parameter: str = "model", hi
         raise InputError(f"`{parameter}={name}` has no such tag: {fix}")
     if pretrained and not tagged:
         raise InputError(f"`{parameter}={name}` has no pretrained weights{f': {hint}' if hint else ''}")
+    return timm_name
 
 
 def load_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "", **kwargs) -> Any:

@@ -3,22 +3,22 @@
 from typing import Any
 
 import torch
-from timm.models import VisionTransformer, group_parameters, parse_model_name
+from timm.models import VisionTransformer, group_parameters
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from ..conversion.report import ConversionReport, conversion_report
-from ..conversion.weights import READS_IMAGES, resolve_method
+from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
 from ..models.diff_vision_transformer import DiffVisionTransformer
 from ..models.from_vit import from_vit
-from ..models.pretrained import check_model, load_model, resolve_model_name
+from ..models.pretrained import check_model, load_model
 from ..options import named
 from .config import ModelConfig
 
-__all__ = ["check_source", "check_variant", "conversion_method", "create_model", "has_classes", "owns_head"]
+__all__ = ["check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
 
 REPORT_IMAGES = 128
 WITHOUT_WEIGHTS = "pass `pretrained=False`"
@@ -42,28 +42,37 @@ def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tu
         InputError: an unknown name or tag, weights that cannot be loaded, a head of other classes, or a network that
             cannot be converted.
     """
-    check_source(config)
-    attn = _target_attention(config)
-    model = source = _load_source(config, attn, len(splits.class_names))
-    kept = None
+    is_own = check_source(config)
+    attn = _target_attention(config, is_own)
+    source = _load_source(config, attn, len(splits.class_names), is_own)
     if attn is None or _is_differential(source):
-        _refuse_unused(config, source)
+        _refuse_unused(config, source, is_own)
+        model, kept = source, None
     else:
         model = _convert(source, config, attn, splits)
-        if report and config.pretrained:
-            kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES))
-    _fit_head(config, model, splits.class_names)
+        measures = report and config.pretrained
+        kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES)) if measures else None
+    _fit_head(config, model, splits.class_names, keeps_head=is_own and not config.reset_head)
     _freeze(config, model)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     return model.train(), kept
 
 
-def check_source(config: ModelConfig) -> None:
-    """Check that the model exists, before data is loaded; errors as in `check_model`."""
-    check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
-    if not config.pretrained and resolve_model_name(config.model).startswith("local-dir:"):
+def check_source(config: ModelConfig) -> bool:
+    """Check that the model exists, before data is loaded.
+
+    Returns:
+        Whether the model is the user's own, from a folder or a Hub repository. The head of such a model is kept unless
+        `reset_head` replaces it; the head of a model that timm names is not.
+
+    Raises:
+        InputError: as `check_model`, or a folder without its weights.
+    """
+    name = check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
+    if name.startswith("local-dir:") and not config.pretrained:
         raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
+    return name.startswith(("local-dir:", "hf-hub:")) and config.pretrained
 
 
 def check_variant(config: ModelConfig) -> None:
@@ -79,12 +88,7 @@ def check_variant(config: ModelConfig) -> None:
 
 def conversion_method(config: ModelConfig, attn: str) -> str:
     """Return the method that converts to `attn`; errors as in `resolve_method`."""
-    return resolve_method(config.conversion, attn, with_images=config.conversion in READS_IMAGES)
-
-
-def owns_head(config: ModelConfig) -> bool:
-    """Return whether the head is the user's own work, which only `reset_head` replaces; a timm tag's head is not."""
-    return config.pretrained and parse_model_name(resolve_model_name(config.model))[0] is not None
+    return resolve_method(config.conversion, attn, with_images=config.looks_at_images)
 
 
 def has_classes(model: Any, class_names: list[str]) -> bool:
@@ -93,25 +97,23 @@ def has_classes(model: Any, class_names: list[str]) -> bool:
     return model.num_classes == len(class_names) and (names is None or list(names) == class_names)
 
 
-def _is_variant(config: ModelConfig) -> bool:
+def _is_variant(config: ModelConfig, is_own: bool) -> bool:
     """Return whether the name is a registered diffvit variant, which takes `attn` as an argument of create_model."""
-    kind, name = parse_model_name(resolve_model_name(config.model))
-    return kind is None and name.startswith("diffvit")
+    return not is_own and config.model.startswith("diffvit")
 
 
 def _is_differential(model: nn.Module) -> bool:
     return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
 
 
-def _target_attention(config: ModelConfig) -> str | None:
+def _target_attention(config: ModelConfig, is_own: bool) -> str | None:
     """Return the attention to convert plain weights to, or None if there is nothing to convert."""
-    if config.attn == "plain" or (not config.pretrained and _is_variant(config)):
+    is_variant = _is_variant(config, is_own)
+    if config.attn == "plain" or (is_variant and not config.pretrained):
         return None
     if config.attn != "model":
         return config.attn
-    if not _is_variant(config):
-        return None
-    return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0])
+    return {"diffvit": "diff", "diffvit2": "diff_v2"}.get(config.model.split("_")[0]) if is_variant else None
 
 
 def _model_arguments(config: ModelConfig) -> dict[str, Any]:
@@ -120,33 +122,31 @@ def _model_arguments(config: ModelConfig) -> dict[str, Any]:
     return {**config.keyword_arguments, **size}
 
 
-def _load_source(config: ModelConfig, attn: str | None, class_count: int) -> Any:
+def _load_source(config: ModelConfig, attn: str | None, class_count: int, is_own: bool) -> Any:
     """Load the network to convert to `attn`, with its own head; or the network to train, if there is no conversion."""
     kwargs: dict = _model_arguments(config)
+    is_variant = _is_variant(config, is_own)
+    settings = [name for name in DIFF_SETTINGS if name in config.keyword_arguments]
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
-    settings = [name for name in DIFF_SETTINGS if name in config.keyword_arguments]
     if attn:
         kwargs |= dict.fromkeys(settings)  # they are for the conversion; timm ignores arguments that are None
-        if _is_variant(config):
-            kwargs["attn"] = "plain"
-        return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
-    if settings and not _is_variant(config):
+        kwargs |= {"attn": "plain"} if is_variant else {}
+    elif settings and not is_variant:
         raise InputError(f"`model_kwargs={settings[0]}=...` is a setting of a conversion: pass `attn=diff` with it")
-    if _is_variant(config) and config.attn != "model":
-        kwargs["attn"] = config.attn
-    if not owns_head(config):
-        kwargs["num_classes"] = class_count
+    else:
+        kwargs |= {"attn": config.attn} if is_variant and config.attn != "model" else {}
+        kwargs |= {} if is_own else {"num_classes": class_count}
     return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
 
 
 def _convert(source: Any, config: ModelConfig, attn: str, splits: Splits) -> Any:
     settings = {k: v for k, v in config.keyword_arguments.items() if k in DIFF_SETTINGS}
     try:
-        method, images = conversion_method(config, attn), None
-        if method in READS_IMAGES:
+        images = None
+        if config.looks_at_images:
             images = image_batches(source, splits.train, config.calibration_images, "reading calibration images")
-        return from_vit(source, method, images, attn=attn, **settings)
+        return from_vit(source, config.conversion, images, attn=attn, **settings)
     except InputError:
         raise
     except ValueError as error:
@@ -155,9 +155,9 @@ def _convert(source: Any, config: ModelConfig, attn: str, splits: Splits) -> Any
         ) from error
 
 
-def _fit_head(config: ModelConfig, model: Any, class_names: list[str]) -> None:
+def _fit_head(config: ModelConfig, model: Any, class_names: list[str], keeps_head: bool) -> None:
     """Give the model one output per class. A head of that size is kept, unless `reset_head` asks for a new one."""
-    if owns_head(config) and not config.reset_head:
+    if keeps_head:
         if not has_classes(model, class_names):
             raise InputError(
                 f"`model={config.model}` has a head of {model.num_classes} classes, not the {len(class_names)} classes "
@@ -188,7 +188,7 @@ def _freeze(config: ModelConfig, model: Any) -> None:
             parameter.requires_grad_(layers[name] > int(config.freeze) or name.startswith("norm."))
 
 
-def _refuse_unused(config: ModelConfig, model: Any) -> None:
+def _refuse_unused(config: ModelConfig, model: Any, is_own: bool) -> None:
     """Refuse options of a conversion if nothing is converted."""
     reason = "is already differential" if _is_differential(model) else "is not converted here"
     if _is_differential(model) and config.attn not in ("model", model.attn):
@@ -198,6 +198,6 @@ def _refuse_unused(config: ModelConfig, model: Any) -> None:
             f"`conversion={config.conversion}` has no effect: `model={config.model}` {reason}; leave it out"
         )
     settings = set(config.keyword_arguments) & set(DIFF_SETTINGS)
-    if config.attn != "model" and not _is_variant(config) and settings:
+    if config.attn != "model" and not _is_variant(config, is_own) and settings:
         given = named("model_kwargs", config.model_kwargs)
         raise InputError(f"{given}: `model={config.model}` {reason}, and its attention is fixed; leave it out")

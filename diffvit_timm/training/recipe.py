@@ -16,7 +16,7 @@ from ..models.pretrained import check_model
 from .accelerator import make_accelerator
 from .config import TrainConfig
 from .dry_run import dry_run
-from .model import check_source, conversion_method, create_model, owns_head
+from .model import check_source, conversion_method, create_model
 from .run_folder import RunFolder, resolve_run
 from .teacher import load_teacher
 from .trainer import Trainer
@@ -54,8 +54,8 @@ def train(config: TrainConfig, name: str) -> dict:
 def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     """Train in a run folder, or do a dry run or a test instead; returns the result."""
     accelerator = make_accelerator(config.run, output, config.optim.ema)
-    check_source(config.model)
-    if config.run.eval_only and not owns_head(config.model):
+    is_own = check_source(config.model)
+    if config.run.eval_only and not is_own:
         advice = "give a folder or hf-hub:NAME" if config.model.pretrained else "pass `pretrained=True`"
         raise InputError(f"`eval_only`: the head of `model={config.model.model}` would be random; {advice}")
     if config.optim.teacher:

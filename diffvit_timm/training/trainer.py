@@ -357,7 +357,6 @@ class Trainer:
             self.checkpoints.remove_after(checkpoint)
         self.learner.load_state_dict(weights, saved)
         self.state = TrainState(**saved["state"])
-        self.state.best = tuple(self.state.best)
         self.state.losses = [loss.to(self.accelerator.device) for loss in self.state.losses]
         self.conversion = saved["conversion"]
         log0(f"continuing from {checkpoint}: {self.state.epochs_done} epochs and {self.state.step} updates are done")

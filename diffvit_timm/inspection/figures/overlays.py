@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ..colours import AMOUNT
-from .picture import Picture, draw_picture, label_colour_bar
+from .picture import Picture, draw_picture, label_colour_bar, padded_figure
 
 __all__ = ["plot_overlays"]
 
@@ -59,7 +59,7 @@ def plot_overlays(
     # Panels are 1.8 inches wide. Their height follows the image, and 0.65 inches per row are for the labels.
     aspects = [picture.image.height / picture.image.width for picture in pictures]
     heights = [min(max(aspect, 0.3), 2.0) for aspect in aspects for _ in range(lines)]
-    figure = Figure(figsize=(1.9 * width + 0.9, 1.8 * sum(heights) + 0.65 * len(heights) + 0.5), layout="constrained")
+    figure = padded_figure(2.0 * width + 1.0, 1.8 * sum(heights) + 0.65 * len(heights) + 0.5)
     figure.suptitle(title, wrap=True)
     axes = figure.subplots(len(heights), width, squeeze=False, height_ratios=heights)
     for row, picture in enumerate(pictures):

@@ -1,0 +1,98 @@
+"""Draw what a ViT attends to: heads, layers, rollout, relevance, and for differential attention both of its maps.
+
+    diffvit explain cat.jpg dog.jpg --model RUN
+    diffvit explain cat.jpg --model RUN --compare deit_tiny_patch16_224.fb_in1k    # several models, side by side
+    diffvit explain cat.jpg --model RUN --part abs --output pictures               # rollout of the absolute values
+
+Each picture is a PNG. Its numbers are beside it in an NPZ file of the same name, for numpy.load.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ...console import log0
+from ...data.images import decode_image
+from ...errors import InputError, require_files
+from ...files import output_folder
+from ...inspection.attention_maps import CapturedAttention
+from ...inspection.pictures import PICTURES, draw_image, draw_models
+from ...inspection.rollout import Part
+from ...inspection.views import ModelView, view_images
+from ...models.pretrained import check_model, load_model, short_names
+from ...options import Options as Checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Checks):
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    model: str = "diffvit_tiny_patch16.deit_in1k"
+    """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
+    compare: tuple[str, ...] = ()
+    """More models in the same forms, to draw beside the first."""
+    part: Part = "clamp"
+    """Part of A1 - lambda A2 in the rollout: the positive part of each head (clamp), or a part of the heads' mean."""
+    output: str = "auto"
+    """Folder of the pictures, new or empty; auto: runs/explain-DATE-TIME."""
+
+    def __post_init__(self) -> None:
+        require_files("images", self.images)
+        names = [path.stem for path in self.images]
+        self.require(
+            "images", len(set(names)) == len(names), "must have different names, which their pictures take: rename one"
+        )
+        self.require(
+            "compare", len({self.model, *self.compare}) == 1 + len(self.compare),
+            f"and `model={self.model}` name a model twice: give each model once",
+        )  # fmt: skip
+
+
+def main(options: Options) -> dict:
+    folder = output_folder(options.output, "explain")
+    models = {options.model: "model"} | dict.fromkeys(options.compare, "compare")  # each with its parameter
+    for name, parameter in models.items():
+        check_model(name, parameter=parameter)
+    images = {path.stem: decode_image({"bytes": None, "path": str(path)}, "RGB", str(path)) for path in options.images}
+    networks = [_load(name, parameter) for name, parameter in models.items()]
+    views = []
+    for name, network in zip(short_names(list(models)), networks, strict=True):
+        log0(f"looking at {len(images)} images through {name}")
+        views.append(view_images(network, name, images, options.part))
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(len(images)):
+        draw_image(views[0], index, folder)
+    draw_models(views, folder)
+    _print_views(views, folder)
+    return {"output": str(folder), "predictions": {view.name: view.predictions for view in views}}
+
+
+def _load(name: str, parameter: str) -> Any:
+    """Load a network whose attention can be drawn, in evaluation mode."""
+    network = load_model(name, parameter=parameter).eval()
+    try:
+        CapturedAttention(network)
+    except TypeError as error:
+        raise InputError(f"`{parameter}={name}`: {error}") from error
+    return network
+
+
+def _print_views(views: list[ModelView], folder: Path) -> None:
+    """Print a table of the predictions, and a list of the pictures."""
+    rows = [
+        (picture.name, view.name, prediction or "no head")
+        for view in views
+        for picture, prediction in zip(view.pictures, view.predictions, strict=True)
+    ]
+    image_width, model_width, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    log0("\nFor each image and model: the most likely class and its probability.")
+    for image, model, prediction in rows:
+        log0(f"  {image:{image_width}}  {model:{model_width}}  {prediction}")
+    names = {path.stem for path in folder.glob("*.png")}
+    log0(f"\n{len(names)} pictures (PNG) in {folder}, each with its numbers in an NPZ file of the same name:")
+    first = views[0].pictures[0].name
+    for name, what in PICTURES.items():
+        if name.replace("IMAGE", first) in names:
+            log0(f"  {name:{max(map(len, PICTURES))}}  {what}")

@@ -1,0 +1,112 @@
+"""All pictures of what models attend to, written into a folder: PNG files, with their numbers beside them as .npz."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import figures
+from .views import ModelView
+
+__all__ = ["PICTURES", "draw_image", "draw_models"]
+
+LINE = 5  # panels per line of heat maps of one image
+
+# What each file shows. IMAGE is the name of an image. Files of the second model end in -1, of the third in -2, ...
+PICTURES = {
+    "IMAGE-heads": "attention of the output token in every layer and head; A1 - lambda A2 if it is differential",
+    "IMAGE-layers": "attention in every layer, mean of the heads, over the image",
+    "IMAGE-last-layer": "attention of the heads of the last layer, over the image",
+    "IMAGE-branches": "A1, A2 and A1 - lambda A2 of the heads of the last layer",
+    "rollout": "attention through all layers, and by gradients the relevance for the predicted class",
+    "compare": "the same for all models side by side",
+    "lambda": "lambda of the layers",
+    "statistics": "how widely and how far each head attends, and how much to tokens that are not patches",
+    "positions": "similarity of the position embeddings of all pairs of patches",
+}
+
+
+def draw_image(view: ModelView, index: int, folder: Path) -> None:
+    """Draw what a model attends to on one image: the files of `PICTURES` whose names start with IMAGE.
+
+    IMAGE-branches is drawn only for differential attention.
+
+    Args:
+        view: view of the model.
+        index: index of the image.
+        folder: folder to write to.
+    """
+    picture, maps = view.pictures[index], view.maps
+    is_signed = maps.map2 is not None
+    reader = "the class token looks" if view.reads_class_token else "patches look, on average"
+    where = f"{view.name}, {picture.name}: {view.predictions[index]}".removesuffix(": ")
+
+    heads = maps.difference[:, index]  # (L, H, rows, columns)
+    title = f"Where {reader}: {'A1 - lambda A2' if is_signed else 'attention'}\n{where}"
+    figures.save(figures.plot_heads(heads, title, is_signed), folder / f"{picture.name}-heads.png", maps=heads)
+
+    attended = maps.attended[:, index]  # (L, H, rows, columns)
+    means = attended.mean(axis=1)  # (L, rows, columns)
+    kind = "Positive part of A1 - lambda A2" if is_signed else "Attention"
+    layers = {f"layer {i}": layer[None] for i, layer in enumerate(means)}
+    title = f"{kind}, mean of the heads: where {reader}\n{where}"
+    figure = figures.plot_overlays([picture], layers, title, width=LINE)
+    figures.save(figure, folder / f"{picture.name}-layers.png", maps=means)
+
+    last = {f"head {i}": head[None] for i, head in enumerate(attended[-1])} | {"mean": means[-1][None]}
+    title = f"{kind} in the last layer: where {reader}\n{where}"
+    figure = figures.plot_overlays([picture], last, title, width=LINE)
+    figures.save(figure, folder / f"{picture.name}-last-layer.png", maps=attended[-1])
+
+    if maps.map2 is not None and maps.lam is not None:
+        branches = {"map1": maps.map1, "map2": maps.map2, "difference": maps.difference, "lam": maps.lam}
+        last_layer = {name: values[-1, index] for name, values in branches.items()}
+        figure = figures.plot_branches(picture, **last_layer, title=f"Last layer: where {reader}\n{where}")
+        figures.save(figure, folder / f"{picture.name}-branches.png", **last_layer)
+
+
+def draw_models(views: Sequence[ModelView], folder: Path) -> None:
+    """Draw what models make of all images: the other files of `PICTURES`.
+
+    Lambda is drawn only for differential attention, and the comparison only for several models. Each model has its own
+    rollout and positions.
+
+    Args:
+        views: views of the models on the same images.
+        folder: folder to write to.
+    """
+    for number, view in enumerate(views):
+        _draw_model(view, folder, suffix=f"-{number}" if number else "")
+    if len(views) > 1:
+        _draw_comparison(views, folder)
+    lambdas = {view.name: lam.mean(axis=1) for view in views if (lam := view.maps.lam) is not None}  # (L, H) each
+    if lambdas:
+        figure = figures.plot_lambdas(lambdas, "Lambda of the output token, mean over the images")
+        figures.save(figure, folder / "lambda.png", **lambdas)
+    statistics = {view.name: view.statistics for view in views}
+    title = f"Statistics of the heads: {len(views[0].pictures)} images, one dot per head"
+    numbers = {f"{name} {field}": getattr(s, field) for name, s in statistics.items() for field in s._fields}
+    figures.save(figures.plot_statistics(statistics, title), folder / "statistics.png", **numbers)
+
+
+def _draw_model(view: ModelView, folder: Path, suffix: str) -> None:
+    """Draw the heat maps through all layers, and the position embeddings."""
+    pictures = [
+        picture._replace(name=f"{picture.name}: {prediction}".removesuffix(": "))
+        for picture, prediction in zip(view.pictures, view.predictions, strict=True)
+    ]
+    figure = figures.plot_overlays(pictures, view.heat_maps(), view.name)
+    figures.save(figure, folder / f"rollout{suffix}.png", **view.heat_maps())
+    if view.positions is not None:
+        figure = figures.plot_positions(*view.positions, f"Similarity of position embeddings\n{view.name}")
+        figures.save(figure, folder / f"positions{suffix}.png", similarity=view.positions[0])
+
+
+def _draw_comparison(views: Sequence[ModelView], folder: Path) -> None:
+    """Draw the heat maps of several models side by side, with one row per image."""
+    columns, seen = {}, {}
+    for kind in views[0].heat_maps():
+        for view in views:
+            if kind in view.heat_maps():  # a model without a head has no prediction
+                columns[f"{kind}\n{view.name}"] = view.heat_maps()[kind]
+                seen[f"{kind}\n{view.name}"] = view.pictures
+    figure = figures.plot_overlays(views[0].pictures, columns, "The same images, several models", seen=seen)
+    figures.save(figure, folder / "compare.png", **columns)

@@ -1,0 +1,63 @@
+"""diffvit explain draws what models attend to, with the numbers beside each picture."""
+
+import numpy as np
+import pytest
+import timm
+
+from diffvit_timm.models.pretrained import save_pretrained
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ({}, {"lambda", "cat-00-branches", "cat-01-branches", "positions"}),
+        ({"attn": "diff_v2", "pos_embed": "sincos"}, {"lambda", "cat-00-branches", "cat-01-branches", "positions"}),
+        ({"attn": "plain", "pos_embed": "none"}, set()),
+        ({"class_token": False, "global_pool": "avg", "num_classes": 0}, {"lambda", "cat-00-branches",
+                                                                         "cat-01-branches", "positions"}),
+    ],
+)  # fmt: skip
+def test_every_picture_has_its_numbers_beside_it(diffvit, weights, photographs, tmp_path, settings, more):
+    folder = tmp_path / "pictures"
+    result = diffvit("explain", *photographs, "--model", weights("net", **settings), "--output", folder)
+    expected = {"rollout", "statistics"} | more
+    expected |= {f"cat-0{i}-{kind}" for i in (0, 1) for kind in ("heads", "layers", "last-layer")}
+    assert {path.stem for path in folder.glob("*.png")} == {path.stem for path in folder.glob("*.npz")} == expected
+    assert len(result["predictions"]["net"]) == 2
+    assert set(result["predictions"]["net"][0].split()[:1]) <= {"cat", "dog", "owl"}
+    numbers = np.load(folder / "cat-00-heads.npz")["maps"]
+    assert numbers.shape == (2, 2, 2, 2)
+
+
+def test_models_are_compared_on_the_same_images(diffvit, weights, photographs, tmp_path):
+    first, second, headless = weights("first"), weights("second", attn="plain"), weights("third", num_classes=0)
+    folder = tmp_path / "pictures"
+    diffvit("explain", *photographs, "--model", first, "--compare", second, headless, "--output", folder)
+    compared = np.load(folder / "compare.npz")
+    assert set(compared) == {"rollout\nfirst", "rollout\nsecond", "rollout\nthird", "for its prediction\nfirst",
+                             "for its prediction\nsecond"}  # fmt: skip
+    assert (folder / "rollout-1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "IMAGES nowhere.png is not a file"),
+        (["{}", "{}"], "must have different names"),
+        (["{}", "--model", "vit_tinyest"], "--model vit_tinyest is not known to timm"),
+        (["{}", "--compare", "vit_tinyest"], "--compare vit_tinyest is not known to timm"),
+        (["{}", "--model", "vit", "--compare", "vit"], "--compare vit and --model vit name a model twice"),
+        ([__file__], "test_explain.py does not decode"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(refusal, photographs, arguments, message, tmp_path):
+    arguments = [argument.format(photographs[0]) for argument in arguments]
+    assert message in refusal("explain", *arguments, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_attention_is_named(refusal, photographs, tmp_path):
+    save_pretrained(timm.create_model("test_convnext", num_classes=3), tmp_path / "net")
+    message = refusal("explain", photographs[0], "--model", tmp_path / "net", "--output", tmp_path / "out")
+    assert message.startswith(f"--model {tmp_path / 'net'}: ConvNeXt is not a timm VisionTransformer")
+    assert not (tmp_path / "out").exists()
