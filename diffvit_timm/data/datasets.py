@@ -58,7 +58,8 @@ def load_splits(
     if group_column:
         is_divided = not test_share and "test" in loaded and val_name is not None
         columns[_check_group_column(name, features, group_column, columns, is_divided)] = "group"
-    named = {split: _select_columns(loaded[split], columns) for split in ("train", "test", val_name) if split in loaded}
+    used = ("train", "test", val_name)
+    named = {split: _select_columns(data, columns) for split, data in loaded.items() if split in used}
     _check_class_names(name, label_column, named)
     if stream:
         named = {split: data if split == "train" else _store(data) for split, data in named.items()}

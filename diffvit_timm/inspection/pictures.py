@@ -10,15 +10,15 @@ __all__ = ["PICTURES", "draw_image", "draw_models"]
 
 LINE = 5  # panels per line of heat maps of one image
 
-# What each file shows. IMAGE is the name of an image. Files of the second model end in -1, of the third in -2, ...
+# What each file shows. IMAGE is the name of an image. The files of the second model end in -1, of the third in -2, ...
 PICTURES = {
-    "IMAGE-heads": "attention of the output token in every layer and head; A1 - lambda A2 if it is differential",
-    "IMAGE-layers": "attention in every layer, mean of the heads, over the image",
-    "IMAGE-last-layer": "attention of the heads of the last layer, over the image",
+    "IMAGE-heads": "attention of the output token in every layer and head: A1 - lambda A2 if it is differential",
+    "IMAGE-layers": "its positive part over the image, for every layer, mean of the heads",
+    "IMAGE-last-layer": "its positive part over the image, for the heads of the last layer",
     "IMAGE-branches": "A1, A2 and A1 - lambda A2 of the heads of the last layer",
-    "rollout": "attention through all layers, and by gradients the relevance for the predicted class",
-    "compare": "the same for all models side by side",
-    "lambda": "lambda of the layers",
+    "rollout": "attention through all layers (rollout), and relevance for the predicted class by gradients",
+    "compare": "both of these for all models, side by side",
+    "lambda": "lambda of every layer",
     "statistics": "how widely and how far each head attends, and how much to tokens that are not patches",
     "positions": "similarity of the position embeddings of all pairs of patches",
 }

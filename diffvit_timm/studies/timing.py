@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 __all__ = [
+    "PRECISIONS",
     "explicit_maps",
     "hardware_name",
     "inference_step",
@@ -31,6 +32,7 @@ __all__ = [
     "weight_bytes",
 ]
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NameT = TypeVar("NameT")
 

@@ -44,7 +44,7 @@ def demo(config: TrainConfig) -> dict:
         raise InputError(f"`conversion={config.model.conversion}`: the demo takes svd or slice")
     for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
         config.require_default(name, "has no place in the demo, which is three short trainings")
-    accelerator = make_accelerator(config.run, output)
+    accelerator = make_accelerator(config.run, output, config.optim.ema)
     source_data, target_data = digits_splits()
     source_config = config.replace(**SOURCE)
     diff_config = source_config.replace(**FINE_TUNING)

@@ -121,11 +121,13 @@ class Learner:
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         if self.lambda_warmup:
             self.lambda_warmup.apply(step + 1)
+        # 1. Gradients of the whole batch, in accumulation steps.
         if self.mix:
             images, labels = self.mix(images, labels)  # labels become (B, classes)
         loss = self._accumulate_gradients(images, labels)
         if self.config.optim.clip_grad:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
+        # 2. One step of the optimizer, its schedule and the average. fp16 skips the steps that overflow.
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:

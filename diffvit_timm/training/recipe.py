@@ -53,6 +53,7 @@ def train(config: TrainConfig, name: str) -> dict:
 
 def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     """Train in a run folder, or do a dry run or a test instead; returns the result."""
+    # 1. Check everything that can be checked before data is loaded.
     accelerator = make_accelerator(config.run, output, config.optim.ema)
     is_own = check_source(config.model)
     if config.run.eval_only and not is_own:
@@ -60,6 +61,7 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
         raise InputError(f"`eval_only`: the head of `model={config.model.model}` would be random; {advice}")
     if config.optim.teacher:
         check_model(config.optim.teacher, parameter="teacher")
+    # 2. Load the data, and create or convert the model. Every rank draws the same head.
     splits = _load_splits(config.data)
     set_seed(config.run.seed)
     model, report = create_model(config.model, splits, report=accelerator.is_main_process and not checkpoint)
@@ -70,6 +72,7 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
         from .probe import fit_linear_probe  # not above: scikit-learn is slow to import
 
         fit_linear_probe(model, splits, accelerator)
+    # 3. Train and test.
     conversion = {"method": conversion_method(config.model, model.attn), **report.summary()} if report else None
     if config.run.dry_run:
         return dry_run(config, accelerator, model, splits, conversion, teacher)

@@ -29,8 +29,8 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
     teacher = load_model(name, parameter="teacher").eval().requires_grad_(False)
     if not has_classes(teacher, class_names):
         raise InputError(
-            f"`teacher={name}` has {teacher.num_classes} classes, not the {len(class_names)} classes of the dataset: "
-            "fine-tune it on the dataset first"
+            f"`teacher={name}` has {teacher.num_classes} classes, which differ from the {len(class_names)} classes of "
+            "the dataset: fine-tune it on the dataset first"
         )
     theirs, ours = model_data_config(teacher), model_data_config(model)
     for key in SAME_DATA:

@@ -182,8 +182,10 @@ class Trainer:
             for batch, (images, labels) in enumerate(
                 itertools.islice(self.batches.of_epoch(epoch, done), end - done), start=done + 1
             ):
+                # 1. Update. The loss stays on the device until a row is due, because reading it would stall a GPU.
                 state.losses.append(self.learner.update(images, labels, state.step))
                 state.step += 1
+                # 2. Log. `place` is the epoch as a fraction.
                 is_last, text, place = batch == end, "", epoch + batch / self.updates_per_epoch
                 row_is_due = state.step % run.log_every == 0 or is_last
                 if row_is_due:
@@ -194,6 +196,7 @@ class Trainer:
                 advance(text)
                 now = time.perf_counter()
                 state.train_seconds, start = state.train_seconds + now - start, now
+                # 3. Validate, stop or save, if one of them is due.
                 if not is_last and run.val_every and state.step % run.val_every == 0:
                     self._validate_within_epoch(place)
                     start = time.perf_counter()
@@ -225,6 +228,7 @@ class Trainer:
     def _evaluate_epoch(self, epoch: int) -> None:
         """Validate after an epoch, save the best weights, and draw attention and take a checkpoint if they are due."""
         state, every = self.state, self.config.run.attention_every
+        # 1. Measure and log.
         val = self.evaluate(self.val_loader, f"val {epoch + 1}")
         self._require_finite(val.loss)
         self.learner.gather_weights()
@@ -236,11 +240,13 @@ class Trainer:
         if lambdas:
             columns.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
         log0("  ".join([*columns, f"{time.perf_counter() - self.started:.0f} s"]))
+        # 2. Keep the weights if they are the best so far.
         state.epochs_since_best += 1
         if (val.accuracy, -val.loss) > state.best:  # accuracies on few images are often equal: the lower loss decides
             state.best, state.epochs_since_best = (val.accuracy, -val.loss), 0
             if self.run:
                 self.run.save_best(self.learner.eval_model, self.splits.class_names)
+        # 3. Draw attention and take a checkpoint, if they are due.
         state.epochs_done = epoch + 1
         if self.pictures and self.run and every and state.epochs_done % every == 0:
             self.pictures.draw(self.learner.eval_model, f"epoch-{state.epochs_done:03d}", self.accelerator, state.step)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .prompts import readable
 
-__all__ = ["Clip", "load_clip", "require_open_clip", "zero_shot_classifier", "zero_shot_logits"]
+__all__ = ["Clip", "check_clip", "load_clip", "require_open_clip", "zero_shot_classifier", "zero_shot_logits"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +54,45 @@ def require_open_clip() -> Any:
     return open_clip
 
 
-def load_clip(name: str, parameter: str = "clip") -> Clip:
-    """Load a CLIP model by its name.
+def check_clip(name: str, parameter: str = "clip") -> tuple[str, str | None]:
+    """Check that a CLIP model exists, before anything is downloaded. A repository on the Hub is not checked.
 
     Args:
         name: ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder with an open_clip_config.json.
         parameter: name of the user's parameter, for the errors.
 
+    Returns:
+        The name by which open_clip creates the model, and the tag of its weights; None for a folder or a repository.
+
     Raises:
-        InputError: open_clip is not installed or does not know the name or tag, the weights cannot be loaded, or the
-            model has no text tower.
+        InputError: open_clip is not installed or does not know the name or tag, or the folder has no CLIP model.
     """
     open_clip = require_open_clip()
-    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    folder = _folder(name)
     if folder.is_dir() or name.startswith("local-dir:"):
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(
                 f"`{parameter}={name}` has no open_clip_config.json: give the folder of an open_clip model"
             )
-        architecture, tag = f"local-dir:{folder}", None
-    elif name.startswith("hf-hub:"):
-        architecture, tag = name, None
-    else:
-        architecture, tag = _architecture_and_tag(name, parameter, open_clip)
+        return f"local-dir:{folder}", None
+    return (name, None) if name.startswith("hf-hub:") else _architecture_and_tag(name, parameter, open_clip)
+
+
+def _folder(name: str) -> Path:
+    return Path(name.removeprefix("local-dir:")).expanduser()
+
+
+def load_clip(name: str, parameter: str = "clip") -> Clip:
+    """Load a CLIP model by its name.
+
+    Args:
+        name, parameter: as in `check_clip`.
+
+    Raises:
+        InputError: as `check_clip`, or the weights cannot be loaded, or the model has no text tower.
+    """
+    architecture, tag = check_clip(name, parameter)
+    open_clip = require_open_clip()
     # Some weights need the sigmoid approximation of GELU. open_clip sets it only if the caller asks for it.
     quick = tag is not None and open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
     try:
@@ -87,6 +103,7 @@ def load_clip(name: str, parameter: str = "clip") -> Clip:
         raise InputError(f"`{parameter}={name}` cannot be loaded ({type(error).__name__}): {error}") from error
     if not hasattr(model, "encode_text") or not hasattr(model, "encode_image"):
         raise InputError(f"`{parameter}={name}` has no text tower for the class names: give a CLIP model")
+    folder = _folder(name)
     return Clip(model.eval(), transform, tokenize, folder.name if folder.is_dir() else name)
 
 

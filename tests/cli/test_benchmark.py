@@ -10,7 +10,7 @@ from diffvit_timm.cli import main
 from diffvit_timm.models.pretrained import save_pretrained
 from diffvit_timm.studies.timing import hardware_name
 
-SHAPE = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+SHAPE = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_network_without_a_head_has_no_agreement(diffvit, tmp_path):
         (["--model", "clip:RN5"], "--model clip:RN5 is not known to open_clip: did you mean clip:RN50"),
         (["--model", "vit_tinyest"], "--model vit_tinyest is not known to timm"),
         (["--model", "test_vit", "test_vit"], "--model test_vit test_vit names a model twice: give each model once"),
-        (["--model", "diffvit_micro_patch4", "--pretrained"], "pass --no-pretrained"),
+        (["--model", "diffvit_nano", "--pretrained"], "pass --no-pretrained"),
         (["--model", "test_vit", "--precision", "bf16"], "--precision bf16 must be fp32"),
         (["--model", "test_vit", "--precision", "fp32,int4"], "--precision fp32,int4 must be"),
         (["--model", "test_vit", "--batch-size", "1,0"], "--batch-size 1,0 must be numbers from 1 on"),
@@ -120,7 +120,7 @@ def test_every_kind_of_attention_is_timed_and_every_time_is_kept(benchmark, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model vit_tiny_patch16_224", "--model vit_tiny_patch16_224 is not a variant"),
+        ("--model vit_tiny_patch16_224", "--model vit_tiny_patch16_224 must be a diffvit_* variant"),
         ("--model diffvit_tinny_patch16", "--model diffvit_tinny_patch16 is not known to timm"),
         ("--batch-size 0", "--batch-size 0 must be at least 1"),
         ("--device tpu9", "--device tpu9 cannot be used"),
@@ -136,7 +136,7 @@ def test_attention_that_cannot_be_timed_is_one_line(refusal, options, message):
 
 def test_both_training_loops_are_timed_on_the_same_images(benchmark, image_folder):
     options = ["--dataset", image_folder, "--batch-size", 8, "--workers", 0, "--max-steps", 5, "--rounds", 2]
-    result, printed = benchmark("training", *options, "--model-kwargs", *SHAPE)
+    result, printed = benchmark("training", *options, "--img-size", 16, "--model-kwargs", *SHAPE)
     assert {len(result[name]) for name in ("loader alone", "this trainer", "timm's loop")} == {2}
     assert min(result["this trainer"]) > 0
     assert result["quartiles"][0] <= result["ratio"] <= result["quartiles"][1]

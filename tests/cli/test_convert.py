@@ -1,4 +1,4 @@
-"""python -m diffvit_timm convert writes what timm loads, prints what was kept, and refuses bad input in one line."""
+"""diffvit convert, predict and export write what timm loads, print what was kept, and refuse bad input in one line."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 from timm.layers import GluMlp
 
 from diffvit_timm import DifferentialAttentionV2
-from diffvit_timm.__main__ import main
+from diffvit_timm.cli import main
 from diffvit_timm.models.pretrained import save_pretrained
 
 
@@ -32,7 +32,7 @@ def report_of(capsys):
 
 
 def error(capsys, *argv):
-    """The one line on stderr of an exit with code 2."""
+    """Return the one line on stderr of an exit with code 2."""
     with pytest.raises(SystemExit) as caught:
         main(["convert", *map(str, argv)])
     assert caught.value.code == 2
@@ -75,20 +75,8 @@ def test_distillation_brings_the_model_nearer_to_its_source(source, parquet_fold
     errors = []
     for passes in ("0", "60"):
         argv = ["convert", source[1], str(tmp_path / passes), "--images", str(parquet_folder), "--json"]
-        main(
-            [
-                *argv,
-                "--calibration-images",
-                "18",
-                "--distill",
-                passes,
-                "--branch-dims",
-                "8",
-                "8",
-                "--lambda-init",
-                "0.3",
-            ]
-        )
+        settings = ["--distill", passes, "--branch-dims", "8", "8", "--lambda-init", "0.3"]
+        main([*argv, "--calibration-images", "18", *settings])
         errors.append(report_of(capsys)["report"]["output_error"])
     assert errors[1] < errors[0]
 
@@ -165,25 +153,25 @@ def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
     main(["export", source[1], str(tmp_path / "net.pt2"), "--form", "pt2"])
     said = capsys.readouterr().out
     assert said.startswith(f"{tmp_path}/net.pt2: ")
-    assert "x the speed of PyTorch" in said
+    assert "times the speed of PyTorch" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "nowhere.png", "--model", "{net}"], "image nowhere.png is not a file"),
+        (["predict", "nowhere.png", "--model", "{net}"], "IMAGES nowhere.png is not a file: check the path"),
         (["predict", "{red}", "--model", "vit_tinyest"], "--model vit_tinyest is not known"),
         (["predict", "{red}", "--model", "{net}", "--top", "0"], "--top 0 must be at least 1"),
-        (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9: "),
-        (["predict", "{red}", "--model", "{net}", "--device", "meta"], "--device meta: "),
-        (["predict", "--model", "{net}"], "no images: name at least one file"),
+        (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9 cannot be used: "),
+        (["predict", "{red}", "--model", "{net}", "--device", "meta"], "--device meta cannot be used: "),
+        (["predict", "--model", "{net}"], "IMAGES is empty: name at least one file"),
         (["export", "vit_tinyest", "net.onnx"], "MODEL vit_tinyest is not known"),
-        (["export", "{net}", "{red}"], "is there already"),
+        (["export", "{net}", "{red}"], "already exists: give a new file"),
         (["export", "{net}", "no/where/net.onnx"], "there is no folder no/where"),
-        (["export", "{net}", "net.pt2"], "--form onnx is a .onnx file"),
+        (["export", "{net}", "net.pt2"], "OUT net.pt2 does not fit --form onnx"),
     ],
 )
-def test_what_cannot_be_predicted_or_exported_is_one_line(
+def test_bad_input_of_predict_and_export_is_one_line(
     source, photographs, tmp_path, monkeypatch, capsys, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
@@ -199,8 +187,8 @@ def test_a_network_that_timm_cannot_save_is_refused_before_it_is_converted(tmp_p
     gated = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, mlp_layer=GluMlp
     )
-    monkeypatch.setattr("diffvit_timm.__main__.load_model", lambda *_, **__: gated)
-    monkeypatch.setattr("diffvit_timm.__main__.from_vit", None)
+    monkeypatch.setattr("diffvit_timm.cli.commands.convert.load_model", lambda *_, **__: gated)
+    monkeypatch.setattr("diffvit_timm.cli.commands.convert.from_vit", None)
     with pytest.raises(SystemExit):
         main(["convert", "vit_tiny_patch16_224.augreg_in21k", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Datasets: splits, class names, decoding, and one clear line for what cannot be used."""
+"""Datasets: their splits, class names and images, and a clear error for those that cannot be used."""
 
 import io
 
@@ -11,9 +11,9 @@ from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
 
 from diffvit_timm.data.datasets import load_splits
-from diffvit_timm.data.splits import _closest_folds
 from diffvit_timm.data.digits import digits_splits
 from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.splits import _closest_folds
 from diffvit_timm.errors import InputError
 
 
@@ -34,7 +34,7 @@ def pixels_of(data, in_chans=3):
 
 
 def write_parquet(folder, split, names=("cat", "dog"), count=40, **columns):
-    """Columns image and label, and more: name = (feature, value)."""
+    """Write a parquet file with the columns image and label, and further ones: name = (feature, value)."""
     folder.mkdir(exist_ok=True)
     features = {"image": ImageFeature(), "label": ClassLabel(names=list(names))}
     rows = {"image": [{"bytes": png(), "path": None}] * count, "label": [i % len(names) for i in range(count)]}
@@ -76,7 +76,7 @@ def test_the_validation_tenth_is_the_same_every_time(image_folder, splits):
     assert splits.train["image"] == again.train["image"]
 
 
-def test_parquet_files_hold_the_same_images_under_the_same_names(parquet_folder, splits):
+def test_parquet_files_load_as_the_same_images_and_class_names(parquet_folder, splits):
     loaded = load_splits(str(parquet_folder))
     assert loaded.class_names == splits.class_names
     to_tensor = lambda image, seed: torch.from_numpy(np.asarray(image).copy())  # noqa: E731
@@ -95,7 +95,7 @@ def test_an_official_validation_split_is_used_and_train_stays_whole(make_image_f
     assert files(splits.test) == {str(path) for path in folder.glob("test/*/*.png")}
 
 
-def test_a_lone_validation_split_is_the_test_and_is_not_chosen_on(make_image_folder):
+def test_a_validation_split_without_a_test_split_becomes_the_test_split(make_image_folder):
     folder = make_image_folder(train=10, validation=4)
     splits = load_splits(str(folder))
     assert files(splits.test) == {str(path) for path in folder.glob("validation/*/*.png")}
@@ -117,7 +117,7 @@ def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_unde
         assert set(split["label"]) == {1}
 
 
-def test_a_missing_folder_is_named_with_its_option(tmp_path):
+def test_a_missing_folder_is_named_with_its_parameter(tmp_path):
     assert refusal(tmp_path / "nowhere").startswith(f"`dataset={tmp_path}/nowhere` is not a folder")
     assert refusal("./nowhere").startswith("`dataset=./nowhere` is not a folder")
 
@@ -125,26 +125,28 @@ def test_a_missing_folder_is_named_with_its_option(tmp_path):
 @pytest.mark.parametrize("name", ["timm/oxford-iiit-pet", "no-such-dataset"])
 def test_a_hub_name_without_a_network_says_to_pass_a_folder(name):
     message = refusal(name)
-    assert message.startswith(f"`dataset={name}` is no folder here and cannot be had from the Hub")
+    assert message.startswith(f"`dataset={name}` is not a folder and cannot be loaded from the Hub")
     assert "pass the path of a folder" in message
 
 
 def test_a_folder_without_images_or_parquet_is_refused(tmp_path):
-    assert refusal(tmp_path).startswith(f"--dataset {tmp_path} ")
+    assert refusal(tmp_path).startswith(f"`dataset={tmp_path}` contains neither parquet files nor class folders: ")
     (tmp_path / "notes.md").write_text("nothing here")
-    assert refusal(tmp_path).startswith(f"--dataset {tmp_path} ")
+    assert refusal(tmp_path).startswith(f"`dataset={tmp_path}` contains neither parquet files nor class folders: ")
 
 
 def test_a_corrupt_parquet_file_is_refused(tmp_path):
     write_parquet(tmp_path / "d", "test")
     (tmp_path / "d" / "train.parquet").write_bytes(b"PAR1, or not")
-    assert refusal(tmp_path / "d").startswith(f"--dataset {tmp_path}/d ")
+    assert refusal(tmp_path / "d").startswith(
+        f"`dataset={tmp_path}/d` contains neither parquet files nor class folders: "
+    )
 
 
 def test_a_dataset_without_a_test_split_is_refused_with_the_splits_it_has(make_image_folder):
     message = refusal(make_image_folder(train=3))
     assert "has no test split, only train" in message
-    assert message.startswith("--dataset ")
+    assert message.startswith("`dataset=")
 
 
 def test_a_dataset_without_a_train_split_is_refused_with_the_splits_it_has(make_image_folder):
@@ -153,20 +155,20 @@ def test_a_dataset_without_a_train_split_is_refused_with_the_splits_it_has(make_
 
 def test_an_absent_label_column_is_refused_with_the_choices(image_folder):
     message = refusal(image_folder, label_column="breed")
-    assert message.startswith("`label_column=breed` is no class label")
+    assert message.startswith("`label_column=breed` is not a class label")
     assert "choose one of ['label']" in message
 
 
-def test_labels_that_are_plain_numbers_are_refused_because_they_name_no_class(tmp_path):
+def test_labels_that_are_plain_numbers_are_refused_because_they_have_no_class_names(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
     assert refusal(tmp_path / "d") == (
-        f"`label_column=label` is no class label of {tmp_path / 'd'}: there is none; datasets' class_encode_column "
+        f"`label_column=label` is not a class label of {tmp_path / 'd'}: it has none; datasets' class_encode_column "
         "makes one"
     )
 
 
-def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_path):
+def test_two_image_columns_ask_for_the_parameter_and_then_use_the_chosen_one(tmp_path):
     blue = {"bytes": png((0, 0, 255)), "path": None}
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, mask=(ImageFeature(), blue))
@@ -174,30 +176,30 @@ def test_two_image_columns_ask_for_the_option_and_then_take_the_chosen_one(tmp_p
     assert "2 image columns" in message
     assert "keep one, or pass `image_column`" in message
     wrong = refusal(tmp_path / "d", image_column="photo")
-    assert wrong.startswith("`image_column=photo` is no image column")
+    assert wrong.startswith("`image_column=photo` is not an image column")
     assert "['image', 'mask']" in wrong
     chosen = load_splits(str(tmp_path / "d"), image_column="mask").test[0]["image"]["bytes"]
     assert pixels_of(chosen).mean((1, 2)).tolist() == [0, 0, 255]
 
 
-def test_a_test_split_with_other_class_names_is_refused_before_labels_are_swapped_in_silence(tmp_path):
+def test_a_test_split_with_another_order_of_class_names_is_refused(tmp_path):
     write_parquet(tmp_path / "d", "train", ("cat", "dog"))
     write_parquet(tmp_path / "d", "test", ("dog", "cat"))
-    assert "the class names of test are not those of train" in refusal(tmp_path / "d")
+    assert "the class names of test differ from those of train" in refusal(tmp_path / "d")
 
 
 def test_a_test_split_without_labels_is_refused_before_hours_of_training(tmp_path):
     write_parquet(tmp_path / "d", "train")
     write_parquet(tmp_path / "d", "test", label=(ClassLabel(names=["cat", "dog"]), -1))
-    assert refusal(tmp_path / "d").startswith("--dataset ")
+    assert refusal(tmp_path / "d").startswith(f"`dataset={tmp_path}/d`: test has images without a label")
 
 
 def test_a_class_with_too_few_images_for_validation_is_refused(make_image_folder):
-    assert "too small to hold out 10%, class by class" in refusal(make_image_folder(train=2, test=1))
+    assert "too small to hold out 10% of the images of every class" in refusal(make_image_folder(train=2, test=1))
 
 
 def bach(folder, label=-1, patient="patient {}"):
-    """Parquet files like those of the Hub's 1aurent/BACH, whose test split has no labels; and whose patient it is."""
+    """Write parquet files like the Hub's 1aurent/BACH: a column of patients, and a test split without labels."""
     names = ["Benign", "InSitu", "Invasive", "Normal"]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=names), "patient": Value("string")})
     for split, count in (("train", 80), ("test", 8)):
@@ -216,9 +218,11 @@ def reds(split):
 
 
 @pytest.mark.parametrize("label", [-1, None])
-def test_a_share_of_train_is_tested_where_the_test_split_has_no_labels(tmp_path, label):
+def test_a_share_of_the_training_images_can_be_the_test_split(tmp_path, label):
     folder = bach(tmp_path / "bach", label)
-    assert refusal(folder).endswith("test has images without a label: give another, or train with `test_share=0.25`")
+    assert refusal(folder).endswith(
+        "test has images without a label: use another dataset, or test on training images with `test_share=0.25`"
+    )
     splits = load_splits(str(folder), test_share=0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 20)
     assert sorted(splits.test["label"]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
@@ -227,7 +231,7 @@ def test_a_share_of_train_is_tested_where_the_test_split_has_no_labels(tmp_path,
     assert reds(load_splits(str(folder), test_share=0.25).test) == reds(splits.test)
 
 
-def test_no_patient_is_on_both_sides_of_a_split(tmp_path):
+def test_no_patient_is_in_two_splits(tmp_path):
     splits = load_splits(str(bach(tmp_path / "bach")), test_share=0.25, group_column="patient")
     patients = [{int(red) // 4 for red in reds(split)} for split in (splits.train, splits.val, splits.test)]
     assert sum(len(part) for part in patients) == len(set.union(*patients)) == 20
@@ -236,7 +240,7 @@ def test_no_patient_is_on_both_sides_of_a_split(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.4, 0.6])
-def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
+def test_groups_are_held_out_in_about_the_requested_share(tmp_path, share):
     splits = load_splits(str(bach(tmp_path / "bach")), test_share=share, group_column="patient")
     assert len(splits.test) == pytest.approx(80 * share, abs=4)
     rest = 80 - len(splits.test)
@@ -244,67 +248,69 @@ def test_groups_are_held_out_in_the_share_that_is_asked_for(tmp_path, share):
     assert len(splits.train) + len(splits.val) == rest
 
 
-def test_a_class_that_is_tested_and_not_learned_is_refused(tmp_path):
-    """A patient a class: whoever is held out takes a class along."""
+def test_a_class_without_training_images_is_refused(tmp_path):
+    """There is one patient per class, so holding out a patient removes a class from the training images."""
     write_parquet(tmp_path / "d", "train", names=("cat", "dog", "owl", "fox"), group=(Value("string"), "one"))
     rows = datasets.load_dataset(str(tmp_path / "d"), split="train")
     rows = rows.remove_columns("group").add_column("group", [str(label) for label in rows["label"]])
     rows.to_parquet(tmp_path / "d" / "train.parquet")
     said = refusal(tmp_path / "d", test_share=0.25, group_column="group")
-    assert "train has no images of" in said
-    assert said.endswith("which are validated or tested: `group_column` has too few groups of it")
+    assert "has no training images of the class " in said
+    assert said.endswith("which has validation or test images: `group_column=group` has too few groups of it")
 
 
-def test_images_of_no_group_are_refused(tmp_path):
+def test_training_images_without_a_group_are_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach", patient=None), test_share=0.25, group_column="patient")
-    assert said == "`group_column=patient`: train has images without a value of it: give each one"
+    assert said == "`group_column=patient`: some training images have no group: give each image one"
 
 
-def test_a_test_split_that_is_not_used_may_name_no_classes(tmp_path):
+def test_an_unused_test_split_may_have_no_class_names(tmp_path):
     write_parquet(tmp_path / "d", "train", count=24)
     write_parquet(tmp_path / "d", "test", label=(Value("int64"), -1))
     assert "test has images without a label" in refusal(tmp_path / "d")
     assert load_splits(str(tmp_path / "d"), test_share=0.25).class_names == ["cat", "dog"]
 
 
-def test_a_share_that_no_groups_make_is_refused(tmp_path):
+def test_a_share_that_no_groups_add_up_to_is_refused(tmp_path):
     said = refusal(bach(tmp_path / "bach"), test_share=0.01, group_column="patient")
     assert said.startswith("`test_share=0.01`: the groups of `group_column=patient` are too large for it")
-    assert "would hold out 5%" in said
+    assert "would hold out 5% of the images" in said
 
 
-def test_without_groups_a_share_is_rounded_up_to_an_image_a_class(tmp_path):
+def test_without_groups_a_share_is_rounded_up_to_one_image_per_class(tmp_path):
     splits = load_splits(str(write_parquet(tmp_path / "d", "train", count=24)), test_share=0.05)
     assert sorted(splits.test["label"]) == [0, 1]
 
 
-def test_of_groups_of_several_sizes_those_are_held_out_that_come_near_to_the_share():
+def test_folds_of_several_sizes_are_chosen_to_come_close_to_the_target():
     parts = [np.arange(n) for n in (60, 10, 10, 10, 10)]
     assert [len(part) for part in _closest_folds(parts, 25)] == [10, 10]
     assert [len(part) for part in _closest_folds(parts, 66)] == [60, 10]
     assert [len(part) for part in _closest_folds(parts, 2)] == [10]
 
 
-def test_one_class_is_nothing_to_learn(tmp_path):
+def test_a_single_class_is_refused(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, ("cat",))
-    assert "has one class" in refusal(tmp_path / "d")
+    assert "has only one class" in refusal(tmp_path / "d")
 
 
-def test_a_split_that_is_not_used_may_have_no_labels(tmp_path):
+def test_an_unused_split_may_have_no_labels(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split)
     write_parquet(tmp_path / "d", "unlabeled", label=(ClassLabel(names=["cat", "dog"]), -1))
     assert load_splits(str(tmp_path / "d")).class_names == ["cat", "dog"]
 
 
-def test_a_group_column_that_is_none_or_that_nothing_is_divided_by_is_refused(tmp_path, make_image_folder):
-    assert "is no column of" in refusal(bach(tmp_path / "bach"), test_share=0.25, group_column="doctor")
+def test_a_group_column_that_does_not_exist_or_has_no_effect_is_refused(tmp_path, make_image_folder):
+    assert "`group_column=doctor` is not a column of" in refusal(
+        bach(tmp_path / "bach"), test_share=0.25, group_column="doctor"
+    )
     for column in ("label", "image"):
         said = refusal(tmp_path / "bach", test_share=0.25, group_column=column)
-        assert said == f"`group_column={column}` is that of the {column}s: choose another"
+        assert said == f"`group_column={column}` is the column of the {column}s: choose another"
     divided = make_image_folder(train=3, val=2, test=2)
-    assert "comes divided" in refusal(divided, group_column="label")
+    assert "has its own train, validation and test splits" in refusal(divided, group_column="label")
 
 
 @pytest.mark.parametrize(
@@ -345,7 +351,7 @@ def test_sixteen_bit_greys_keep_their_contrast_instead_of_turning_white():
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
-def test_pixels_of_32_bits_have_no_range_that_is_known(kind):
+def test_pixels_of_32_bits_are_refused_because_their_range_is_unknown(kind):
     with pytest.raises(InputError, match="its pixels have 32 bits, and no known range: save it with 8 or 16 bits"):
         pixels_of(png(Image.fromarray(np.eye(20, dtype=kind)), "tiff"))
 
@@ -401,7 +407,7 @@ def test_the_two_parts_of_the_digits_share_the_test_split_and_nothing_else():
         assert set(part["label"]) == set(range(10))
 
 
-def test_the_digits_are_what_scikit_learn_ships():
+def test_the_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     source, _ = digits_splits()

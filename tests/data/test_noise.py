@@ -8,9 +8,9 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from diffvit_timm.data.config import DataConfig
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.noise import with_input_noise, with_label_noise
-from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.recipe import _load_splits
 
 
@@ -65,7 +65,7 @@ def test_the_noise_of_an_image_depends_only_on_the_image():
 
 
 def test_a_training_gets_wrong_labels_in_train_and_validation_and_noise_in_all_images(image_folder):
-    config = TrainConfig(dataset=str(image_folder), model="", label_noise=0.5, input_noise=0.3)
+    config = DataConfig(str(image_folder), label_noise=0.5, input_noise=0.3)
     clean, noisy = load_splits(str(image_folder)), _load_splits(config)
     changed = lambda name: np.mean(np.array(getattr(clean, name)["label"]) != getattr(noisy, name)["label"])  # noqa: E731
     assert (changed("train"), changed("val"), changed("test")) == (0.5, 0.5, 0.0)

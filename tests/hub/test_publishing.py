@@ -330,7 +330,8 @@ from diffvit_timm.training.recipe import train
 
 @pytest.mark.parametrize("token", ["hf_of_somebody", None])
 def test_without_a_valid_token_no_training_starts(hub, ask, image_folder, tmp_path, token):
-    config = f"TrainConfig({str(image_folder)!r}, 'diffvit_nano', output={str(tmp_path / 'run')!r}, push_to_hub='pets')"
+    options = f"{str(image_folder)!r}, 'diffvit_nano', output={str(tmp_path / 'run')!r}, push_to_hub='pets'"
+    config = f"TrainConfig.from_flat({options})"
     change = f"os.environ['HF_TOKEN'] = {token!r}" if token else "del os.environ['HF_TOKEN']"
     code = f"{IMPORTS}\n{change}\ntry:\n    train({config}, 'r')\nfinally:\n    os.environ['HF_TOKEN'] = {TOKEN!r}"
     error = ask(code)
@@ -342,9 +343,10 @@ def test_without_a_valid_token_no_training_starts(hub, ask, image_folder, tmp_pa
 
 
 TRAIN = f"""{IMPORTS}
-shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
-config = TrainConfig(data, "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8,
-                     workers=0, augment="none", output=out, push_to_hub="me/animals", hub_private=True)
+shape = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+config = TrainConfig.from_flat(data, "diffvit_tiny_patch16", pretrained=False, img_size=(16,), model_kwargs=shape,
+                               epochs=1, batch_size=8, workers=0, augment="none", output=out,
+                               push_to_hub="me/animals", hub_private=True)
 result = train(config, "recipe")
 """
 
@@ -372,7 +374,7 @@ def test_a_training_whose_push_fails_keeps_its_run(hub, ask, image_folder, tmp_p
 
 
 def test_push_and_pull_are_commands(hub, ask, run_folder, tmp_path):
-    command = "from diffvit_timm.__main__ import main; main(arguments)"
+    command = "from diffvit_timm.cli import main; main(arguments)"
     assert ask(command, arguments=["push", str(run_folder), "me/pets", "--private"]) is None
     assert hub.private == {"me/pets": True}
     assert ask(command, arguments=["pull", "me/pets", str(tmp_path / "out")]) is None

@@ -1,6 +1,4 @@
-"""Pictures of attention during a training: of the same images, without an effect on it."""
-
-import dataclasses
+"""Pictures of attention during a training: they show the same images, and do not change the training."""
 
 import numpy as np
 import pytest
@@ -15,22 +13,22 @@ from diffvit_timm.training.attention_pictures import AttentionPictures
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.recipe import train
 
-SHAPE = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+SHAPE = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 
 
 @pytest.fixture
 def config(image_folder, tmp_path):
-    return TrainConfig(
-        str(image_folder), "diffvit_tiny_patch16", pretrained=False, model_kwargs=SHAPE, epochs=3, batch_size=8,
-        workers=0, augment="flip", output=str(tmp_path / "run")
+    return TrainConfig.from_flat(
+        str(image_folder), "diffvit_tiny_patch16", pretrained=False, img_size=(16,), model_kwargs=SHAPE,
+        epochs=3, batch_size=8, workers=0, augment="flip", output=str(tmp_path / "run")
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "grad_checkpointing": True}, {"attn": "plain"}])
 def test_every_second_epoch_has_a_picture_and_the_training_is_the_same(config, tmp_path, options):
-    config = dataclasses.replace(config, **options)
+    config = config.replace(**options)
     train(config, "recipe")
-    drawn = dataclasses.replace(config, output=str(tmp_path / "drawn"), attention_every=2)
+    drawn = config.replace(output=str(tmp_path / "drawn"), attention_every=2)
     train(drawn, "recipe")
     assert {path.name for path in (tmp_path / "drawn" / "attention").iterdir()} == {"epoch-002.png", "epoch-002.npz"}
     assert not (tmp_path / "run" / "attention").exists()
@@ -42,7 +40,7 @@ def test_every_second_epoch_has_a_picture_and_the_training_is_the_same(config, t
 
 
 class Album(GeneralTracker):
-    """A tracker that takes pictures."""
+    """A tracker that accepts pictures."""
 
     name = "album"
     requires_logging_directory = False
@@ -64,7 +62,7 @@ class Album(GeneralTracker):
         self.pictures.append((values, step, kwargs))
 
 
-def test_a_tracker_that_takes_pictures_gets_them(tiny_model, splits, tmp_path):
+def test_a_tracker_that_accepts_pictures_gets_them(tiny_model, splits, tmp_path):
     model = tiny_model()
     album = Album()
     accelerator = Accelerator(cpu=True, log_with=album)
@@ -79,8 +77,8 @@ def test_a_tracker_that_takes_pictures_gets_them(tiny_model, splits, tmp_path):
 
 
 def test_a_network_without_attention_is_refused_before_the_training(config, tmp_path):
-    with pytest.raises(InputError, match="--attention-every: ConvNeXt is not a timm VisionTransformer"):
-        train(dataclasses.replace(config, model="test_convnext", model_kwargs=(), attention_every=1), "recipe")
+    with pytest.raises(InputError, match="`attention_every`: ConvNeXt is not a timm VisionTransformer"):
+        train(config.replace(model="test_convnext", img_size=(), model_kwargs=(), attention_every=1), "recipe")
     assert not list(tmp_path.iterdir())
     assert timm.is_model("test_convnext")
 

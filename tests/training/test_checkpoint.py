@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere goes on to the same weights and metrics, bit by bit; or says why it cannot."""
+"""A run that was stopped anywhere continues to the same weights and metrics, bit by bit, or says why it cannot."""
 
 import dataclasses
 import errno
@@ -19,7 +19,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, resolve_run
 from diffvit_timm.training.trainer import Trainer
 
-# everything that draws or remembers: mixup, drop path, augmentation, a ramp of lambda, an average; 4 updates an epoch
+# Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
+# has 4 updates.
 OPTIONS = dict(
     epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augment="crop+flip+color", workers=0, log_every=3, mixup=0.4,
     cutmix=0.5, lambda_warmup=2.0, checkpoint_every=0.25, ema=0.9,
@@ -35,9 +36,9 @@ def start_in(image_folder, splits, tiny_model):
     """Function: folder, options -> a Trainer."""
 
     def make(folder, **options):
-        config = TrainConfig(str(image_folder), "tiny", output=str(folder), **{**OPTIONS, **options})
+        config = TrainConfig.from_flat(str(image_folder), "tiny", output=str(folder), **{**OPTIONS, **options})
         model = tiny_model(drop_path_rate=0.3)
-        return Trainer(config, make_accelerator(config, folder), model, splits, folder)
+        return Trainer(config, make_accelerator(config.run, folder, config.optim.ema), model, splits, folder)
 
     return make
 
@@ -50,7 +51,7 @@ def start(start_in, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(start_in, tmp_path_factory):
-    """What a run that nothing stopped leaves."""
+    """The outcome of a run that nothing stopped."""
     run = start_in(tmp_path_factory.mktemp("whole"))
     run.fit()
     return outcome(run.output)
@@ -68,25 +69,25 @@ def assert_same(one, other):
 
 
 def kill_after(run, updates):
-    """Stop a run as a kill does: after an update, before its row and its checkpoint."""
-    update = run._update
+    """Stop a run as a kill does: after this many updates, before the row and the checkpoint of the last one."""
+    update = run.learner.update
 
-    def counted(images, labels):
-        if run.step == updates:
+    def counted(images, labels, step):
+        if step == updates:
             raise Killed
-        return update(images, labels)
+        return update(images, labels, step)
 
-    run._update = counted
+    run.learner.update = counted
     with pytest.raises(Killed):
         run.fit()
 
 
 @pytest.mark.parametrize("updates", [1, 3, 4, 6, 11])
-def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(updates, start, whole):
+def test_a_killed_run_continues_to_the_same_weights_and_metrics(updates, start, whole):
     kill_after(start("killed"), updates)
     again = start("killed", resume="auto")
     output, checkpoint = resolve_run(again.config, "recipe")
-    assert checkpoint == Checkpoints(output).whole()[-1]
+    assert checkpoint == Checkpoints(output).complete()[-1]
     again.fit(checkpoint)
     assert_same(outcome(output), whole)
 
@@ -94,56 +95,62 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_metrics(updates, start, wh
 def test_worker_processes_change_nothing_of_a_resume(start, whole):
     kill_after(start("killed", workers=2), 6)
     again = start("killed", workers=1)
-    again.fit(Checkpoints(again.output).whole()[-1])
+    again.fit(Checkpoints(again.output).complete()[-1])
     assert_same(outcome(again.output), whole)
 
 
-def test_a_streamed_run_goes_on_where_the_stream_was(stream_folder, tiny_model, tmp_path):
+def test_a_streamed_run_continues_where_the_stream_was(stream_folder, tiny_model, tmp_path):
     splits = load_splits(str(stream_folder), stream=20)
 
     def make(name):
-        config = TrainConfig(str(stream_folder), "tiny", stream=20, **OPTIONS)
-        return Trainer(config, make_accelerator(config, tmp_path / name), tiny_model(), splits, tmp_path / name)
+        config = TrainConfig.from_flat(str(stream_folder), "tiny", stream=20, **OPTIONS)
+        return Trainer(
+            config,
+            make_accelerator(config.run, tmp_path / name, config.optim.ema),
+            tiny_model(),
+            splits,
+            tmp_path / name,
+        )
 
     run = make("whole")
     result = run.fit()
     assert (result["updates"], result["epochs"], result["train_images"]) == (6, 3, 20)
     kill_after(make("killed"), 3)
     again = make("killed")
-    again.fit(Checkpoints(again.output).whole()[-1])
+    again.fit(Checkpoints(again.output).complete()[-1])
     assert_same(outcome(again.output), outcome(run.output))
 
 
-def test_a_stream_that_gives_not_each_process_a_batch_is_refused(stream_folder, tiny_model, tmp_path, monkeypatch):
-    config = TrainConfig(str(stream_folder), "tiny", stream=20, **OPTIONS)
-    accelerator = make_accelerator(config, tmp_path)
+def test_a_stream_without_a_batch_for_every_process_is_refused(stream_folder, tiny_model, tmp_path, monkeypatch):
+    config = TrainConfig.from_flat(str(stream_folder), "tiny", stream=20, **OPTIONS)
+    accelerator = make_accelerator(config.run, tmp_path, config.optim.ema)
     monkeypatch.setattr(type(accelerator), "num_processes", 3)
-    message = f"--stream 20 is less than --batch-size {config.batch_size} of each of 3 processes"
+    message = f"`stream=20` is less than `batch_size={config.optim.batch_size}` on each of 3 processes"
     with pytest.raises(InputError, match=message):
         Trainer(config, accelerator, tiny_model(), load_splits(str(stream_folder), stream=20), tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("updates", [2, 4])  # in an epoch, and between its last update and its evaluation
-def test_a_signal_takes_a_checkpoint_and_leaves(number, updates, start, whole):
+def test_a_signal_writes_a_checkpoint_and_ends_the_run(number, updates, start, whole):
     run = start("stopped", checkpoint_every=0.0)
-    run.optimizer.optimizer.register_step_post_hook(
-        lambda *_: os.kill(os.getpid(), number) if run.step == updates - 1 else None
+    run.learner.optimizer.optimizer.register_step_post_hook(
+        lambda *_: os.kill(os.getpid(), number) if run.state.step == updates - 1 else None
     )
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         run.fit()
     assert stop.value.code == 128 + number
     assert signal.getsignal(number) == before
-    (checkpoint,) = Checkpoints(run.output).whole()
-    assert load_checkpoint(checkpoint)[1]["step"] == updates
+    (checkpoint,) = Checkpoints(run.output).complete()
+    assert load_checkpoint(checkpoint)[1]["state"]["step"] == updates
     again = start("stopped", checkpoint_every=0.0)
     again.fit(checkpoint)
     assert_same(outcome(again.output), whole)
 
 
 @pytest.mark.parametrize(("label", "every"), [("val 3", 0.25), ("test", 0.0)])
-def test_a_signal_in_the_last_evaluations_takes_a_checkpoint_from_which_nothing_is_trained_again(
+def test_a_signal_in_the_last_evaluations_writes_a_checkpoint_that_needs_no_more_training(
     label, every, start, whole, monkeypatch
 ):
     run = start("stopped", checkpoint_every=every)
@@ -159,21 +166,21 @@ def test_a_signal_in_the_last_evaluations_takes_a_checkpoint_from_which_nothing_
         run.fit()
     assert not (run.output / "result.json").exists()
     again = start("stopped", checkpoint_every=every)
-    monkeypatch.setattr(again, "_update", None)
-    again.fit(Checkpoints(run.output).whole()[-1])
+    monkeypatch.setattr(again.learner, "update", None)
+    again.fit(Checkpoints(run.output).complete()[-1])
     assert_same(outcome(again.output), whole)
 
 
-def test_going_on_from_an_older_checkpoint_forgets_the_newer_ones(start, whole):
+def test_continuing_from_an_older_checkpoint_removes_the_newer_ones(start, whole):
     kill_after(start("killed", keep_checkpoints=9), 11)
-    older, newest = (Checkpoints(start("killed").output).whole()[place] for place in (3, -1))
+    older, newest = (Checkpoints(start("killed").output).complete()[place] for place in (3, -1))
     run = start("killed", keep_checkpoints=9)
-    run._update = None
+    run.learner.update = None
     with pytest.raises(TypeError):  # killed at once
         run.fit(older)
-    assert newest not in Checkpoints(run.output).whole()
+    assert newest not in Checkpoints(run.output).complete()
     run = start("killed", keep_checkpoints=9)
-    run.fit(Checkpoints(run.output).whole()[-1])
+    run.fit(Checkpoints(run.output).complete()[-1])
     assert_same(outcome(run.output), whole)
 
 
@@ -184,21 +191,21 @@ def test_a_run_without_signals_or_kills_keeps_the_newest_checkpoints(start):
     assert sorted(names) == ["epoch-00002-step-000000011", "epoch-00003-step-000000012"]
 
 
-def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     first = checkpoints.save(0, 1, {"w": torch.ones(2)}, {"step": 1})
     monkeypatch.setattr(checkpoint_module.torch, "save", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         checkpoints.save(0, 2, {"w": torch.ones(2)}, {"step": 2})
     monkeypatch.undo()
-    assert checkpoints.whole() == [first]
+    assert checkpoints.complete() == [first]
     assert len(list(checkpoints.folder.iterdir())) == 2  # with what was begun
     last = checkpoints.save(0, 3, {"w": torch.ones(2)}, {"step": 3})
     assert list(checkpoints.folder.iterdir()) == [last]
     assert load_checkpoint(last)[1] == {"step": 3}
 
 
-def test_a_full_disk_is_one_error_and_the_one_before_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_error_and_the_previous_checkpoint_stays(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     first = checkpoints.save(0, 1, {"w": torch.ones(2)}, {"step": 1})
 
@@ -206,7 +213,7 @@ def test_a_full_disk_is_one_error_and_the_one_before_stays(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint_module, "save_file", full)
-    with pytest.raises(InputError, match=rf"update 2 cannot be written .*No space left.*--resume {first}"):
+    with pytest.raises(InputError, match=rf"update 2 cannot be written .*No space left.*`resume={first}`"):
         checkpoints.save(0, 2, {"w": torch.ones(2)}, {"step": 2})
     assert list(checkpoints.folder.iterdir()) == [first]
 
@@ -214,68 +221,70 @@ def test_a_full_disk_is_one_error_and_the_one_before_stays(tmp_path, monkeypatch
 def test_a_broken_checkpoint_is_one_error(tmp_path):
     path = Checkpoints(tmp_path).save(0, 1, {"w": torch.ones(2)}, {"step": 1})
     (path / "state.pt").write_bytes(b"half")
-    with pytest.raises(InputError, match=f"--resume {path} cannot be read"):
+    with pytest.raises(InputError, match=f"`resume={path}` cannot be read"):
         load_checkpoint(path)
 
 
-def test_another_runs_data_are_refused_with_the_difference(start, splits):
+def test_a_checkpoint_of_other_data_is_refused_with_the_difference(start, splits):
     kill_after(start("killed"), 3)
     again = start("killed")
     again.splits = dataclasses.replace(splits, class_names=["cat", "dog", "yak"])
     with pytest.raises(InputError, match=r"'owl'\] there, .*'yak'\] here"):
-        again.fit(Checkpoints(again.output).whole()[-1])
+        again.fit(Checkpoints(again.output).complete()[-1])
 
 
 @pytest.fixture
 def run_folder(tmp_path):
-    """Function: options -> a run folder with those and a checkpoint."""
+    """Function: options -> a run folder with these options, and its checkpoint."""
 
     def make(**options):
-        config = TrainConfig("data", "model", **options)
+        config = TrainConfig.from_flat("data", "model", **options)
         RunFolder(tmp_path / "run", config)
         return tmp_path / "run", Checkpoints(tmp_path / "run").save(1, 5, {"w": torch.ones(1)}, {})
 
     return make
 
 
-def test_resume_takes_a_run_or_one_of_its_checkpoints_or_looks_for_itself(run_folder):
+def test_resume_takes_a_run_or_one_of_its_checkpoints_or_finds_the_newest_one(run_folder):
     folder, checkpoint = run_folder()
     for resume, output in ((str(folder), "auto"), (str(checkpoint), "auto"), ("auto", str(folder))):
-        config = TrainConfig("data", "model", resume=resume, output=output, workers=7)
+        config = TrainConfig.from_flat("data", "model", resume=resume, output=output, workers=7)
         assert resolve_run(config, "recipe") == (folder, checkpoint)
 
 
-def test_a_run_may_lie_in_a_folder_of_that_name_and_its_folder_be_written_in_two_ways(tmp_path, monkeypatch):
+def test_a_run_may_be_in_a_folder_called_checkpoints_and_be_given_by_two_paths(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints" / "run"
-    RunFolder(folder, TrainConfig("data", "model"))
+    RunFolder(folder, TrainConfig.from_flat("data", "model"))
     checkpoint = Checkpoints(folder).save(1, 5, {"w": torch.ones(1)}, {})
     monkeypatch.chdir(folder.parent)
-    config = TrainConfig("data", "model", resume="run", output=str(folder))
+    config = TrainConfig.from_flat("data", "model", resume="run", output=str(folder))
     assert [path.resolve() for path in resolve_run(config, "recipe")] == [folder, checkpoint]
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):
-    config = TrainConfig("data", "model", resume="auto", output=str(tmp_path / "new"))
+    config = TrainConfig.from_flat("data", "model", resume="auto", output=str(tmp_path / "new"))
     assert resolve_run(config, "recipe") == (tmp_path / "new", None)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(seed=1), "--seed 0 there, 1 here"),
-        (dict(model="other"), "--model model there, other here"),
-        (dict(dataset="elsewhere"), "--dataset data there, elsewhere here"),
-        (dict(epochs=9, lr=0.1), r"--epochs 4 there, 9 here; --lr 0.0005 there, 0.1 here"),
-        (dict(output="elsewhere"), "--output elsewhere is not the folder of --resume"),
+        (dict(seed=1), "`seed=0` there, 1 here"),
+        (dict(model="other"), "`model=model` there, other here"),
+        (dict(dataset="elsewhere"), "`dataset=data` there, elsewhere here"),
+        (dict(epochs=9, lr=0.1), r"`epochs=4` there, 9 here; `lr=0.0005` there, 0.1 here"),
+        (dict(output="elsewhere"), "`output=elsewhere` is not the folder of `resume="),
     ],
 )
 def test_a_resume_with_other_options_is_refused_with_the_difference(run_folder, options, message):
     folder, _ = run_folder()
     with pytest.raises(InputError, match=message):
-        resolve_run(TrainConfig(**{"dataset": "data", "model": "model", "resume": str(folder), **options}), "recipe")
+        resolve_run(
+            TrainConfig.from_flat(**{"dataset": "data", "model": "model", "resume": str(folder), **options}), "recipe"
+        )
 
 
 def test_a_resume_of_nothing_is_refused(tmp_path):
-    for resume, message in (("auto", "pass --output"), (str(tmp_path), "neither a complete checkpoint")):
+    for resume, message in (("auto", "pass `output`"), (str(tmp_path), "neither a complete checkpoint")):
         with pytest.raises(InputError, match=message):
-            resolve_run(TrainConfig("data", "model", resume=resume), "recipe")
+            resolve_run(TrainConfig.from_flat("data", "model", resume=resume), "recipe")

@@ -1,4 +1,4 @@
-"""The picture of a training shows the rows that were measured."""
+"""The figure of a training shows the rows that were measured."""
 
 import pytest
 from PIL import Image
@@ -59,6 +59,6 @@ def test_a_plain_model_has_no_lambda_and_says_so(drawn):
     assert [text.get_text() for text in axes["Lambda"].texts] == ["plain attention: no lambda"]
 
 
-def test_a_run_of_one_block_and_one_epoch_has_a_picture_too(drawn):
+def test_a_run_of_one_block_and_one_epoch_has_a_figure_too(drawn):
     _, axes = drawn([UPDATES[0], {**EPOCHS[0], "lambda": [0.05]}])
     assert curves(axes["Lambda"]) == [([1.0], [0.05])]

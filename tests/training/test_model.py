@@ -1,4 +1,4 @@
-"""The model that a configuration asks for, its data settings, and what its conversion kept."""
+"""The model that a configuration describes, its data settings, and the report of its conversion."""
 
 import dataclasses
 
@@ -10,29 +10,31 @@ from timm.layers import Attention
 
 from diffvit_timm import DifferentialAttention, DifferentialAttentionV2, DiffVisionTransformer
 from diffvit_timm.data.datasets import load_splits
-from diffvit_timm.data.splits import Splits
 from diffvit_timm.data.loading import image_batches, model_data_config
+from diffvit_timm.data.splits import Splits
 from diffvit_timm.errors import InputError
 from diffvit_timm.models.pretrained import save_pretrained
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.model import create_model
 
 NAMES = ["cat", "dog", "owl"]
-SMALL = ("depth=2", "img_size=32")
+SMALL = ("depth=2",)
 
 
 def config(model="diffvit_tiny_patch16", **kwargs):
-    return TrainConfig("data", model, **{"pretrained": False, "model_kwargs": SMALL, **kwargs})
+    return TrainConfig.from_flat(
+        "data", model, **{"pretrained": False, "img_size": (32,), "model_kwargs": SMALL, **kwargs}
+    ).model
 
 
 def made(cfg, names=NAMES):
-    """The model, on a dataset of these classes without images."""
+    """Create the model for a dataset of these classes without images."""
     none = Dataset.from_dict({"image": [], "label": []})
     return create_model(cfg, Splits(none, none, none, names), report=False)[0]
 
 
 def refusal(cfg, names=NAMES):
-    """The message of the InputError, which must be one line."""
+    """Return the message of the InputError, which must be one line."""
     with pytest.raises(InputError) as caught:
         made(cfg, names)
     assert "\n" not in str(caught.value)
@@ -49,10 +51,10 @@ def checkpoint(tiny_model, tmp_path):
 
 
 def own(name, **kwargs):
-    return config(name, pretrained=True, model_kwargs=(), **kwargs)
+    return config(name, pretrained=True, img_size=(), model_kwargs=(), **kwargs)
 
 
-def test_a_model_has_one_output_a_class_and_the_settings_that_were_asked_for():
+def test_a_model_has_one_output_per_class_and_the_settings_that_were_given():
     model = made(config(drop_path=0.3, model_kwargs=(*SMALL, "in_chans=1", "norm_layer=rmsnorm")))
     assert isinstance(model, DiffVisionTransformer)
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
@@ -61,27 +63,41 @@ def test_a_model_has_one_output_a_class_and_the_settings_that_were_asked_for():
     assert "rms" in type(model.norm).__name__.lower()
 
 
+@pytest.mark.parametrize(("img_size", "height", "width"), [((48,), 48, 48), ((32, 48), 32, 48)])
+@pytest.mark.parametrize("options", [{}, {"attn": "plain"}, {"model": "vit_tiny_patch16_224", "attn": "diff"}])
+def test_the_image_size_is_one_number_or_height_and_width(img_size, height, width, options):
+    model = made(config(img_size=img_size, **options))
+    assert model_data_config(model)["input_size"] == (3, height, width)
+    assert model(torch.randn(2, 3, height, width)).shape == (2, 3)
+    assert model.pos_embed.shape[1] == (height // 16) * (width // 16) + 1
+
+
+def test_without_an_image_size_the_model_keeps_its_own():
+    model = made(config(img_size=(), model_kwargs=("depth=1",)))
+    assert model_data_config(model)["input_size"] == (3, 224, 224)
+
+
 def test_attn_chooses_the_layer():
     kinds = {attn: type(made(config(attn=attn)).blocks[0].attn) for attn in ("model", "diff", "plain")}
     assert kinds == {"model": DifferentialAttention, "diff": DifferentialAttention, "plain": Attention}
 
 
 def test_any_timm_model_can_be_trained():
-    model = made(config("test_vit", model_kwargs=()))
+    model = made(config("test_vit", img_size=(), model_kwargs=()))
     assert model.num_classes == 3
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion():
     message = refusal(config("diffvit_tiny_patch61"))
-    assert message.startswith("--model diffvit_tiny_patch61 is not known to timm: did you mean ")
+    assert message.startswith("`model=diffvit_tiny_patch61` is not known to timm: did you mean ")
     assert "diffvit_tiny_patch16" in message
-    assert refusal(config("xyzzy")).startswith("--model xyzzy is not known to timm")
-    assert refusal(config("ftp:somewhere")).startswith("--model ftp:somewhere")
+    assert refusal(config("xyzzy")).startswith("`model=xyzzy` is not known to timm")
+    assert refusal(config("ftp:somewhere")).startswith("`model=ftp:somewhere` is neither a model name nor ")
 
 
 def test_an_unknown_tag_is_refused_with_the_tags_there_are():
     message = refusal(config("diffvit_tiny_patch16.deit"))
-    assert message.startswith("--model diffvit_tiny_patch16.deit has no such tag: choose one of ")
+    assert message.startswith("`model=diffvit_tiny_patch16.deit` has no such tag: choose one of ")
     for tag in ("deit_in1k", "augreg_in21k", "augreg_in21k_ft_in1k"):
         assert f"diffvit_tiny_patch16.{tag}" in message
 
@@ -100,25 +116,25 @@ def test_attn_diff_converts_a_plain_vit_and_keeps_its_data_settings():
 
 
 def test_attn_diff_is_refused_for_networks_that_cannot_be_converted():
-    message = refusal(config("test_resnet", attn="diff", model_kwargs=()))
-    assert message.startswith("--model test_resnet --attn diff ")
-    assert "cannot be converted" in message
+    message = refusal(config("test_resnet", attn="diff", img_size=(), model_kwargs=()))
+    assert message.startswith("`model=test_resnet` cannot be converted with `attn=diff`, ")
+    assert "VisionTransformer" in message
 
 
-def test_an_argument_that_timm_does_not_take_is_an_input_error():
-    assert refusal(config(model_kwargs=("heads=3",))).startswith("--model diffvit_tiny_patch16 cannot be made: ")
+def test_an_argument_that_timm_does_not_accept_is_an_input_error():
+    assert refusal(config(model_kwargs=("heads=3",))).startswith("`model=diffvit_tiny_patch16` cannot be created: ")
 
 
-def test_weights_that_cannot_be_had_are_an_input_error_that_says_what_to_do():
-    message = refusal(config("diffvit_tiny_patch16.augreg_in21k", pretrained=True, model_kwargs=()))
+def test_weights_that_cannot_be_loaded_are_an_input_error_that_says_what_to_do():
+    message = refusal(config("diffvit_tiny_patch16.augreg_in21k", pretrained=True, img_size=(), model_kwargs=()))
     assert message.startswith(
-        "--model diffvit_tiny_patch16.augreg_in21k: the weights are neither in the cache nor to be had"
+        "`model=diffvit_tiny_patch16.augreg_in21k` cannot be loaded: the weights are not in the cache and cannot be "
     )
-    assert "--no-pretrained" in message
+    assert "pass `pretrained=False`" in message
 
 
 def test_a_missing_checkpoint_folder_is_an_input_error(tmp_path):
-    assert refusal(own(f"local-dir:{tmp_path}/nowhere")).startswith(f"--model local-dir:{tmp_path}/nowhere")
+    assert refusal(own(f"local-dir:{tmp_path}/nowhere")).startswith(f"`model=local-dir:{tmp_path}/nowhere` ")
 
 
 def test_the_users_own_head_is_kept_when_the_classes_agree(checkpoint):
@@ -131,9 +147,9 @@ def test_the_users_own_head_is_kept_when_the_classes_agree(checkpoint):
 def test_the_users_own_head_of_other_classes_is_replaced_only_when_asked(checkpoint, names):
     model, name = checkpoint
     message = refusal(own(name), names)
-    assert message.startswith(f"--model {name} has a head of 3 classes")
-    assert "--dataset data" in message
-    assert "--reset-head" in message
+    assert message.startswith(f"`model={name}` has a head of 3 classes")
+    assert f"differ from the {len(names)} classes of the dataset" in message
+    assert "pass `reset_head`" in message
 
     fresh = made(own(name, reset_head=True), names).eval()
     assert fresh.num_classes == len(names)
@@ -142,19 +158,19 @@ def test_the_users_own_head_of_other_classes_is_replaced_only_when_asked(checkpo
     assert torch.equal(fresh.forward_features(images), model.forward_features(images))
 
 
-def test_a_checkpoint_without_class_names_is_judged_by_their_number(tiny_model, tmp_path):
+def test_without_saved_class_names_only_their_number_is_compared(tiny_model, tmp_path):
     save_pretrained(tiny_model(), tmp_path / "own")
     assert made(own(f"local-dir:{tmp_path}/own"), ["x", "y", "z"]).num_classes == 3
-    assert "--reset-head" in refusal(own(f"local-dir:{tmp_path}/own"), ["x", "y"])
+    assert "pass `reset_head`" in refusal(own(f"local-dir:{tmp_path}/own"), ["x", "y"])
 
 
-def test_the_attention_of_the_users_own_checkpoint_cannot_be_swapped_in_silence(checkpoint):
+def test_the_attention_of_the_users_own_checkpoint_is_not_replaced_silently(checkpoint):
     message = refusal(own(checkpoint[1], attn="plain"))
-    assert message.startswith("--attn plain: ")
-    assert "Diff-ViT" in message
+    assert message.startswith("`attn=plain`: ")
+    assert "already has the attention diff" in message
 
 
-def test_settings_of_the_attention_are_not_dropped_in_silence(checkpoint):
+def test_settings_of_the_attention_are_not_dropped_silently(checkpoint):
     name = checkpoint[1]
     refusal(dataclasses.replace(own(name), model_kwargs=("head_norm=True",)))
     refusal(config("vit_tiny_patch16_224", model_kwargs=(*SMALL, "lambda_init=0.1")))
@@ -171,7 +187,7 @@ def plain_checkpoint(tmp_path):
     return model, f"local-dir:{folder}"
 
 
-def test_a_folder_with_diffvit_in_its_path_may_hold_a_plain_model(plain_checkpoint):
+def test_a_folder_with_diffvit_in_its_path_may_contain_a_plain_model(plain_checkpoint):
     model, name = plain_checkpoint
     loaded, images = made(own(name)).eval(), torch.randn(2, 3, 160, 160)
     assert torch.equal(loaded(images), model(images))
@@ -203,7 +219,7 @@ def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, a
     assert all(block.attn.num_heads == (1 if conversion == "pairs" else 2) for block in converted.blocks)
 
 
-def test_images_to_look_at_are_drawn_from_all_classes_of_a_sorted_split(splits, tiny_model):
+def test_calibration_images_are_drawn_from_all_classes_of_a_sorted_split(splits, tiny_model):
     ordered = splits.train.select(sorted(range(len(splits.train)), key=splits.train["label"].__getitem__))
     drawn = torch.cat(list(image_batches(tiny_model(), ordered, 12)))
     everything = torch.cat(list(image_batches(tiny_model(), ordered)))
@@ -211,22 +227,24 @@ def test_images_to_look_at_are_drawn_from_all_classes_of_a_sorted_split(splits, 
     assert {ordered[place]["label"] for place in places} == {0, 1, 2}
 
 
-def test_what_is_asked_of_a_conversion_is_not_dropped_in_silence(checkpoint, plain_checkpoint):
+def test_options_of_a_conversion_are_not_dropped_silently(checkpoint, plain_checkpoint):
     ours, plain = checkpoint[1], plain_checkpoint[1]
-    assert "--attn diff_v2: the weights of" in refusal(own(ours, attn="diff_v2"))
-    assert "--conversion slice" in refusal(own(ours, conversion="slice"))
-    assert "--conversion svd" in refusal(own(plain, conversion="svd"))
-    assert "--conversion svd" in refusal(config(conversion="svd", attn="plain"))
-    assert "--model-kwargs" in refusal(dataclasses.replace(own(ours, attn="diff"), model_kwargs=("lambda_init=0.3",)))
+    assert "`attn=diff_v2`: `model=" in refusal(own(ours, attn="diff_v2"))
+    assert "`conversion=slice` has no effect" in refusal(own(ours, conversion="slice"))
+    assert "`conversion=svd` has no effect" in refusal(own(plain, conversion="svd"))
+    assert "`conversion=svd` has no effect" in refusal(config(conversion="svd", attn="plain"))
+    assert "`model_kwargs=lambda_init=0.3`" in refusal(
+        dataclasses.replace(own(ours, attn="diff"), model_kwargs=("lambda_init=0.3",))
+    )
 
 
 def test_a_probe_does_not_replace_the_users_own_head_unless_asked(checkpoint):
-    assert "--head-init probe" in refusal(own(checkpoint[1], head_init="probe"))
+    assert "`head_init=probe` would replace the head" in refusal(own(checkpoint[1], head_init="probe"))
     made(own(checkpoint[1], head_init="probe", reset_head=True))
 
 
 def test_timms_one_liner_can_be_trained_for_comparison(hub_cache):
-    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=("attn_layer=diff",))
+    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, img_size=(), model_kwargs=("attn_layer=diff",))
     model = made(stock)
     assert type(model.blocks[0].attn).__name__ == "DiffAttention"
     assert model.num_classes == 3
@@ -239,7 +257,7 @@ def test_a_conversion_of_another_attention_is_refused(plain_checkpoint):
 
 
 def test_the_data_settings_follow_the_model_and_not_only_its_checkpoint():
-    cfg = model_data_config(made(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96",))))
+    cfg = model_data_config(made(config("diffvit_tiny_patch16.deit_in1k", img_size=(96,), model_kwargs=())))
     assert cfg["input_size"] == (3, 96, 96)
     assert cfg["mean"] == (0.485, 0.456, 0.406)
     assert cfg["interpolation"] == "bicubic"
@@ -250,7 +268,7 @@ def test_the_data_settings_follow_the_model_and_not_only_its_checkpoint():
 
 
 def test_a_grey_model_of_a_colour_checkpoint_takes_the_mean_of_its_channels():
-    grey = made(config("diffvit_tiny_patch16.deit_in1k", model_kwargs=("img_size=96", "in_chans=1")))
+    grey = made(config("diffvit_tiny_patch16.deit_in1k", img_size=(96,), model_kwargs=("in_chans=1",)))
     cfg = model_data_config(grey)
     assert cfg["input_size"] == (1, 96, 96)
     assert cfg["mean"] == pytest.approx(((0.485 + 0.456 + 0.406) / 3,))
@@ -258,7 +276,7 @@ def test_a_grey_model_of_a_colour_checkpoint_takes_the_mean_of_its_channels():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_image_batches_are_what_evaluation_would_feed(splits, tiny_model, channels):
+def test_image_batches_are_those_of_evaluation(splits, tiny_model, channels):
     model = tiny_model(in_chans=channels)
     images = torch.cat(list(image_batches(model, splits.test, 5)))
     assert images.shape == (5, channels, 16, 16)
@@ -274,15 +292,15 @@ def test_a_model_of_four_channels_is_refused_because_images_have_one_or_three(sp
         list(image_batches(made(cfg), splits.test, 1))
 
 
-def test_nothing_is_reported_where_nothing_is_converted(splits, checkpoint):
+def test_nothing_is_reported_if_nothing_is_converted(splits, checkpoint):
     assert create_model(config(), splits)[1] is None
     assert create_model(own(checkpoint[1]), splits)[1] is None
 
 
 def test_a_plain_twin_has_no_report(splits, hub_cache):
-    plain = config("diffvit_tiny_patch16.deit_in1k", pretrained=True, attn="plain", model_kwargs=())
+    plain = config("diffvit_tiny_patch16.deit_in1k", pretrained=True, attn="plain", img_size=(), model_kwargs=())
     assert create_model(plain, splits)[1] is None
-    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, model_kwargs=())
+    stock = config("deit_tiny_patch16_224.fb_in1k", pretrained=True, img_size=(), model_kwargs=())
     assert create_model(stock, splits)[1] is None
 
 
@@ -291,7 +309,8 @@ def test_converted_deit_agrees_with_its_source_on_real_pets(pets, hub_cache):
     splits = dataclasses.replace(splits, val=splits.val.select(range(24)))
     reports = {
         method: create_model(
-            config("diffvit_tiny_patch16.deit_in1k", pretrained=True, model_kwargs=(), conversion=method), splits
+            config("diffvit_tiny_patch16.deit_in1k", pretrained=True, img_size=(), model_kwargs=(), conversion=method),
+            splits,
         )[1]
         for method in ("svd", "slice")
     }

@@ -1,4 +1,4 @@
-"""The probe is scikit-learn's logistic regression on the network's own features, in the network's own head."""
+"""The probe is scikit-learn's logistic regression on the features of the network, set as its head."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
-from diffvit_timm.training.probe import STRENGTHS, fit_linear_probe
+from diffvit_timm.training.probe import PENALTIES, fit_linear_probe
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def test_the_head_is_one_of_the_regressions_and_the_rest_is_untouched(tiny_model
     mean, std = features.mean(0), features.std(0) + 1e-6
     probabilities = logits.softmax(-1).numpy()
     errors = []
-    for strength in STRENGTHS:
-        fit = LogisticRegression(C=strength, max_iter=300).fit((features - mean) / std, some.train["label"])
+    for penalty in PENALTIES:
+        fit = LogisticRegression(C=penalty, max_iter=300).fit((features - mean) / std, some.train["label"])
         errors.append(np.abs(fit.predict_proba((features - mean) / std) - probabilities).max())
     assert min(errors) < 1e-2
 
@@ -60,12 +60,12 @@ def test_a_probe_does_better_than_the_head_it_replaces(tiny_model, splits, accel
 
 def test_a_class_without_training_images_is_refused_by_name(tiny_model, splits, accelerator):
     lacking = dataclasses.replace(splits, train=splits.train.filter(lambda row: row["label"] != 2))
-    with pytest.raises(InputError, match="owl has none"):
+    with pytest.raises(InputError, match="but owl has none"):
         fit_linear_probe(tiny_model(), lacking, accelerator)
 
 
 def test_a_head_that_is_not_linear_is_refused(tiny_model, splits, accelerator):
     model = tiny_model()
     model.head = nn.Sequential(nn.Linear(32, 3))
-    with pytest.raises(InputError, match="--head-init probe needs a linear head"):
+    with pytest.raises(InputError, match="`head_init=probe` needs a linear head"):
         fit_linear_probe(model, splits, accelerator)

@@ -1,6 +1,5 @@
-"""A whole recipe, from options to a result."""
+"""A whole training, from options to a result."""
 
-import dataclasses
 import json
 
 import pytest
@@ -15,19 +14,19 @@ from diffvit_timm.training.recipe import train
 
 
 def small(folder, tmp_path, **options):
-    """Options of a whole recipe on a registered model, small enough for a test."""
-    shape = ("img_size=16", "patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
-    return TrainConfig(
-        str(folder), "diffvit_tiny_patch16", pretrained=False, model_kwargs=shape, epochs=1, batch_size=8, workers=0,
-        augment="none", output=str(tmp_path / "run"), **options
+    """Return the options of a whole training of a registered model, small enough for a test."""
+    shape = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
+    return TrainConfig.from_flat(
+        str(folder), "diffvit_tiny_patch16", pretrained=False, img_size=(16,), model_kwargs=shape,
+        epochs=1, batch_size=8, workers=0, augment="none", output=str(tmp_path / "run"), **options
     )  # fmt: skip
 
 
-def test_a_whole_recipe_goes_from_a_folder_to_a_result(parquet_folder, tmp_path):
+def test_a_whole_training_goes_from_a_folder_to_a_result(parquet_folder, tmp_path):
     result = train(small(parquet_folder, tmp_path), "recipe")
     assert result == json.loads((tmp_path / "run" / "result.json").read_text()) | {
-        "test_interval_95": result["test_interval_95"]
-    }
+        "test_interval_95": result["test_interval_95"], "output": str(tmp_path / "run")
+    }  # fmt: skip
     assert result["conversion"] is None
     assert result["model"] == "diffvit_tiny_patch16"
     loaded = timm.create_model(f"local-dir:{tmp_path}/run/best", pretrained=True)
@@ -38,16 +37,16 @@ def test_a_whole_recipe_goes_from_a_folder_to_a_result(parquet_folder, tmp_path)
     "wrong",
     [{"dataset": "./nowhere"}, {"label_column": "breed"}, {"model": "diffvit_huge"}, {"attn": "plain", "model": "vit"}],
 )
-def test_a_recipe_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path, wrong):
+def test_a_training_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path, wrong):
     with pytest.raises(InputError):
-        train(dataclasses.replace(small(image_folder, tmp_path), **wrong), "recipe")
+        train(small(image_folder, tmp_path).replace(**wrong), "recipe")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_is_a_model_to_go_on_from(image_folder, splits, tmp_path):
+def test_a_finished_run_is_a_model_to_continue_from(image_folder, splits, tmp_path):
     first = train(small(image_folder, tmp_path), "recipe")
-    again = dataclasses.replace(
-        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
+    again = small(image_folder, tmp_path).replace(
+        model=f"local-dir:{tmp_path}/run/best", pretrained=True, img_size=(), model_kwargs=(),
         output=str(tmp_path / "more"), lr=1e-12
     )  # fmt: skip
     assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
@@ -56,14 +55,14 @@ def test_a_finished_run_is_a_model_to_go_on_from(image_folder, splits, tmp_path)
 def test_a_part_of_the_training_images_is_drawn_and_the_result_says_how_many(image_folder, tmp_path):
     result = train(small(image_folder, tmp_path, max_train_samples=20), "recipe")
     assert (result["train_images"], result["updates"], result["test_images"]) == (20, 3, 18)
-    with pytest.raises(InputError, match=r"^--max-train-samples 33: .* has 32 to train on"):
+    with pytest.raises(InputError, match=r"^`max_train_samples=33` exceeds the 32 training images"):
         train(small(image_folder, tmp_path / "more", max_train_samples=33), "recipe")
 
 
 def test_eval_only_tests_a_finished_run_and_changes_nothing(image_folder, tmp_path):
     first = train(small(image_folder, tmp_path), "recipe")
-    again = dataclasses.replace(
-        small(image_folder, tmp_path), model=f"local-dir:{tmp_path}/run/best", pretrained=True, model_kwargs=(),
+    again = small(image_folder, tmp_path).replace(
+        model=f"local-dir:{tmp_path}/run/best", pretrained=True, img_size=(), model_kwargs=(),
         output=str(tmp_path / "tested"), eval_only=True
     )  # fmt: skip
     result = train(again, "recipe")
@@ -75,28 +74,36 @@ def test_eval_only_tests_a_finished_run_and_changes_nothing(image_folder, tmp_pa
 
 
 def test_eval_only_of_a_head_that_never_learned_is_refused(image_folder, tmp_path):
-    with pytest.raises(InputError, match="--eval-only"):
+    with pytest.raises(InputError, match=r"^`eval_only`: the head of `model=diffvit_tiny_patch16` would be random"):
         train(small(image_folder, tmp_path, eval_only=True), "recipe")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_push_that_a_kill_prevented_is_made_up_for(image_folder, tmp_path, monkeypatch):
+def test_a_push_that_a_kill_prevented_is_done_by_resume(image_folder, tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr(recipe, "check_repository", lambda *_: None)
-    monkeypatch.setattr(recipe, "push_run", lambda run, *_: pushed.append(run))
+    monkeypatch.setattr(recipe, "push_run", lambda run, *_, **__: pushed.append(run))
     first = train(small(image_folder, tmp_path), "recipe")
     again = small(image_folder, tmp_path, resume="auto", push_to_hub="me/net")
     assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
     assert pushed == [tmp_path / "run"]
 
 
-def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(image_folder, tmp_path, capsys):
+def test_a_dry_run_estimates_the_training_and_leaves_nothing_behind(image_folder, tmp_path, capsys):
     result = train(small(image_folder, tmp_path, dry_run=True, ema=0.9, checkpoint_every=0.1), "recipe")
     assert not list(tmp_path.iterdir())
     assert result["updates"] == 4
     assert 0 < result["seconds_an_update"] < result["expected_seconds"]
     assert 0.05 < result["peak_memory_gib"] < 64
-    assert "saved and loaded to the same bits" in capsys.readouterr().err
+    assert "Weights that were saved and loaded are the same to the bit" in capsys.readouterr().err
+
+
+def test_a_dry_run_does_not_take_its_two_updates_for_the_whole_training(image_folder, tmp_path, capsys):
+    train(small(image_folder, tmp_path, dry_run=True, warmup_epochs=0.5), "recipe")  # a warm-up of 2 of 4 updates
+    said = capsys.readouterr().err
+    assert "takes the whole training" not in said
+    assert "2 updates, 4 per epoch" not in said
+    assert "dry run: about 0 minutes = 4 updates x " in said
 
 
 @pytest.mark.parametrize(
@@ -104,35 +111,34 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(image_folder, tmp_
     [("none", {"stem", "blocks.0", "blocks.1", "head"}), ("0", {"blocks.0", "blocks.1", "head"}),
      ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"})],
 )  # fmt: skip
-def test_freezing_names_what_keeps_its_weights(image_folder, tmp_path, freeze, trained):
+def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, freeze, trained):
     from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
-    model, _ = create_model(small(image_folder, tmp_path, freeze=freeze), load_splits(str(image_folder)))
+    model, _ = create_model(small(image_folder, tmp_path, freeze=freeze).model, load_splits(str(image_folder)))
     part = {"cls_token": "stem", "pos_embed": "stem", "patch_embed": "stem", "head": "head"}
     names = {
         part.get(name.split(".")[0], ".".join(name.split(".")[:2]))
         for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")
     }  # fmt: skip
     assert names == trained
-    assert model.norm.weight.requires_grad == (freeze != "backbone")  # no block's, it comes after the last
+    assert model.norm.weight.requires_grad == (freeze != "backbone")  # it comes after the last block
 
 
 def test_a_frozen_backbone_leaves_both_heads_of_a_distilled_model(image_folder, tmp_path):
     from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
-    config = dataclasses.replace(
-        small(image_folder, tmp_path, freeze="backbone"), model="deit_tiny_distilled_patch16_224",
-        model_kwargs=("img_size=32", "depth=1"),
-    )  # fmt: skip
-    model, _ = create_model(config, load_splits(str(image_folder)))
+    config = small(image_folder, tmp_path, freeze="backbone").replace(
+        model="deit_tiny_distilled_patch16_224", img_size=(32,), model_kwargs=("depth=1",)
+    )
+    model, _ = create_model(config.model, load_splits(str(image_folder)))
     learns = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert learns == {"head", "head_dist"}
 
 
 def test_more_frozen_blocks_than_there_are_is_refused(image_folder, tmp_path):
-    with pytest.raises(InputError, match=r"^--freeze 3: --model diffvit_tiny_patch16 has 2 blocks"):
+    with pytest.raises(InputError, match=r"^`freeze=3`: `model=diffvit_tiny_patch16` has only 2 blocks"):
         train(small(image_folder, tmp_path, freeze="3"), "recipe")
 
 

@@ -1,4 +1,4 @@
-"""The run folder: refused before anything is computed, and complete afterwards."""
+"""The run folder: what it contains, also after a crash."""
 
 import json
 import shutil
@@ -11,20 +11,20 @@ import timm
 import torch
 import yaml
 
-from diffvit_timm.cli.parser import parse_config
+from diffvit_timm.cli.parser import parse_options
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, environment
 
 
 def config(output="auto", **kwargs):
-    return TrainConfig("data", "tiny", output=str(output), **kwargs)
+    return TrainConfig.from_flat("data", "tiny", output=str(output), **kwargs)
 
 
 def test_config_yaml_is_a_preset_that_repeats_the_run(tmp_path):
-    asked = config(lr=1e-5, model_kwargs=("img_size=96", "in_chans=1"), pretrained=False, mixup=0.8)
+    asked = config(lr=1e-5, img_size=(96,), model_kwargs=("in_chans=1",), pretrained=False, mixup=0.8)
     RunFolder(tmp_path / "run", asked)
-    assert parse_config(TrainConfig, ["--config", str(tmp_path / "run" / "config.yaml")]) == asked
+    assert parse_options(TrainConfig, ["--config", str(tmp_path / "run" / "config.yaml")]) == asked
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["lr"] == 1e-5
 
 
@@ -39,7 +39,7 @@ def test_environment_json_says_what_ran_where(tmp_path, monkeypatch):
     assert written["cpus"] >= 1
 
 
-def test_metrics_are_one_json_row_a_line_and_there_at_once(tmp_path):
+def test_metrics_have_one_json_row_per_line_at_once(tmp_path):
     run = RunFolder(tmp_path / "run", config())
     rows = [{"step": 1, "train_loss": 0.5}, {"epoch": 1.0, "lambda": [0.1, 0.2]}]
     for count, row in enumerate(rows, start=1):
@@ -49,7 +49,7 @@ def test_metrics_are_one_json_row_a_line_and_there_at_once(tmp_path):
     assert run.rows == rows
 
 
-def test_best_holds_the_last_saved_model_with_its_class_names(tmp_path, tiny_model):
+def test_best_contains_the_last_saved_model_with_its_class_names(tmp_path, tiny_model):
     run, model, images = RunFolder(tmp_path / "run", config()), tiny_model().eval(), torch.randn(2, 3, 16, 16)
     run.save_best(model, ["cat", "dog", "owl"])
     torch.nn.init.normal_(model.head.weight)
@@ -68,7 +68,7 @@ def test_a_kill_between_the_renames_loses_no_best(tmp_path, tiny_model):
     assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"model.safetensors", "config.json"}
 
 
-def test_a_row_that_the_disk_does_not_take_is_one_error(tmp_path):
+def test_a_row_that_cannot_be_written_is_one_error(tmp_path):
     run = RunFolder(tmp_path / "run", config())
     (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.jsonl").mkdir()
@@ -76,7 +76,7 @@ def test_a_row_that_the_disk_does_not_take_is_one_error(tmp_path):
         run.log(step=1)
 
 
-def test_a_crash_while_saving_leaves_the_last_best_whole(tmp_path, tiny_model, monkeypatch):
+def test_a_crash_while_saving_leaves_the_last_best_weights_complete(tmp_path, tiny_model, monkeypatch):
     run, model = RunFolder(tmp_path / "run", config()), tiny_model()
     run.save_best(model, ["cat", "dog", "owl"])
     before = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
@@ -88,7 +88,7 @@ def test_a_crash_while_saving_leaves_the_last_best_whole(tmp_path, tiny_model, m
     torch.nn.init.normal_(model.head.weight)
     with monkeypatch.context() as patch:
         patch.setattr("diffvit_timm.training.run_folder.save_pretrained", full_disk)
-        with pytest.raises(InputError, match=r"best/ cannot be written .*No space left.*MiB free.*--resume"):
+        with pytest.raises(InputError, match=r"best/ cannot be written .*No space left.*MiB free.*`resume="):
             run.save_best(model, ["cat", "dog", "owl"])
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
     run.save_best(model, ["cat", "dog", "owl"])  # and the next one replaces both

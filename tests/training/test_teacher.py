@@ -1,4 +1,4 @@
-"""A teacher has the same classes and reads the same images, and its loss is Hinton's."""
+"""A teacher must have the same classes and read the same images; its loss is that of Hinton et al."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NAMES = ["cat", "dog", "owl"]
 
 @pytest.fixture
 def save(tiny_model, tmp_path):
-    """Function: arguments of the model, its class names -> its local-dir: name."""
+    """Function: class names, arguments of the model -> the local-dir: name of its folder."""
 
     def saved(names=NAMES, **kwargs):
         save_pretrained(tiny_model(**kwargs), tmp_path / "teacher", label_names=names)
@@ -21,7 +21,7 @@ def save(tiny_model, tmp_path):
     return saved
 
 
-def test_the_loss_is_the_divergence_of_the_probabilities_at_that_temperature():
+def test_the_loss_is_the_divergence_of_the_probabilities_at_the_temperature():
     torch.manual_seed(0)
     logits, teacher = torch.randn(5, 3).double(), torch.randn(5, 3).double()
     expected = 0.0
@@ -32,16 +32,16 @@ def test_the_loss_is_the_divergence_of_the_probabilities_at_that_temperature():
     assert distillation_loss(teacher, teacher, 3.0).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_teacher_comes_frozen_and_in_evaluation_mode(save, tiny_model):
+def test_a_teacher_is_frozen_and_in_evaluation_mode(save, tiny_model):
     teacher = load_teacher(save(), tiny_model(), NAMES)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
 def test_a_teacher_of_other_classes_is_refused(save, tiny_model):
-    with pytest.raises(InputError, match=r"--teacher local-dir.* has 2 classes"):
+    with pytest.raises(InputError, match=r"`teacher=local-dir.*` has 2 classes"):
         load_teacher(save(["cat", "dog"], num_classes=2), tiny_model(), NAMES)
-    with pytest.raises(InputError, match="not those 3"):
+    with pytest.raises(InputError, match="differ from the 3 classes of the dataset"):
         load_teacher(save(["cat", "owl", "dog"]), tiny_model(), NAMES)
 
 

@@ -29,19 +29,27 @@ from diffvit_timm.training.trainer import Trainer
 def config(image_folder):
     """Function: options -> the configuration of a short training."""
     short = dict(epochs=2, batch_size=8, lr=2e-3, layer_decay=1.0, augment="none", workers=0, log_every=1)
-    return lambda **options: TrainConfig(str(image_folder), "tiny", **{**short, **options})
+    return lambda **options: TrainConfig.from_flat(str(image_folder), "tiny", **{**short, **options})
 
 
 @pytest.fixture
 def trainer(config, splits, tiny_model, tmp_path):
-    """Function: options -> a Trainer; `shape` goes to the model, each run gets its own folder."""
+    """Function: options -> a Trainer. `shape` has arguments of the model, and every run has its own folder."""
 
     numbers = itertools.count()
 
     def make(shape=None, teacher=None, **options):
         output = tmp_path / f"run{next(numbers)}"
         cfg = config(**options, teacher="the one that is given" if teacher else None)
-        return Trainer(cfg, make_accelerator(cfg, output), tiny_model(**(shape or {})), splits, output, None, teacher)
+        return Trainer(
+            cfg,
+            make_accelerator(cfg.run, output, cfg.optim.ema),
+            tiny_model(**(shape or {})),
+            splits,
+            output,
+            None,
+            teacher,
+        )
 
     return make
 
@@ -51,14 +59,14 @@ def rows_of(path):
 
 
 def weights_after(trainer):
-    """State dict at the end of the last epoch, before the best is loaded for the test."""
-    for epoch in range(trainer.config.epochs):
+    """Return the state dict after the last epoch, before the best weights are loaded for the test."""
+    for epoch in range(trainer.config.optim.epochs):
         trainer._train_epoch(epoch)
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.learner.model.state_dict().items()}
 
 
 def accuracy_outside(path, split):
-    """Accuracy of a saved model through timm and PIL alone, one image at a time."""
+    """Measure the accuracy of a saved model with timm and PIL only, one image at a time."""
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model), is_training=False)
     with torch.inference_mode():
@@ -69,7 +77,7 @@ def accuracy_outside(path, split):
     return np.mean(right)
 
 
-def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
+def test_a_run_leaves_a_complete_folder(trainer, splits):
     run = trainer(epochs=6, lambda_warmup=1.0)
     result = run.fit()
     names = {path.name for path in run.output.iterdir()}
@@ -96,10 +104,12 @@ def test_a_run_leaves_a_folder_that_tells_the_whole_story(trainer, splits):
     assert result["test_accuracy"] > 0.6  # it learned: chance is a third
 
 
-def test_the_accuracies_are_those_of_the_saved_best_epoch_measured_without_us(trainer, splits):
+def test_the_accuracies_are_those_of_the_saved_best_epoch_measured_independently(trainer, splits):
     run = trainer(epochs=4, lambda_warmup=2.0)
-    # from the third epoch on the head is lost: the best is neither the first nor the last
-    run.optimizer.optimizer.register_step_post_hook(lambda *_: run.step >= 8 and run.model.head.weight.data.zero_())
+    # The head is lost from the third epoch on, so the best epoch is neither the first nor the last.
+    run.learner.optimizer.optimizer.register_step_post_hook(
+        lambda *_: run.state.step >= 8 and run.learner.model.head.weight.data.zero_()
+    )
     result = run.fit()
     accuracies = [row["val_accuracy"] for row in rows_of(run.output) if "val_accuracy" in row]
     assert accuracies[0] < accuracies[1] > accuracies[3]
@@ -120,8 +130,8 @@ def test_a_teacher_replaces_the_labels_by_its_weight(trainer, tiny_model):
     assert losses[0.25] == pytest.approx(0.75 * rows_of(plain.output)[0]["train_loss"], rel=1e-5)
 
 
-def test_a_ramp_of_lambda_is_refused_where_lambda_is_learned_for_each_token(trainer):
-    with pytest.raises(InputError, match="--lambda-warmup is for attn diff"):
+def test_a_warm_up_of_lambda_is_refused_if_lambda_is_learned_per_token(trainer):
+    with pytest.raises(InputError, match="`lambda_warmup` needs `attn=diff`"):
         trainer(shape=dict(attn="diff_v2"), lambda_warmup=1.0)
 
 
@@ -131,30 +141,30 @@ def test_best_reloads_through_timm_with_equal_logits(trainer):
     loaded = timm.create_model(f"local-dir:{run.output}/best", pretrained=True).eval()
     images = torch.randn(3, 3, 16, 16)
     with torch.inference_mode():
-        assert torch.equal(loaded(images), run.model.eval()(images))
+        assert torch.equal(loaded(images), run.learner.model.eval()(images))
     assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog", "owl"]
-    assert layer_statistics(loaded, images) == layer_statistics(run.model, images)
+    assert layer_statistics(loaded, images) == layer_statistics(run.learner.model, images)
 
 
-def test_metrics_have_a_row_every_log_every_updates_and_one_an_epoch(trainer):
+def test_metrics_have_a_row_every_log_every_updates_and_one_per_epoch(trainer):
     run = trainer(log_every=3)
     run.fit()
     updates = [row for row in rows_of(run.output) if "train_loss" in row]
     epochs = [row for row in rows_of(run.output) if "val_accuracy" in row]
-    # 4 updates an epoch: every third one, and the last of each epoch
+    # 4 updates per epoch: every third one, and the last of each epoch
     assert [(row["step"], row["epoch"]) for row in updates] == [(3, 0.75), (4, 1.0), (6, 1.5), (8, 2.0)]
     assert [row["epoch"] for row in epochs] == [1.0, 2.0]
     assert all(len(row["lambda"]) == 2 and np.isfinite(row["val_loss"]) for row in epochs)
-    assert run.step == 8
+    assert run.state.step == 8
 
 
-def test_validations_within_an_epoch_are_rows_that_change_nothing_of_the_training(trainer):
+def test_validations_within_an_epoch_are_logged_and_do_not_change_the_training(trainer):
     shape = {"drop_path_rate": 0.5}
     runs = [trainer(shape=shape, epochs=2, val_every=every, log_every=1) for every in (0, 2)]
     for run in runs:
         run.fit()
     without, more = (rows_of(run.output) for run in runs)
-    assert [row["epoch"] for row in more if "val_loss" in row] == [0.5, 1.0, 1.5, 2.0]  # of 4 updates each
+    assert [row["epoch"] for row in more if "val_loss" in row] == [0.5, 1.0, 1.5, 2.0]  # an epoch has 4 updates
     assert [row for row in more if "val_loss" not in row or "lambda" in row] == without
 
 
@@ -169,17 +179,19 @@ def test_a_row_is_the_mean_loss_since_the_last_one(trainer):
 def test_the_learning_rate_warms_up_and_ends_at_zero(trainer):
     run = trainer(warmup_epochs=0.5)
     used = []
-    run.optimizer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    run.learner.optimizer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"])
+    )
     run.fit()
     assert used == pytest.approx([2e-3 * warmup_cosine(step, 2, 8) for step in range(8)])
-    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert run.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0)
 
 
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(trainer):
     options = dict(augment="crop+flip+erase", mixup=0.8, cutmix=1.0, drop_path=0.1)
     runs = [trainer(shape={"drop_path_rate": 0.1}, seed=seed, **options) for seed in (0, 0, 1)]
     results = [run.fit() for run in runs]
-    first, again, other = (run.model.state_dict() for run in runs)
+    first, again, other = (run.learner.model.state_dict() for run in runs)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
     assert rows_of(runs[0].output) == rows_of(runs[1].output)
@@ -196,18 +208,18 @@ BIASLESS = {"qkv_bias": False}
 
 
 @pytest.mark.parametrize("grad_accum", [2, 4, 9])
-def test_cutting_a_batch_into_passes_does_not_change_the_update(trainer, grad_accum):
+def test_accumulation_steps_do_not_change_the_update(trainer, grad_accum):
     # 32 images in batches of 9: the last has 5, which 2 and 4 do not divide and 9 exceeds
     options = dict(batch_size=9, lr=1e-3, epochs=1)
     whole = weights_after(trainer(BIASLESS, **options))
     cut = weights_after(trainer(BIASLESS, grad_accum=grad_accum, **options))
-    start = trainer(BIASLESS, **options).model.state_dict()
+    start = trainer(BIASLESS, **options).learner.model.state_dict()
     for name, tensor in whole.items():
         assert (cut[name] - tensor).abs().max() < 1e-5, name
     assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-3
 
 
-def test_passes_report_the_loss_of_the_whole_batch(trainer):
+def test_accumulation_steps_report_the_loss_of_the_whole_batch(trainer):
     losses = []
     for grad_accum in (1, 4):
         run = trainer(BIASLESS, batch_size=9, epochs=1, grad_accum=grad_accum)
@@ -219,8 +231,8 @@ def test_passes_report_the_loss_of_the_whole_batch(trainer):
 def test_lambda_warms_up_to_its_target_and_is_logged(trainer):
     run = trainer(epochs=4, lambda_warmup=2.0, lambda_target=0.3)
     values = []
-    run.optimizer.optimizer.register_step_pre_hook(
-        lambda *_: values.append([layer.lambda_init.item() for layer in run.model.differential_layers()])
+    run.learner.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: values.append([layer.lambda_init.item() for layer in run.learner.model.differential_layers()])
     )
     run.fit()
     expected = [0.05 + 0.25 * min(1, step / 8) for step in range(1, 17)]
@@ -235,14 +247,14 @@ def test_lambda_warms_up_to_its_target_and_is_logged(trainer):
 def test_a_lambda_warm_up_as_long_as_the_training_ends_within_one_update_of_its_target(trainer):
     run = trainer(epochs=2, lambda_warmup=2.0, lambda_target=0.3)
     weights_after(run)
-    for layer in run.model.differential_layers():
+    for layer in run.learner.model.differential_layers():
         assert 0.3 - 0.25 / 8 - 1e-6 < layer.lambda_init.item() < 0.3 + 1e-6
 
 
 def test_without_a_warm_up_lambda_init_stays(trainer):
     run = trainer(shape={"lambda_init": 0.1})
     run.fit()
-    assert [layer.lambda_init.item() for layer in run.model.differential_layers()] == pytest.approx([0.1, 0.1])
+    assert [layer.lambda_init.item() for layer in run.learner.model.differential_layers()] == pytest.approx([0.1, 0.1])
 
 
 def test_the_plain_twin_takes_the_same_options_and_has_no_lambda(trainer):
@@ -256,7 +268,7 @@ def test_the_plain_twin_takes_the_same_options_and_has_no_lambda(trainer):
 def test_any_timm_model_trains(config, splits, tmp_path):
     model = timm.create_model("test_resnet", num_classes=3)
     cfg = config(epochs=1)
-    result = Trainer(cfg, make_accelerator(cfg, tmp_path), model, splits, tmp_path / "run").fit()
+    result = Trainer(cfg, make_accelerator(cfg.run, tmp_path, cfg.optim.ema), model, splits, tmp_path / "run").fit()
     assert result["lambda"] == []
     assert result["test_images"] == 18
 
@@ -265,7 +277,9 @@ def test_any_timm_model_trains(config, splits, tmp_path):
 def test_mixing_images_mixes_their_labels(trainer, options):
     run = trainer(epochs=1, **options)
     seen = []
-    run.model.register_forward_pre_hook(lambda _, args: seen.append(args[0]) if run.model.training else None)
+    run.learner.model.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0]) if run.learner.model.training else None
+    )
     originals = [image for batch, _ in run.batches.of_epoch(0) for image in batch]
     result = run.fit()
     assert not any(torch.equal(image, original) for image in seen[0] for original in originals)
@@ -279,8 +293,10 @@ def test_label_smoothing_and_clipping_reach_the_update(trainer):
     def norm_and_loss(**options):
         run = trainer(epochs=1, **options)
         norms = []
-        run.optimizer.optimizer.register_step_pre_hook(
-            lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()]).item())
+        run.learner.optimizer.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(
+                torch.nn.utils.get_total_norm([p.grad for p in run.learner.model.parameters()]).item()
+            )
         )
         run.fit()
         return norms[0], next(row["train_loss"] for row in rows_of(run.output))
@@ -310,9 +326,9 @@ def test_every_test_image_is_read_once_and_after_the_training(trainer, splits, m
 def test_drop_path_is_on_in_training_and_off_in_evaluation(trainer):
     run = trainer(batch_size=18)
     modes = []
-    run.model.register_forward_pre_hook(lambda *_: modes.append(run.model.training))
+    run.learner.model.register_forward_pre_hook(lambda *_: modes.append(run.learner.model.training))
     run.fit()
-    # 2 updates and 1 validation batch an epoch, 1 test batch
+    # 2 updates and 1 validation batch per epoch, 1 test batch
     assert modes == [True, True, False, True, True, False, False]
 
 
@@ -331,33 +347,35 @@ def test_each_epoch_trains_in_a_new_order_and_with_new_crops(trainer):
 @pytest.mark.parametrize("log_every", [1, 10])
 def test_a_loss_that_is_not_a_number_stops_the_run_at_its_first_bad_update(trainer, log_every):
     run = trainer(log_every=log_every)
-    first = run.optimizer.optimizer.register_step_post_hook(
-        lambda *_: run.step == 1 and run.model.head.bias.data.fill_(np.nan)
+    first = run.learner.optimizer.optimizer.register_step_post_hook(
+        lambda *_: run.state.step == 1 and run.learner.model.head.bias.data.fill_(np.nan)
     )
     with pytest.raises(InputError) as caught:
         run.fit()
     first.remove()
     assert str(caught.value).startswith("the loss is nan at update 3")
-    assert "--lr 0.002" in str(caught.value)
+    assert "`lr=0.002`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (run.output / "best").exists()
     assert not (run.output / "result.json").exists()
 
 
 def test_an_absurd_learning_rate_stops_the_run(trainer):
-    with pytest.raises(InputError, match=r"the loss is (nan|inf) at update \d+: lower --lr 1e\+30"):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at update \d+: lower `lr=1e\+30`"):
         trainer(lr=1e30, warmup_epochs=0.0).fit()
 
 
-def test_weights_that_broke_at_the_last_update_are_no_result(trainer):
+def test_weights_that_broke_at_the_last_update_give_no_result(trainer):
     run = trainer(epochs=1)
-    run.optimizer.optimizer.register_step_post_hook(lambda *_: run.step == 3 and run.model.head.bias.data.fill_(np.nan))
+    run.learner.optimizer.optimizer.register_step_post_hook(
+        lambda *_: run.state.step == 3 and run.learner.model.head.bias.data.fill_(np.nan)
+    )
     with pytest.raises(InputError):
         run.fit()
 
 
 def test_bf16_trains_and_says_so(trainer, capsys):
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision per process
     try:
         result = trainer(precision="bf16", epochs=1).fit()
     finally:
@@ -366,26 +384,50 @@ def test_bf16_trains_and_says_so(trainer, capsys):
     assert 0 <= result["test_accuracy"] <= 1
 
 
-def test_the_plan_says_what_was_derived(trainer, capsys):
+def test_the_announcement_says_what_was_derived(trainer, capsys):
     trainer(epochs=2, batch_size=9, grad_accum=3).fit()
     plan = capsys.readouterr().err
-    for fact in ("32 train, 4 val, 18 test images, 3 classes", "8 updates, 4 an epoch, of 9 images", "3 passes"):
+    for fact in (
+        "32 train, 4 val, 18 test images, 3 classes", "8 updates, 4 per epoch, of 9 images", "3 accumulation steps"
+    ):  # fmt: skip
         assert fact in plan
     assert "epoch 2/2  val " in plan
 
 
-def test_what_this_machine_cannot_do_is_refused_by_option(config):
-    with pytest.raises(InputError, match=r"^--trackers nonesuch is not installed"):
-        make_accelerator(config(trackers=("nonesuch",)), Path("run"))
+WARM_UP = "the warm-up of 2 epochs takes the whole training, which never reaches the learning rate 0.002"
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "warned"), [(1, 0, True), (2, 0, True), (3, 0, False), (9, 5, True)])
+def test_a_warm_up_that_takes_the_whole_training_is_warned_about_when_it_starts(
+    trainer, capsys, epochs, max_steps, warned
+):
+    run = trainer(epochs=epochs, max_steps=max_steps, warmup_epochs=2.0)
+    assert WARM_UP not in capsys.readouterr().err
+    run._announce()
+    assert (WARM_UP in capsys.readouterr().err) == warned
+
+
+def test_fit_announces_a_training_before_its_first_update(trainer, capsys):
+    run = trainer(epochs=1, warmup_epochs=2.0)
+    said = []
+    run.learner.model.register_forward_pre_hook(lambda *_: said.append(capsys.readouterr().err))
+    run.fit()
+    assert f"{WARM_UP}: lower warmup_epochs\n" in said[0]
+    assert not any(WARM_UP in text for text in said[1:])
+
+
+def test_trackers_and_precisions_that_this_machine_lacks_are_refused(config):
+    with pytest.raises(InputError, match=r"^`trackers=nonesuch` is not installed"):
+        make_accelerator(config(trackers=("nonesuch",)).run, Path("run"))
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match=r"^--precision fp16 needs a GPU"):
-            make_accelerator(config(precision="fp16"), Path("run"))
+        with pytest.raises(InputError, match=r"^`precision=fp16` needs a GPU"):
+            make_accelerator(config(precision="fp16").run, Path("run"))
 
 
-def test_an_engine_that_shards_the_model_in_its_own_way_is_refused_before_anything_loads(config, monkeypatch):
+def test_a_launch_file_with_unsupported_sharding_is_refused_before_anything_loads(config, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(InputError, match=r"^the launch file asks for FSDP.*fsdp2\.yaml"):
-        make_accelerator(config(), Path("run"))
+        make_accelerator(config().run, Path("run"))
 
 
 def test_a_grey_model_trains_on_grey_images(trainer):
@@ -394,36 +436,36 @@ def test_a_grey_model_trains_on_grey_images(trainer):
     assert run.fit()["test_images"] == 18
 
 
-def test_the_average_of_the_weights_follows_its_formula_and_is_what_is_kept(trainer):
+def test_the_average_of_the_weights_follows_its_formula(trainer):
     run = trainer(epochs=2, ema=0.6)
-    names = [name for name, _ in run.net.named_parameters()]
+    names = [name for name, _ in run.learner.net.named_parameters()]
     average = {}
 
     def follow(optimizer, *_):
-        step = run.step + 1
+        step = run.state.step + 1
         decay = 0.0 if step < 2 else min(0.6, 1 - step ** (-2 / 3))  # timm's warm-up
-        for name, p in run.net.named_parameters():
+        for name, p in run.learner.net.named_parameters():
             average[name] = p.detach().clone() if step == 1 else decay * average[name] + (1 - decay) * p.detach()
 
-    run.optimizer.optimizer.register_step_post_hook(follow)
+    run.learner.optimizer.optimizer.register_step_post_hook(follow)
     weights_after(run)
-    kept = dict(run.ema.module.named_parameters())
+    kept = dict(run.learner.ema.module.named_parameters())
     assert all(torch.allclose(kept[name], average[name], atol=1e-6) for name in names)
-    assert not torch.allclose(kept["head.weight"], run.net.head.weight)
+    assert not torch.allclose(kept["head.weight"], run.learner.net.head.weight)
 
 
-def test_what_is_evaluated_and_saved_is_the_average(trainer, splits):
+def test_the_average_is_evaluated_and_saved(trainer, splits):
     run = trainer(epochs=2, ema=0.6)
     result = run.fit()
     assert accuracy_outside(run.output / "best", splits.test) == result["test_accuracy"]
     saved = timm.create_model(f"local-dir:{run.output}/best", pretrained=True).state_dict()
-    assert not torch.equal(saved["head.weight"], run.net.head.weight)
+    assert not torch.equal(saved["head.weight"], run.learner.net.head.weight)
 
 
-def test_the_average_of_a_ramped_schedule_keeps_its_lambda(trainer):
+def test_the_average_has_the_lambda_of_a_warmed_up_schedule(trainer):
     run = trainer(shape={"lambda_init": "schedule"}, ema=0.5, lambda_warmup=1.0, lambda_target=0.3)
     run.fit()
-    for layer in run.ema.module.differential_layers():
+    for layer in run.learner.ema.module.differential_layers():
         assert layer.lambda_init.item() == pytest.approx(0.3, abs=0.02)
 
 
@@ -432,7 +474,7 @@ def test_max_steps_ends_the_training_and_its_learning_rate_there(trainer, steps,
     run = trainer(max_steps=steps, epochs=9)
     result = run.fit()
     assert (result["updates"], result["epochs"]) == (steps, epochs)
-    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+    assert run.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0)
     rows = rows_of(run.output)
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, steps + 1))
     validated = [row["epoch"] for row in rows if "val_accuracy" in row]
@@ -440,13 +482,13 @@ def test_max_steps_ends_the_training_and_its_learning_rate_there(trainer, steps,
     assert validated[-1] == pytest.approx(steps / run.updates_per_epoch) == rows[-2]["epoch"]
 
 
-def test_patience_ends_a_training_that_gets_no_better(trainer, capsys):
+def test_patience_ends_a_training_that_does_not_improve(trainer, capsys):
     run = trainer(epochs=9, lr=1e-30, patience=2)
     assert run.fit()["epochs"] == 3
-    assert "--patience ends the training" in capsys.readouterr().err
+    assert "the last 2 epochs were not better: the training stops early" in capsys.readouterr().err
 
 
-def test_repeated_augmentation_looks_at_fewer_images_more_often(trainer):
+def test_repeated_augmentation_draws_fewer_images_more_often(trainer):
     run = trainer(augment="crop+flip", repeated_augmentation=4, epochs=2)
     seen = []
     for epoch in (0, 1):
@@ -459,12 +501,12 @@ def test_repeated_augmentation_looks_at_fewer_images_more_often(trainer):
 
 def test_a_frozen_backbone_keeps_its_weights_and_stays_in_evaluation_mode(trainer):
     run = trainer(shape={"drop_path_rate": 0.5})
-    run.net.requires_grad_(False)
-    run.net.head.requires_grad_(True)
-    run = Trainer(run.config, run.accelerator, run.net, run.splits, run.output)
-    before = {name: tensor.clone() for name, tensor in run.net.state_dict().items()}
+    run.learner.net.requires_grad_(False)
+    run.learner.net.head.requires_grad_(True)
+    run = Trainer(run.config, run.accelerator, run.learner.net, run.splits, run.output)
+    before = {name: tensor.clone() for name, tensor in run.learner.net.state_dict().items()}
     modes = []
-    run.net.blocks[1].register_forward_pre_hook(lambda block, _: modes.append(block.training))
+    run.learner.net.blocks[1].register_forward_pre_hook(lambda block, _: modes.append(block.training))
     after = weights_after(run)
     assert not any(modes)
     changed = {name for name in after if not torch.equal(after[name], before[name])}
@@ -473,9 +515,11 @@ def test_a_frozen_backbone_keeps_its_weights_and_stays_in_evaluation_mode(traine
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_model_trains_to_the_same_weights(trainer):
-    plain, compiled = (trainer(BIASLESS, epochs=1, max_steps=2, lr=1e-3, compile=compile) for compile in (False, True))
+    # With seed 0, a weight has a first gradient of 2e-8, about AdamW's eps, whose rounding becomes a step of 1.5e-5.
+    options = dict(epochs=1, max_steps=2, lr=1e-3, seed=1)
+    plain, compiled = (trainer(BIASLESS, compile=compile, **options) for compile in (False, True))
     one, other = weights_after(plain), weights_after(compiled)
-    assert compiled.net._compiled_call_impl is not None
+    assert compiled.learner.net._compiled_call_impl is not None
     assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
 
 
@@ -491,11 +535,11 @@ from diffvit_timm.training.trainer import Trainer
 from diffvit_timm.training.accelerator import make_accelerator
 
 folder, output, batch_size = sys.argv[1:]
-config = TrainConfig(
+config = TrainConfig.from_flat(
     folder, "tiny", epochs=2, batch_size=int(batch_size), augment="crop+flip", workers=0, log_every=1, grad_accum=2,
-    ema=0.9, lr=1e-3, model_kwargs=("qkv_bias=False",)
+    ema=0.9, lr=1e-3, crop_scale=0.35, model_kwargs=("qkv_bias=False",)
 )
-accelerator = make_accelerator(config, Path(output))
+accelerator = make_accelerator(config.run, Path(output), config.optim.ema)
 splits = load_splits(folder)
 torch.manual_seed(0)
 model = timm.create_model(
@@ -513,7 +557,7 @@ ImageDataset.__getitem__ = recorded
 trainer = Trainer(config, accelerator, model, splits, Path(output))
 result = trainer.fit()
 weights = torch.cat([p.flatten() for p in model.parameters()]).tolist()
-average = torch.cat([p.flatten() for p in trainer.ema.module.parameters()]).tolist()
+average = torch.cat([p.flatten() for p in trainer.learner.ema.module.parameters()]).tolist()
 row = dict(result=result, reads=reads, weights=weights, average=average, processes=accelerator.num_processes)
 Path(output, f"rank{accelerator.process_index}.json").write_text(json.dumps(row))
 accelerator.end_training()
@@ -522,7 +566,7 @@ accelerator.end_training()
 
 @pytest.fixture(scope="module")
 def ranks(image_folder, tmp_path_factory, on_ranks):
-    """Function: number of processes -> what each reports of the same training, 8 images an update."""
+    """Function: number of processes -> the reports of each, of the same training with 8 images per update."""
 
     @functools.cache
     def run(processes):
@@ -544,14 +588,14 @@ def test_two_processes_share_the_work_and_see_new_crops_each_epoch(ranks):
 
     train_reads = [[(i, image) for size, i, image in rank["reads"] if size == 32] for rank in (first, second)]
     assert [len(reads) for reads in train_reads] == [32, 32]
-    for epoch in (0, 1):  # half of the images each, none twice
+    for epoch in (0, 1):  # each process reads half of the images, none of them twice
         seen = [i for reads in train_reads for i, _ in reads[16 * epoch : 16 * (epoch + 1)]]
         assert sorted(seen) == list(range(32))
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, 9))
 
     shown = {i: [image for reads in train_reads for j, image in reads if i == j] for i in range(32)}
     repeated = [i for i, (once, again) in shown.items() if once == again]
-    assert not repeated, "the augmentation of the first epoch came again"
+    assert not repeated, "the second epoch repeats the augmentation of the first one"
 
 
 def test_two_processes_and_one_train_the_same_at_the_same_global_batch(ranks):

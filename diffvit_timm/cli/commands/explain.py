@@ -91,7 +91,9 @@ def _print_views(views: list[ModelView], folder: Path) -> None:
     for image, model, prediction in rows:
         log0(f"  {image:{image_width}}  {model:{model_width}}  {prediction}")
     names = {path.stem for path in folder.glob("*.png")}
-    log0(f"\n{len(names)} pictures (PNG) in {folder}, each with its numbers in an NPZ file of the same name:")
+    log0(f"\n{len(names)} pictures (PNG) in {folder}, each with its numbers in an NPZ file of the same name.")
+    if len(views) > 1:
+        log0(f"IMAGE-* show {views[0].name}; a number at the end counts the models of compare.")
     first = views[0].pictures[0].name
     for name, what in PICTURES.items():
         if name.replace("IMAGE", first) in names:

@@ -1,0 +1,173 @@
+"""Compare CLIP's zero-shot classifier with a converted CLIP and with a supervised network, on the same images.
+
+    diffvit compare clip --clip RN50:openai --supervised resnet50.a1_in1k
+    diffvit compare clip --clip ViT-B-16:openai --convert calibrated --supervised RUN
+    diffvit compare clip --clip ViT-B-16:openai --convert mirror --dataset FOLDER --images 500
+
+CLIP is asked for the class names of the dataset. A supervised network that was trained on the dataset knows them too.
+A network of ImageNet is asked for the classes that WordNet knows by the same names, and only their images count.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from ...console import log0
+from ...data.config import DatasetConfig
+from ...data.splits import Splits
+from ...errors import InputError, require_at_least, require_device, require_files
+from ...files import output_folder, write_atomically
+from ...models.pretrained import check_model, load_model, short_names
+from ...options import Options as Checks
+from ...zero_shot.class_names import read_class_map
+from ...zero_shot.clip import Clip, check_clip, load_clip
+from ...zero_shot.comparison import (
+    Classifier,
+    accuracy_rows,
+    clip_classifier,
+    convert_clip,
+    draw_disagreement,
+    split_logits,
+    supervised_classifier,
+)
+from ...zero_shot.prompts import read_templates, readable
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Checks):
+    clip: str = "RN50:openai"
+    """ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder of a CLIP model."""
+    supervised: str | None = None
+    """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
+    convert: Literal["none", "svd", "slice", "calibrated", "mirror"] = "none"
+    """Also compare CLIP with its image tower converted by this method; mirror: to version 2."""
+    data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
+    )
+    templates: str = "auto"
+    """auto (by the dataset's name), pet, cifar, fashion, mnist, imagenet, plain, or a file, one sentence per line."""
+    class_map: Path | None = None
+    """YAML file of `class: [ImageNet index, ...]`, for classes with other names in WordNet."""
+    images: int = 0
+    """Number of test images, drawn at random; 0: all."""
+    calibration_images: int = 256
+    """Number of training images, without labels, that the conversion calibrated looks at."""
+    shown: int = 5
+    """Largest number of images in a picture."""
+    batch_size: int = 32
+    """Number of images per batch."""
+    device: str = "cpu"
+    """Device to compute on: cpu, cuda, mps, ..."""
+    output: str = "auto"
+    """Folder of the tables and pictures, new or empty; auto: runs/clip-DATE-TIME."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, calibration_images=self.calibration_images, shown=self.shown, batch_size=self.batch_size)
+        require_at_least(0, images=self.images)
+        if self.supervised is None and self.convert == "none":
+            raise InputError("there is nothing to compare `clip` with: pass `supervised` or `convert`")
+        if self.class_map is not None:
+            self.require("class_map", self.supervised is not None, "has no effect without `supervised`")
+            require_files("class_map", [self.class_map.expanduser()])
+        has_two_models = self.supervised != self.clip
+        self.require("supervised", has_two_models, "and `clip` name the same folder: give a supervised network")
+
+
+def main(options: Options) -> dict:
+    require_device(options.device)
+    folder = output_folder(options.output, "clip")
+    templates = read_templates(options.templates, options.data.dataset)
+    if options.supervised is not None:
+        check_model(options.supervised, parameter="supervised")
+    check_clip(options.clip)
+    splits = options.data.load()
+    classifiers = _make_classifiers(options, splits, templates)
+    known = np.all([classifier.known for classifier in classifiers], axis=0)  # (classes,)
+    names = [readable(name) for name in splits.class_names]
+    split = _choose_images(options, splits, known, names)
+    labels = np.array(split["label"])
+    # Every classifier chooses among the classes that all know, because only their images count.
+    logits = {
+        c.name: np.where(known, split_logits(c, split, options.batch_size, options.device), -np.inf)
+        for c in classifiers
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    where = f"{len(labels)} images of {Path(options.data.dataset).name}"
+    rows = accuracy_rows(logits, labels)
+    numbers = draw_disagreement(logits, labels, split, names, where, folder, options.shown)
+    result = {"output": str(folder), "classes": int(known.sum()), "templates": templates, "rows": rows, **numbers}
+    _write(result, folder)
+    _print(result, where)
+    return result
+
+
+def _make_classifiers(options: Options, splits: Splits, templates: tuple[str, ...]) -> list[Classifier]:
+    """Return CLIP, converted CLIP if asked for, and the supervised network if there is one."""
+    supervised = []
+    if options.supervised is not None:  # first, because it may not know the classes, and a conversion takes minutes
+        _, name = short_names([options.clip.removeprefix("local-dir:"), options.supervised])
+        class_map = read_class_map(options.class_map, splits.class_names) if options.class_map else None
+        model = load_model(options.supervised, parameter="supervised")
+        try:
+            supervised = [supervised_classifier(model, name, splits.class_names, class_map, options.device)]
+        except InputError as error:
+            raise InputError(f"`supervised={options.supervised}`: {error}") from error
+    clip = load_clip(options.clip)
+    clips = [clip] if options.convert == "none" else [clip, _convert(clip, options, splits)]
+    return [clip_classifier(one, splits.class_names, templates, options.device) for one in clips] + supervised
+
+
+def _convert(clip: Clip, options: Options, splits: Splits) -> Clip:
+    try:
+        return convert_clip(clip, options.convert, splits.train, options.calibration_images, options.batch_size)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"`convert={options.convert}`: {error}") from error
+
+
+def _choose_images(options: Options, splits: Splits, known: np.ndarray, names: list[str]) -> Any:
+    """Draw test images, and keep those of the classes that all classifiers know."""
+    count = min(options.images or len(splits.test), len(splits.test))
+    split = splits.test.shuffle(seed=0).take(count) if options.images else splits.test
+    split = split.select(np.flatnonzero(known[np.array(split["label"])]))
+    if not len(split):
+        raise InputError(f"`images={options.images}` draws no image of a class that all classifiers know: draw more")
+    if not known.all():
+        missing = ", ".join(name for name, is_known in zip(names, known, strict=True) if not is_known)
+        log0(f"counted on the {len(split)} images of {known.sum()} classes that all know; not on those of {missing}")
+    return split
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(result["rows"][0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result["rows"])
+    write_atomically(folder / "table.csv", text.getvalue())
+    write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def _print(result: dict[str, Any], where: str) -> None:
+    """Print the accuracies, the disagreement and the files."""
+    width = max(len("model"), *(len(row["model"]) for row in result["rows"]))
+    log0(
+        f"\n{where}, {result['classes']} classes\ntop-1: accuracy with its 95 % interval; top-5: images whose class is "
+        "among the five most likely;\nper class: mean of the accuracies of the classes."
+    )
+    log0(f"\n{'model':{width}s}  {'top-1':28s}  {'top-5':>7s}  per class")
+    for row in result["rows"]:
+        interval = f"{row['top1']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
+        log0(f"{row['model']:{width}s}  {interval:28s}  {row['top5']:7.2%}  {row['mean_per_class']:9.2%}")
+    counts = "; ".join(f"{name}: {count}" for name, count in result["alone_right"].items())
+    log0(f"\nImages that only the first or only the last gets right: {counts}.")
+    log0(
+        f"{result['output']}: the table is in table.csv and result.json, the agreement in agreement.png, the images\n"
+        "that only one gets right in first-alone-right.png and last-alone-right.png."
+    )

@@ -1,0 +1,91 @@
+"""Measure what each conversion of a plain ViT keeps, before any training.
+
+    diffvit compare conversions                                                   # DeiT-Ti on the test images of Pets
+    diffvit compare conversions --dataset FOLDER --images 64 --calibration-images 32          # a minute
+    diffvit compare conversions --source vit_base_patch16_siglip_224 --no-pretrained          # without weights
+
+The images should be of the kind that the source was trained on. Their labels are not used.
+"""
+
+import dataclasses
+import time
+from typing import Annotated, Any
+
+import tyro
+
+from ...console import log0
+from ...conversion.report import ConversionReport, conversion_report
+from ...conversion.sources import check_source
+from ...data.config import DatasetConfig
+from ...data.loading import image_batches
+from ...errors import InputError, require_at_least
+from ...models.pretrained import check_model, load_model
+from ...studies.conversions import list_conversions, reason_against_pairs
+
+COLUMNS = """
+agreement: share of the images with the source's top-1 class; KL: KL(source || converted) of the class probabilities in
+nats; output error: relative error of the logits; seconds: time to convert.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
+    )
+    source: str = "deit_tiny_patch16_224.fb_in1k"
+    """Plain ViT: timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
+    pretrained: bool = True
+    """Load the pretrained weights; with random ones, the output error shows whether an architecture converts."""
+    images: int = 0
+    """Number of test images to compare on, drawn at random; 0: all."""
+    calibration_images: int = 256
+    """Number of training images, without labels, to calibrate on."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, images=self.images)
+        require_at_least(1, calibration_images=self.calibration_images)
+
+
+def main(options: Options) -> dict:
+    check_model(options.source, options.pretrained, parameter="source", hint="pass `pretrained=False`")
+    splits = options.data.load()
+    source = _load_source(options)
+    calibration = list(image_batches(source, splits.train, options.calibration_images, label="reading images"))
+    conversions = list_conversions(source, calibration)
+    if reason := reason_against_pairs(source):
+        log0(f"no pairs, because {reason}")
+    count = min(options.images or len(splits.test), len(splits.test))
+    log0(
+        f"\n{options.source} and its conversions on {count:,} test images, calibrated on "
+        f"{sum(map(len, calibration)):,} training images.{COLUMNS}"
+    )
+    width = max(map(len, conversions))
+    log0(f"{'conversion':{width}s}  agreement  KL (nats)  output error  seconds")
+    result = {}
+    for name, convert in conversions.items():
+        start = time.perf_counter()
+        model = convert()
+        seconds = time.perf_counter() - start
+        report = conversion_report(source, model, image_batches(source, splits.test, count))
+        result[name] = {**report.summary(), "seconds": round(seconds, 2)}
+        log0(f"{name:{width}s}  {_row(report)}  {seconds:7.2f}")
+    return result
+
+
+def _load_source(options: Options) -> Any:
+    """Load the plain ViT in evaluation mode, if it can be converted."""
+    source = load_model(
+        options.source, options.pretrained, parameter="source", hint="pass `pretrained=False`"
+    ).eval()  # fmt: skip
+    try:
+        check_source(source)
+    except ValueError as error:
+        raise InputError(f"`source={options.source}`: {error}") from error
+    return source
+
+
+def _row(report: ConversionReport) -> str:
+    agreement = "-" if report.agreement is None else f"{report.agreement:.2%}"
+    kl = "-" if report.kl is None else f"{report.kl:.4f}"
+    return f"{agreement:>9s}  {kl:>9s}  {report.output_error:12.3f}"

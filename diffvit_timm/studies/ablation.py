@@ -1,0 +1,149 @@
+"""Ablations: vary one thing over trainings from scratch, with differential attention and with its plain twin."""
+
+import dataclasses
+import itertools
+from typing import Any, Literal
+
+import timm
+from timm.layers import to_2tuple
+
+from ..errors import InputError
+from ..models.diffvit import FROM_SCRATCH
+from ..models.pretrained import check_model
+from ..training.config import TrainConfig
+from .results import Run, difference
+from .runs import Plan, StudyConfig
+
+__all__ = ["BASELINE", "STUDIES", "AblationConfig", "differences", "plan_ablation"]
+
+Study = Literal[
+    "patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda", "noise"
+]
+
+# For each study: name of each setting -> its options, and its arguments of the model.
+STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "patch_size": {f"{side} x {side}": ({}, {"patch_size": side}) for side in (2, 4, 8)},
+    "pos_embed": {name: ({}, {"pos_embed": name}) for name in ("none", "learn", "learn_2d", "sincos")},
+    "augmentation": {
+        **{name: ({"augment": name}, {}) for name in ("none", "flip", "shift+flip", "shift+flip+cutout")},
+        "shift+flip+randaugment": ({"augment": "shift+flip+randaugment"}, {}),
+        "shift+flip+autoaugment": ({"augment": "shift+flip+autoaugment"}, {}),
+        "shift+flip, mixup and CutMix": ({"augment": "shift+flip", "mixup": 0.2, "cutmix": 1.0}, {}),
+    },
+    "size": {f"depth {depth}": ({}, {"depth": depth}) for depth in (2, 4, 6, 8)},
+    "dropout": {
+        **{f"drop path {rate}": ({"drop_path": rate}, {}) for rate in (0.0, 0.1, 0.2)},
+        **{f"dropout {rate}": ({}, {"proj_drop_rate": rate}) for rate in (0.1, 0.2)},
+    },
+    "batch_size": {f"batch {size}": ({"batch_size": size}, {}) for size in (32, 64, 128, 256)},
+    "attention": {
+        "plain": ({"attn": "plain"}, {}),
+        "the paper's": ({}, {}),
+        "without head norm": ({}, {"head_norm": False}),
+        "version 2": ({"attn": "diff_v2"}, {}),
+    },
+    "lambda": {
+        "schedule": ({}, {"lambda_init": "schedule"}),
+        **{str(value): ({}, {"lambda_init": value}) for value in (0.0, 0.05, 0.2, 0.5, 0.8)},
+    },
+    "noise": {
+        "clean": ({}, {}),
+        **{f"{rate:.0%} wrong labels": ({"label_noise": rate}, {}) for rate in (0.2, 0.4)},
+        **{f"pixel noise {deviation}": ({"input_noise": deviation}, {}) for deviation in (0.2, 0.4)},
+    },
+}
+# In these studies a setting is a kind of attention. It has no plain twin, and is compared with this setting.
+BASELINE = {"attention": "plain", "lambda": "schedule"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AblationConfig(StudyConfig):
+    """Trainings that differ in one setting, with differential attention and, beside it, plain attention."""
+
+    study: Study = "pos_embed"
+    """What to vary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settings = STUDIES[self.study].values()
+        for name in {name for options, _ in settings for name in options}:
+            self.require_unset(name, f"is what `study={self.study}` varies")
+        given = self.train.model.keyword_arguments.keys()
+        for name in given & {name for _, arguments in settings for name in arguments}:
+            raise InputError(f"`model_kwargs={name}=...` is what `study={self.study}` varies: leave it out")
+        if self.study in BASELINE:
+            for name in ("attn", "lambda_warmup"):
+                self.require_unset(name, f"has no place in `study={self.study}`, which varies the layer")
+            for name in given & {"head_norm", "lambda_init", "branch_dims"}:
+                raise InputError(
+                    f"`model_kwargs={name}=...` has no place in `study={self.study}`, which varies the layer: "
+                    "leave it out"
+                )
+            self._require_paper_layer()
+        if self.study == "patch_size":
+            self._require_whole_patches()
+        own = "|".join(_folder_name(name) for name in STUDIES[self.study])
+        self.require_own_folder(f"ablate-{self.study}", rf"({own})-\w+-\d+")
+
+    def _require_paper_layer(self) -> None:
+        model = self.train.model.model
+        if model not in FROM_SCRATCH:
+            raise InputError(
+                f"`model={model}` is made for pretrained weights and does not have the paper's layer: "
+                f"`study={self.study}` takes {', '.join(FROM_SCRATCH)}"
+            )
+
+    def _require_whole_patches(self) -> None:
+        model = self.train.model
+        check_model(model.model, pretrained=False)
+        sides = model.img_size or timm.get_pretrained_cfg(model.model).input_size[1:]
+        for side, (name, (_, arguments)) in itertools.product(
+            to_2tuple(sides) if len(sides) == 2 else to_2tuple(sides[0]), STUDIES["patch_size"].items()
+        ):
+            if side % arguments["patch_size"]:
+                raise InputError(
+                    f"`study=patch_size`: patches of {name} pixels do not divide the {side} pixels of "
+                    f"`model={model.model}`: pass `img_size=32`, or another multiple of 8"
+                )
+
+
+def _folder_name(setting: str) -> str:
+    """Return a setting with only letters, digits and hyphens."""
+    return "-".join("".join(c if c.isalnum() else " " for c in setting).split())
+
+
+def plan_ablation(config: AblationConfig) -> Plan:
+    """Return the setting and the options of every training, with all settings of a seed before the next seed."""
+    attn = config.train.model.attn
+    kinds = [attn] if config.study in BASELINE else [attn, "plain"]
+    plan: list[tuple[str, TrainConfig]] = []
+    for seed, (name, (options, arguments)), kind in itertools.product(
+        range(config.seeds), STUDIES[config.study].items(), kinds
+    ):
+        model_kwargs = config.train.model.model_kwargs + tuple(f"{key}={value}" for key, value in arguments.items())
+        own = {"attn": kind, **options, "seed": seed, "model_kwargs": model_kwargs}
+        place = f"{_folder_name(name)}-{own['attn']}-{seed}"
+        plan.append((name, config.single(f"ablate-{config.study}", place, **own)))
+    return plan
+
+
+def differences(study: str, runs: list[Run]) -> dict[str, tuple[float, float | None, int] | None]:
+    """Compare each setting with its plain twin, or with the baseline of the study, in pairs of equal seeds.
+
+    Args:
+        study: name of the study.
+        runs: its finished trainings.
+
+    Returns:
+        Per setting the mean difference of the test accuracies, half of its 95 % interval (None for a single pair) and
+        the number of pairs; None if no seed has both trainings.
+    """
+    baseline, found = BASELINE.get(study), {}
+    for name in STUDIES[study]:
+        if name == baseline:
+            continue
+        own = [run for run in runs if run.setting == name and (baseline or run.attn != "plain")]
+        others = [run for run in runs if run.setting == (baseline or name) and (baseline or run.attn == "plain")]
+        paired = {run.seed for run in own} & {run.seed for run in others}
+        found[name] = difference(own, others) if paired else None
+    return found

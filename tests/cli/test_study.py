@@ -1,0 +1,241 @@
+"""diffvit study: many short trainings as one table and one picture, and refusals before the first of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffvit_timm.cli.commands import study_ablation, study_scaling
+from diffvit_timm.cli.parser import parse_options
+from diffvit_timm.errors import DivergedError, InputError
+from diffvit_timm.studies.ablation import STUDIES, AblationConfig, Study, plan_ablation
+from diffvit_timm.studies.runs import SCRATCH
+from diffvit_timm.studies.scaling import ScalingConfig
+from diffvit_timm.training.trainer import Trainer
+
+SHAPE = ("--img-size", "16", "--model-kwargs", "patch_size=8")
+
+
+def ablation_of(study, **options):
+    """The configuration of an ablation, from scratch."""
+    seeds = options.pop("seeds", 1)
+    return AblationConfig(SCRATCH.replace(**options), seeds, study)
+
+
+@pytest.fixture
+def ablation(diffvit, image_folder, tmp_path):
+    """Function: study, more arguments -> its result, from runs of two updates; and the folder."""
+    short = ["--dataset", image_folder, "--output", tmp_path / "study", "--max-steps", "2", "--batch-size", "8"]
+    shape = [*SHAPE, "embed_dim=32", "num_heads=2", "depth=1"]
+    study = lambda name, *more: diffvit("study", "ablation", "--study", name, *short, "--seeds", "2", *shape, *more)  # noqa: E731
+    return study, tmp_path / "study"
+
+
+def test_an_ablation_has_a_row_per_setting_with_its_plain_twin_and_runs_nothing_twice(ablation, monkeypatch):
+    study, folder = ablation
+    result = study("pos_embed")
+    assert [(row["setting"], row["attn"], row["seeds"]) for row in result["rows"]] == [
+        (name, attn, 2) for name in ("none", "learn", "learn_2d", "sincos") for attn in ("diff", "plain")
+    ]
+    assert all(n == 2 for _, _, n in result["differences"].values())
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {"study.csv", "study.json", "study.png"}
+    assert len([path for path in folder.iterdir() if path.is_dir()]) == 16
+    monkeypatch.setattr(Trainer, "fit", None)  # no training may begin
+    assert study("pos_embed") == result
+
+
+def test_kinds_of_attention_are_compared_with_plain_attention(ablation):
+    study, _ = ablation
+    result = study("attention", "--seeds", "1")
+    assert [(row["setting"], row["attn"]) for row in result["rows"]] == [
+        ("plain", "plain"), ("the paper's", "diff"), ("without head norm", "diff"), ("version 2", "diff_v2")
+    ]  # fmt: skip
+    mean, half, n = result["differences"]["version 2"]
+    accuracy = {row["setting"]: row["mean"] for row in result["rows"]}
+    assert (mean, half, n) == (pytest.approx(accuracy["version 2"] - accuracy["plain"], abs=1e-4), None, 1)
+    assert "plain" not in result["differences"]
+
+
+def test_every_study_has_settings_that_parse():
+    assert set(STUDIES) == set(Study.__args__)
+    for name in STUDIES:
+        runs = plan_ablation(ablation_of(name))
+        folders = [config.run.output for _, config in runs]
+        assert len(set(folders)) == len(folders), name
+
+
+def test_a_study_starts_from_the_options_of_the_preset_scratch():
+    config = parse_options(study_ablation.Options, ["--config", "scratch", "--study", "size"])
+    assert config.train == SCRATCH
+
+
+def test_scaling_has_a_point_per_size_seed_and_kind_of_attention(diffvit, image_folder, tmp_path):
+    short = ["--dataset", image_folder, "--output", tmp_path / "runs", "--seeds", "1", "--max-steps", "1"]
+    result = diffvit(
+        "study", "scaling", *short, "--batch-size", "8", *SHAPE, "--sizes", "32x1", "64x1", "32x2", "64x2"
+    )  # fmt: skip
+    assert [(p["size"], p["attn"]) for p in result["points"]] == [
+        (size, attn) for size in ("32x1", "64x1", "32x2", "64x2") for attn in ("diff", "plain")
+    ]
+    flops = {(p["size"], p["attn"]): p["flops"] for p in result["points"]}
+    assert all(flops[size, "diff"] == flops[size, "plain"] for size, _ in flops)  # matched
+    assert {attn: list(laws) for attn, laws in result["laws"].items()} == {
+        "diff": ["parameters", "flops"],
+        "plain": ["parameters", "flops"],
+    }
+    assert result["over_plain"]["diff"]["flops"]["interval"] is None  # there is one seed
+    assert (tmp_path / "runs" / "scaling.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ("48x2", "`sizes=48x2`: the width must be a multiple of 32"),
+        ("huge", "`sizes=huge` is not"),
+        ("32x0", "`sizes=32x0` is not"),
+        ("32x2 32x2", "`sizes=32x2 32x2`: give one or more sizes, each once"),
+        ("", "`sizes=`: give one or more"),
+        ("vit_tiny_patch16_224", "`sizes=vit_tiny_patch16_224` has no plain twin"),
+    ],
+)
+def test_invalid_sizes_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        parse_options(study_scaling.Options, ["--sizes", *sizes.split()])
+
+
+def test_a_model_beside_sizes_that_are_models_is_refused():
+    options = ["--model", "diffvit_nano", "--sizes"]
+    with pytest.raises(InputError, match="`model=diffvit_nano` has no effect if all `sizes` are models"):
+        parse_options(study_scaling.Options, [*options, "diffvit_micro_patch8_32"])
+    parse_options(study_scaling.Options, [*options, "32x1"])
+
+
+def test_what_the_sizes_vary_is_not_an_argument_of_the_model():
+    with pytest.raises(InputError, match=r"`model_kwargs=depth=\.\.\.` is what `sizes` varies"):
+        parse_options(study_scaling.Options, ["--model-kwargs", "depth=3"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--seed 1",
+        "--resume auto",
+        "--seeds 0",
+        "--push-to-hub me/net",
+        "--dry-run",
+        "--eval-only",
+        "--attn plain",
+        "--model vit_tiny_patch16_224",
+        "--label-noise 0.1 --study noise",
+        "--mixup 0.2 --study augmentation",
+        "--batch-size 512 --study batch_size",
+        "--model-kwargs depth=3 --study size",
+        "--attn diff_v2 --study attention",
+        "--lambda-warmup 2 --study attention",
+        "--model-kwargs branch_dims=(16,16) --study attention",
+        "--model diffvit_tiny_patch16 --study lambda",
+    ],
+)
+def test_an_ablation_refuses_what_it_sets_itself_and_models_that_do_not_suit(options, refusal):
+    options = options.split()
+    named = options[0] + (f" {options[1]}".split("=")[0] if options[1:] else "")
+    assert named in refusal("study", "ablation", *options)
+
+
+def test_a_study_with_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="a study runs in one process"):
+        AblationConfig()
+
+
+def test_patches_that_do_not_divide_the_image_are_refused():
+    with pytest.raises(InputError, match="8 x 8 pixels do not divide the 28 pixels of `model=diffvit_nano`"):
+        ablation_of("patch_size", model="diffvit_nano")
+    with pytest.raises(InputError, match="`model=diffvit_foo` is not"):
+        ablation_of("patch_size", model="diffvit_foo")
+    with pytest.raises(InputError, match="4 x 4 pixels do not divide the 30 pixels of"):
+        ablation_of("patch_size", model="diffvit_nano", img_size=(30, 32))
+    with pytest.raises(InputError, match=r"`img_size=32 32 32` must be one positive number"):
+        ablation_of("patch_size", model="diffvit_nano", img_size=(32, 32, 32))
+    ablation_of("patch_size", model="diffvit_nano", img_size=(32, 32))
+    ablation_of("patch_size", model="diffvit_nano", img_size=(32,))
+
+
+def test_a_study_does_not_write_over_another_one(tmp_path):
+    (tmp_path / "20-wrong-labels-diff-0").mkdir()
+    (tmp_path / "20-wrong-labels-diff-0" / "config.yaml").touch()
+    ablation_of("noise", output=str(tmp_path))
+    with pytest.raises(InputError, match="contains 20-wrong-labels-diff-0, which is not a training of this study"):
+        ablation_of("size", output=str(tmp_path))
+    with pytest.raises(InputError, match="contains 20-wrong-labels-diff-0, which is not a training of this study"):
+        ScalingConfig(SCRATCH.replace(output=str(tmp_path)))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "scaling.json").write_text("mine")
+    own = SCRATCH.replace(output=str(tmp_path / "own"))
+    for study in (AblationConfig, ScalingConfig):
+        with pytest.raises(InputError, match="own` is not empty"):
+            study(own)
+
+
+def test_a_training_that_diverges_leaves_the_others_their_table(ablation, monkeypatch, capsys):
+    study, folder = ablation
+    fit = Trainer.fit
+
+    def diverge(trainer, checkpoint=None):
+        if getattr(trainer.learner.net, "attn", "") == "diff_v2" or trainer.config.run.seed == 1:
+            raise DivergedError("the loss is nan")
+        return fit(trainer, checkpoint)
+
+    monkeypatch.setattr(Trainer, "fit", diverge)
+    with pytest.raises(SystemExit) as caught:
+        study("attention")
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "5 of 8 trainings diverged, and the results are those of the others: lower --lr" in said
+    result = json.loads((folder / "study.json").read_text())
+    assert [(row["setting"], row["seeds"]) for row in result["rows"]] == [
+        ("plain", 1), ("the paper's", 1), ("without head norm", 1)
+    ]  # fmt: skip
+    assert set(result["differences"]) == {"the paper's", "without head norm"}
+    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_study_that_a_signal_ends_says_how_to_continue_and_keeps_its_rows(ablation, monkeypatch, capsys):
+    study, folder = ablation
+    fit = Trainer.fit
+
+    def end(trainer, checkpoint=None):
+        if trainer.learner.net.attn == "plain":
+            return fit(trainer, checkpoint)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Trainer, "fit", end)
+    with pytest.raises(SystemExit):
+        study("attention")
+    assert "the same command continues the study" in capsys.readouterr().err
+    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("ablation --study attention --model-kwargs qk_norm=True", "attn='diff_v2' has no"),
+        ("ablation --study pos_embed --model-kwargs embed_dim=42 num_heads=3", "embed_dim=42"),
+        ("scaling --sizes 64x2 32x1 --freeze 2", "--freeze 2: .* has only 1 blocks"),
+    ],
+)
+def test_a_setting_that_cannot_be_made_is_refused_before_the_first_training(
+    arguments, message, refusal, image_folder, tmp_path
+):
+    import re
+
+    said = refusal("study", *arguments.split(), "--dataset", image_folder, "--output", tmp_path / "runs")
+    assert re.search(message, said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_of_version_2_is_compared_with_plain_attention_too():
+    runs = plan_ablation(ablation_of("noise", attn="diff_v2", output="~/runs"))
+    assert [config.model.attn for _, config in runs] == ["diff_v2", "plain"] * 5
+    assert len({config.run.output for _, config in runs}) == len(runs)
+    assert all(Path(config.run.output).parent == Path.home() / "runs" for _, config in runs)

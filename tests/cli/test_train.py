@@ -1,0 +1,113 @@
+"""diffvit train: the demo, presets, training from scratch, and the recipes that are its pages."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from diffvit_timm.cli.commands.train import Options
+from diffvit_timm.cli.parser import parse_options, preset_names
+from diffvit_timm.training import demo as demo_module
+from diffvit_timm.training.trainer import Trainer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+class ShortTrainer(Trainer):
+    """One epoch, whatever was asked."""
+
+    def __init__(self, config, *args):
+        super().__init__(config.replace(epochs=1, warmup_epochs=0.5), *args)
+
+
+def test_the_demo_converts_and_fine_tunes_and_compares(diffvit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_module, "Trainer", ShortTrainer)
+    result = diffvit("train", "--demo", "--output", tmp_path / "demo")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"source", "diff", "plain"}
+    assert result["conversion"]["method"] == "svd"
+    assert {"source_accuracy", "converted_accuracy", "test_accuracy", "plain_twin_accuracy"} <= set(result)
+    assert result["output"] == str(tmp_path / "demo" / "diff")
+
+
+def test_the_demo_ends_with_what_a_person_reads(tmp_path, monkeypatch, capsys):
+    from diffvit_timm.cli import main
+
+    monkeypatch.setattr(demo_module, "Trainer", ShortTrainer)
+    main(["train", "--demo", "--output", str(tmp_path / "demo")])
+    said = capsys.readouterr().err
+    assert "Diff-ViT, fine-tuned on" in said
+    assert "Test accuracy:" in said
+    assert "Plain twin, trained in the same way:" in said
+    run = tmp_path / "demo" / "diff"
+    assert f"The weights are in {run}/best" in said
+    for command in (f"predict IMAGE.jpg --model {run}", f"explain IMAGE.jpg --model {run}", f"push {run} NAME"):
+        assert f"diffvit {command}" in said
+
+
+@pytest.mark.parametrize("option", ["--conversion calibrated", "--resume auto", "--dry-run"])
+def test_the_demo_refuses_what_it_has_no_use_for(option, refusal, tmp_path):
+    assert option in refusal("train", "--demo", *option.split(), "--output", tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_parses(preset):
+    parse_options(Options, ["--config", preset])
+
+
+def test_small_images_train_from_scratch(diffvit, stream_folder, tmp_path):
+    short = ["--dataset", stream_folder, "--epochs", "1", "--batch-size", "8", "--max-steps", "2"]
+    result = diffvit("train", "--config", "scratch", *short, "--output", tmp_path / "run")
+    assert result["model"] == "diffvit_micro_patch4_32"
+    assert result["conversion"] is None
+    assert (result["updates"], result["test_images"]) == (2, 30)
+
+
+def test_help_loads_nothing_that_a_training_needs():
+    heavy = ("datasets", "accelerate", "albumentations", "matplotlib", "sklearn", "scipy")
+    code = (
+        "import sys\nfrom diffvit_timm.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit as end: assert end.code == 0\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--batch-size INT" in out
+    for title in ("data options", "model options", "optim options", "run options"):
+        assert f"─ {title} ─" in out
+    assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("finetune_pets", "train --config pets"),
+        ("train_cifar", "train --config scratch"),
+        ("ablate", "study ablation"),
+        ("scaling_laws", "study scaling"),
+    ],
+)
+def test_a_recipe_is_a_page_that_calls_a_command(recipe, command, monkeypatch):
+    calls = []
+    monkeypatch.setattr("diffvit_timm.cli.main", calls.append)
+    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--seed", "3"])
+    runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
+    assert calls == [[*command.split(), "--seed", "3"]]
+    text = (RECIPES / f"{recipe}.py").read_text()
+    assert f"diffvit {command}" in text
+    assert len(text.splitlines()) <= 30
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RECIPES / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_launch_files_are_what_accelerate_reads(path):
+    config = load_config_from_file(str(path))
+    assert path.name in path.read_text().splitlines()[0]  # the command that uses it
+    assert config.num_processes >= 1
+
+
+def test_the_slurm_script_parses():
+    subprocess.run(["bash", "-n", RECIPES / "configs" / "slurm.sh"], check=True)

@@ -1,0 +1,62 @@
+"""Every conversion of the comparison can be made, and timm's attention gets the weights as timm would load them."""
+
+import pytest
+import timm
+import torch
+from timm.layers import DiffAttention
+
+from diffvit_timm.studies.conversions import list_conversions, reason_against_pairs, with_timm_attention
+
+SHAPE = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+
+
+def plain_vit(**settings):
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", **{**SHAPE, **settings}).eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ({}, 2),
+        ({"qkv_bias": False, "class_token": False, "global_pool": "avg"}, 2),
+        ({"num_heads": 1}, 0),
+        ({"class_token": False, "global_pool": "map"}, 0),
+        ({"num_classes": 0}, 2),
+    ],
+    ids=str,
+)
+def test_every_conversion_keeps_the_shape_of_the_outputs_and_leaves_the_source_alone(settings, pairs):
+    source = plain_vit(**settings)
+    images = torch.randn(8, 3, 16, 16)
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    conversions = list_conversions(source, [images[:4], images[4:]])
+    assert sum(name.startswith("pairs") for name in conversions) == pairs
+    with torch.no_grad():
+        expected = source(images)
+        for convert in conversions.values():
+            assert convert()(images).shape == expected.shape
+        torch.testing.assert_close(conversions["mirror, version 2"]()(images), expected, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+
+
+def test_the_reason_against_pairs_is_named():
+    assert reason_against_pairs(plain_vit()) is None
+    assert reason_against_pairs(plain_vit(num_heads=1)) == "the number of heads, 1, is odd"
+    assert "attention pooling" in reason_against_pairs(plain_vit(class_token=False, global_pool="map"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"qkv_bias": False}, {"proj_bias": False}], ids=str)
+def test_timms_attention_is_the_one_of_create_model_with_the_same_weights(settings):
+    source = plain_vit(**settings)
+    model = with_timm_attention(source)
+    expected = timm.create_model("vit_tiny_patch16_224", attn_layer="diff", **SHAPE, **settings).eval()
+    missing, unexpected = expected.load_state_dict(source.state_dict(), strict=False)
+    assert not unexpected
+    assert all(".lambda_" in name or ".sub_norm." in name for name in missing)
+    assert [type(block.attn) for block in model.blocks] == [DiffAttention, DiffAttention]
+    expected.load_state_dict(model.state_dict())  # also its random lambdas
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(images))
+    assert type(source.blocks[0].attn) is timm.layers.Attention
