@@ -1,11 +1,13 @@
-"""The core of the package needs no extra: it creates, converts, calibrates, captures, predicts and saves without them."""
+"""The core of the package needs no extra: it converts, calibrates, captures, predicts and saves without one."""
 
 import subprocess
 import sys
 
 # What the extras install and the core must do without. The blocked modules behave as if they were not installed.
-EXTRAS = ("accelerate", "albumentations", "cv2", "datasets", "matplotlib", "open_clip", "onnx", "pandas", "psutil", "pyarrow",
-          "rich", "scipy", "sklearn", "tyro")  # fmt: skip
+EXTRAS = (
+    "accelerate", "albumentations", "cv2", "datasets", "matplotlib", "open_clip", "onnx", "pandas", "psutil", "pyarrow",
+    "rich", "scipy", "sklearn", "tyro"
+)  # fmt: skip
 
 BLOCKED = f"""
 import sys

@@ -58,8 +58,8 @@ def _print_fits(fitted: dict[str, dict]) -> None:
             log0(f"{attn}: loss = {law['scale']:.2f} ({axis})^-{law['exponent']:.4f}{_interval_text(law['interval'])}")
             if law["misfit"] is not None and law["misfit"] < 0.05:
                 log0(
-                    f"  but the sizes do not lie on a power law (p = {law['misfit']:.2g}): the interval only covers the "
-                    "variation between seeds"
+                    f"  but the sizes do not lie on a power law (p = {law['misfit']:.2g}): the interval only covers "
+                    "the variation between seeds"
                 )
         if ratio := ratios.get(attn, {}).get(axis):
             interval = _interval_text(ratio["interval"])
