@@ -3,7 +3,7 @@
     python recipes/scaling_laws.py --max-train-samples 20000 --epochs 2 --warmup-epochs 0.3 --batch-size 64 \\
         --augment flip --label-smoothing 0 --precision bf16          # CIFAR-10, 4 sizes, 3 seeds, 24 trainings
     python recipes/scaling_laws.py --sizes 32x1 64x1 --dataset mnist --img-size 28 --model-kwargs in_chans=1 \\
-        --epochs 1 --seeds 1 --max-train-samples 1000                # tiny: TINY_SCALING on 2 CPU cores
+        --epochs 1 --seeds 1 --max-train-samples 1000                # a small check on a CPU
 
 It is `diffvit study scaling`. Expected of the first command, CIFAR-10 (JPEG copy), 3 seeds, 71 minutes on one CPU core:
 at equal parameters, the loss of the paper's layer is 1.029 times that of plain attention (95 % interval 1.016 to 1.042;

@@ -1,4 +1,4 @@
-"""The main job on bundled data, in a minute: train a plain ViT, convert it, fine-tune it and its plain twin."""
+"""The main job on bundled data: train a plain ViT, convert it, fine-tune it and its plain twin."""
 
 import copy
 
