@@ -29,8 +29,8 @@ class DatasetConfig(Options):
     """Where the images and labels come from. Every command that reads a dataset has these options."""
 
     dataset: str
-    """Dataset on the Hub, a short name (pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder with parquet
-    files or one folder of images per class."""
+    """Dataset on the Hub, a short name (pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder: parquet
+    files, or train/CLASS/*.jpg and test/CLASS/*.jpg."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     label_column: str = "label"

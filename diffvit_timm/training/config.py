@@ -29,7 +29,7 @@ class ModelConfig(Options):
     img_size: tuple[int, ...] = ()
     """Image size in pixels: one number, or height and width; default: the size of the model."""
     attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
-    """diff, diff_v2: convert a plain ViT; plain: use the plain twin of a diffvit model; model: as the name says."""
+    """diff, diff_v2: convert a plain ViT; plain: the plain twin of a diffvit model; model: what the model's name says."""
     conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
     """Method that converts plain weights; auto: mirror for diff_v2, svd for diff."""
     calibration_images: int = 256
@@ -41,9 +41,9 @@ class ModelConfig(Options):
     head_init: Literal["random", "probe"] = "random"
     """probe: start the head as a logistic regression on the features of the frozen network."""
     reset_head: bool = False
-    """Start a new head if the loaded one has other classes."""
+    """Replace the head of a model from a folder or the Hub, e.g. because it has other classes."""
     freeze: str = "none"
-    """Weights that are not trained: none, backbone (all but the head), or the stem and a number of first blocks."""
+    """Weights that are not trained: none, backbone (all but the head), or N: the stem and the first N blocks."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, but larger models fit."""
 
@@ -88,7 +88,7 @@ class OptimConfig(Options):
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0: never."""
     batch_size: int = 32
-    """Batch size per process, summed over accumulation steps."""
+    """Images per update and process; grad_accum splits them into smaller parts."""
     grad_accum: int = 1
     """Accumulation steps per update; raised automatically if the GPU runs out of memory."""
     opt: Optimizer = "adamw"
@@ -100,11 +100,11 @@ class OptimConfig(Options):
     weight_decay: float = 0.05
     """Weight decay, not applied to biases, norms, tokens and position embeddings."""
     layer_decay: float = 0.75
-    """Learning rate of a block divided by that of the next block; 1: the same for all."""
+    """Factor on the learning rate from each block to the one below it, down to the stem; 1: the same for all."""
     clip_grad: float = 1.0
     """Maximum gradient norm; 0: no clipping."""
     label_smoothing: float = 0.1
-    """Probability that label smoothing spreads over all classes."""
+    """Share of the target that is spread evenly over all classes."""
     mixup: float = 0.0
     """Alpha of mixup; 0: off. If CutMix is also on, each batch gets one of the two."""
     cutmix: float = 0.0
@@ -168,7 +168,7 @@ class RunConfig(Options):
     log_every: int = 10
     """Updates between two rows of metrics.jsonl."""
     val_every: int = 0
-    """Updates between two validations within an epoch, which are logged but choose nothing; 0: only after an epoch."""
+    """Updates between two validations within an epoch, which are only logged; 0: only after an epoch."""
     attention_every: int = 0
     """Epochs between two pictures of the attention on four validation images; 0: none."""
     trackers: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 #!/bin/bash
-# sbatch recipes/configs/slurm.sh RUN_FOLDER [options of the recipe]
+# sbatch recipes/configs/slurm.sh RUN_FOLDER [options of diffvit train]
 #
-# One process a GPU on any number of machines. Two minutes before its time is over, or when it is preempted, the job gets
-# SIGUSR1, writes a checkpoint and leaves with 138 (128 + SIGUSR1); requeued, the same command goes on from there.
+# One process per GPU, on any number of machines. The job gets SIGUSR1 two minutes before its time is over, or when it
+# is preempted. It then saves a checkpoint and ends with the exit code 138 (128 + SIGUSR1). It is queued again, and the
+# same command continues from the checkpoint.
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
@@ -12,13 +13,13 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -u
-run=${1:?give the run folder, on a disk that all machines share}
+run=${1:?give the run folder; all machines must share its disk}
 shift
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) WORLD_SIZE=$SLURM_NTASKS
 
-# No launcher in between: it would die of the signal instead of passing it on.
+# srun starts python without a launcher, because a launcher would end at the signal instead of passing it on.
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec "$@"' _ \
     python recipes/finetune_pets.py --output "$run" --resume auto --checkpoint-every 0.1 --precision bf16 "$@"
 status=$?
