@@ -46,7 +46,7 @@ class SeededCompose:
         return self.compose(image=pixels if pixels.ndim == 3 else pixels[..., None])["image"]
 
 
-def train_transform(policy: str, data_config: dict, crop_scale: float = 0.5) -> Transform:
+def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) -> Transform:
     """Return the training transform: image and seed -> normalised float tensor (C, H, W).
 
     Args:

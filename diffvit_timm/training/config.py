@@ -29,7 +29,7 @@ class ModelConfig(Options):
     img_size: tuple[int, ...] = ()
     """Image size in pixels: one number, or height and width; default: the size of the model."""
     attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
-    """diff, diff_v2: convert a plain ViT; plain: the plain twin of a diffvit model; model: what the model's name says."""
+    """diff, diff_v2: convert a plain ViT; plain: the plain twin of a diffvit model; model: as its name says."""
     conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
     """Method that converts plain weights; auto: mirror for diff_v2, svd for diff."""
     calibration_images: int = 256
