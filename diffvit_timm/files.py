@@ -1,11 +1,13 @@
 """Atomic writes, and clear errors for a full disk or a folder that cannot be used."""
 
 import contextlib
+import csv
 import datetime
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ __all__ = [
     "remove_folder",
     "restore_folder",
     "write_atomically",
+    "write_csv",
 ]
 
 
@@ -171,3 +174,18 @@ def new_folder(name: str | Path, parameter: str = "output") -> Path:
     except OSError as error:
         raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
     return path
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
+    """Write a CSV file atomically.
+
+    Args:
+        path: file to write.
+        columns: names of the columns, in their order.
+        rows: one mapping per row, with a value for each column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

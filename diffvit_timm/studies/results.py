@@ -1,8 +1,6 @@
 """Table and figure of the runs of a study: mean and spread over seeds, differential beside plain attention."""
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.stats import t
 
-from ..files import write_atomically
+from .. import files
 from ..inspection.colours import ATTENTION
 
 __all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
@@ -104,11 +102,8 @@ def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """Write a CSV file with one row per run and a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Run)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(run) for run in runs)
-    write_atomically(path, text.getvalue())
+    columns = [field.name for field in dataclasses.fields(Run)]
+    files.write_csv(path, columns, (dataclasses.asdict(run) for run in runs))
 
 
 def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:

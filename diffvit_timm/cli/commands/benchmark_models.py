@@ -8,9 +8,7 @@
 The networks of one batch size are timed in turns, so that other load on the machine affects all of them.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +19,7 @@ import tyro
 from ...console import log0
 from ...data.config import DatasetConfig
 from ...errors import require_at_least, require_device
-from ...files import output_folder, write_atomically
+from ...files import output_folder, write_atomically, write_csv
 from ...models.pretrained import short_names
 from ...options import Options as Checks
 from ...studies.inference_speed import (
@@ -131,11 +129,7 @@ def _test_images(options: Options) -> tuple[Any, list[str]]:
 def _write(result: dict[str, Any], folder: Path) -> None:
     """Write the rows as a table, the whole result, and the picture."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result["rows"])
-    write_atomically(folder / "benchmark.csv", text.getvalue())
+    write_csv(folder / "benchmark.csv", FIELDS, result["rows"])
     write_atomically(folder / "benchmark.json", json.dumps(result, indent=1) + "\n")
     plot_throughput(result["rows"], folder / "benchmark.png", f"Inference on {result['hardware']}")
 

@@ -8,9 +8,7 @@ CLIP is asked for the class names of the dataset. A supervised network that was 
 A network of ImageNet is asked for the classes that WordNet knows by the same names, and only their images count.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +20,7 @@ from ...console import log0
 from ...data.config import DatasetConfig
 from ...data.splits import Splits
 from ...errors import InputError, require_at_least, require_device, require_files
-from ...files import output_folder, write_atomically
+from ...files import output_folder, write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
 from ...zero_shot.class_names import read_class_map
@@ -146,11 +144,7 @@ def _choose_images(options: Options, splits: Splits, known: np.ndarray, names: l
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(result["rows"][0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result["rows"])
-    write_atomically(folder / "table.csv", text.getvalue())
+    write_csv(folder / "table.csv", list(result["rows"][0]), result["rows"])
     write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
 
 

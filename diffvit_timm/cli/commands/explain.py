@@ -14,7 +14,6 @@ from typing import Any
 import tyro
 
 from ...console import log0
-from ...data.images import decode_image
 from ...errors import InputError, require_files
 from ...files import output_folder
 from ...inspection.attention_maps import CapturedAttention
@@ -23,6 +22,7 @@ from ...inspection.rollout import Part
 from ...inspection.views import ModelView, view_images
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
+from ..images import read_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(options: Options) -> dict:
     models = {options.model: "model"} | dict.fromkeys(options.compare, "compare")  # each with its parameter
     for name, parameter in models.items():
         check_model(name, parameter=parameter)
-    images = {path.stem: decode_image({"bytes": None, "path": str(path)}, "RGB", str(path)) for path in options.images}
+    images = {path.stem: read_image(path, "RGB") for path in options.images}
     networks = [_load(name, parameter) for name, parameter in models.items()]
     views = []
     for name, network in zip(short_names(list(models)), networks, strict=True):
