@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CLASS_NAMES = ["cat", "dog", "owl"]
 
+# Before torch is imported, which reads it once: each worker of pytest-xdist computes on one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 # Before anything imports huggingface_hub or datasets, which read them once: no test reaches for a network, and none
 # reads or fills the caches of whoever runs it.
 _cache = tempfile.mkdtemp(prefix="diffvit-tests-")
@@ -36,7 +40,7 @@ def small_image(label: int, seed: int) -> Image.Image:
 
 
 def write_image_folder(folder: Path, **images_per_class: int) -> Path:
-    """One folder a split, one folder a class in it: write_image_folder(path, train=12, test=6)."""
+    """Write one folder per split with one folder per class in it: write_image_folder(path, train=12, test=6)."""
     for number, (split, count) in enumerate(images_per_class.items()):
         for label, name in enumerate(CLASS_NAMES):
             (folder / split / name).mkdir(parents=True)

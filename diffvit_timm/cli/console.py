@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -60,6 +61,9 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
     except KeyboardInterrupt:
         log0("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of stdout has gone, as in `diffvit train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more as it ends
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -29,8 +29,7 @@ class DatasetConfig(Options):
     """Where the images and labels come from. Every command that reads a dataset has these options."""
 
     dataset: str
-    """Dataset on the Hub, a short name (pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder: parquet
-    files, or train/CLASS/*.jpg and test/CLASS/*.jpg."""
+    """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     label_column: str = "label"

@@ -1,6 +1,7 @@
 """diffvit: its list of commands, what it says about words that it does not know, presets, and the end of a training."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -173,3 +174,12 @@ def test_an_option_that_is_refused_by_its_own_dataclass_names_its_parameter():
     with pytest.raises(InputError) as caught:
         parse_options(train.Options, ["--config", "pets", "--test-share", "1.5"])
     assert caught.value.parameter == "test_share"
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "diffvit_timm", "train", "--help"]
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (1, "")

@@ -4,13 +4,14 @@
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT --images FOLDER      # calibrated, with a report on other images
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT --attn diff_v2       # version 2, exact
 
-The folder is loaded by timm.create_model('local-dir:OUT', pretrained=True), after import diffvit_timm.
+Python loads the folder by timm.create_model('local-dir:OUT', pretrained=True), after import diffvit_timm. The command
+diffvit train --config pets --model OUT --reset-head --dataset FOLDER fine-tunes it on your images.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -29,9 +30,9 @@ from ...options import named
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder to write, new or empty."""
     attn: Literal["diff", "diff_v2"] = "diff"
     """Version of differential attention."""

@@ -4,12 +4,12 @@
     diffvit explain cat.jpg --model RUN --compare deit_tiny_patch16_224.fb_in1k    # several models, side by side
     diffvit explain cat.jpg --model RUN --part abs --output pictures               # rollout of the absolute values
 
-Each picture is a PNG. Its numbers are beside it in an NPZ file of the same name, for numpy.load.
+Relevance is a heat map for the predicted class, computed from the attention and the gradients of that class. Each picture is a PNG. Its numbers are beside it in an NPZ file of the same name, for numpy.load.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,7 +27,7 @@ from ..images import read_image
 
 @dataclasses.dataclass(frozen=True)
 class Options(Checks):
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files."""
     model: str = "diffvit_tiny_patch16.deit_in1k"
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""

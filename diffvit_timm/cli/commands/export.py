@@ -1,12 +1,15 @@
-"""Write a network in a form that runs without this package, and compare it with the network.
+"""Write a network in a form that runs without this package.
 
-diffvit export RUN model.onnx                     # any batch size
-diffvit export RUN model.pt2 --form pt2           # torch.export
-diffvit export RUN model.onnx --form onnx_int8    # matrix products in 8 bits
+    diffvit export RUN model.onnx                     # any batch size
+    diffvit export RUN model.pt2 --form pt2           # torch.export
+    diffvit export RUN model.onnx --form onnx_int8    # matrix products in 8 bits
+
+The written network is then compared with the original one: the largest difference of the logits, and the speed.
 """
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -20,9 +23,9 @@ from ..images import load_for_inference
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    model: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File to write, new: .onnx or .pt2."""
     form: Format = "onnx"
     """pt2: torch.export; onnx; onnx_int8: matrix products in 8 bits."""

@@ -1,11 +1,14 @@
 """Name the most likely classes of images.
 
-diffvit predict cat.jpg dog.jpg --model RUN
+    diffvit predict cat.jpg dog.jpg --model RUN
+
+Each image is resized, cropped and normalised as in the evaluation of the model.
 """
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -17,7 +20,7 @@ from ..images import load_for_inference, read_image
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files."""
     model: str
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""

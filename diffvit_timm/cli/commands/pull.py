@@ -1,9 +1,12 @@
 """Fetch a run that was pushed: its weights, logs and pictures.
 
-diffvit pull USER/NAME FOLDER
+    diffvit pull USER/NAME FOLDER
+
+Every command that takes a model takes the folder.
 """
 
 import dataclasses
+from typing import Annotated
 
 import tyro
 
@@ -13,9 +16,9 @@ from ...hub.publishing import pull_run
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    repo: tyro.conf.Positional[str]
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")]
     """Repository, USER/NAME."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder to write, new or empty."""
     revision: str | None = None
     """Branch, tag or commit; default: the newest."""

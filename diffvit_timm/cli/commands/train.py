@@ -4,11 +4,14 @@
     diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
     diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
     diffvit train --config pets --attn plain                  # the plain twin under the same options
+    diffvit train --config pets --model vit_base_patch16_224.augreg_in21k --attn diff    # converts another ViT
     diffvit train --config cifar10_micro                      # from scratch
     accelerate launch -m diffvit_timm train --config pets     # on several GPUs
 
---config takes the name of a preset or a YAML file; the other options override it. Presets: bach_10m, cifar10_full,
-cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano, pets, pets_probe, scratch.
+The training uses the GPU if there is one. --config takes the name of a preset, or a YAML file with a line such as
+"lr: 0.001" per option; the other options override it. A preset gives --dataset and --model, and the defaults below are
+those without a preset. Presets: bach_10m, cifar10_full, cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano,
+pets, pets_probe, scratch.
 """
 
 import dataclasses
