@@ -4,7 +4,8 @@
     diffvit explain cat.jpg --model RUN --compare deit_tiny_patch16_224.fb_in1k    # several models, side by side
     diffvit explain cat.jpg --model RUN --part abs --output pictures               # rollout of the absolute values
 
-Relevance is a heat map for the predicted class, computed from the attention and the gradients of that class. Each picture is a PNG. Its numbers are beside it in an NPZ file of the same name, for numpy.load.
+Relevance is a heat map for the predicted class, from the attention and its gradients.
+Each picture is a PNG. Its numbers are beside it in an NPZ file of the same name, for numpy.load.
 """
 
 import dataclasses
