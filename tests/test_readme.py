@@ -33,14 +33,15 @@ def commands_of(page):
                     yield words[1:]
 
 
-def test_the_python_snippets_run_as_they_stand(hub_cache, tmp_path):
+def test_the_python_snippets_run_as_they_stand(hub_cache, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("peft")
-    names = {"FOLDER": str(tmp_path)}
+    monkeypatch.chdir(tmp_path)
+    names = {}
     assert len(snippets("python")) == 3
     for snippet in snippets("python"):
         exec(snippet, names)  # one after the other, as they are read
-        save_pretrained(names["model"].eval(), tmp_path, label_names=[f"breed {i}" for i in range(37)])
+        save_pretrained(names["model"].eval(), "RUN/best", label_names=[f"breed {i}" for i in range(37)])
     assert names["patches"].shape == names["relevance"].shape == (2, 14, 14)
     assert names["difference"].shape == (2, 3, 197, 197)
     assert len(names["classifier"].model.config.id2label) == 37

@@ -32,7 +32,7 @@ class StudyConfig:
 
     train: TrainConfig = SCRATCH
     seeds: int = 3
-    """Number of trainings per setting, with the seeds 0, 1, ..."""
+    """Number of seeds (0, 1, ...) per setting and kind of attention."""
 
     def __post_init__(self) -> None:
         require_at_least(1, seeds=self.seeds)

@@ -29,11 +29,11 @@ class ModelConfig(Options):
     img_size: tuple[int, ...] = ()
     """Image size in pixels: one number, or height and width; default: the size of the model."""
     attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
-    """diff, diff_v2: convert a plain ViT; plain: the plain twin of a diffvit model; model: as its name says."""
+    """diff, diff_v2: convert a plain ViT; plain: a diffvit model with plain attention; model: unchanged."""
     conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
     """Method that converts plain weights; auto: mirror for diff_v2, svd for diff."""
     calibration_images: int = 256
-    """Number of training images, without labels, that the methods calibrated and pairs look at."""
+    """For the methods calibrated and pairs: number of unlabelled training images."""
     model_kwargs: tuple[str, ...] = ()
     """More arguments of timm.create_model, as NAME=VALUE."""
     drop_path: float = 0.0
@@ -112,13 +112,13 @@ class OptimConfig(Options):
     ema: float = 0.0
     """Decay of a moving average of the weights (e.g. 0.9999), which is evaluated and saved; 0: off."""
     teacher: str | None = None
-    """Network of the same classes to distil from, in any form that model takes."""
+    """Network with the same classes to distil from, in any form that model takes."""
     distill_weight: float = 0.5
     """Weight of the distillation loss; the loss of the labels has the rest."""
     distill_temperature: float = 2.0
     """Temperature of the distillation loss."""
     lambda_warmup: float = 0.0
-    """Epochs in which lambda_init moves linearly from its start to lambda_target; 0: it stays."""
+    """Epochs in which lambda (its buffer lambda_init) moves linearly to lambda_target; 0: off."""
     lambda_target: float = 0.2
     """lambda_init after lambda_warmup epochs."""
 
@@ -154,7 +154,7 @@ class RunConfig(Options):
     output: str = "auto"
     """Run folder, new or empty; auto: runs/NAME-DATE-TIME."""
     resume: str = "never"
-    """auto: continue from the newest checkpoint in output, if there is one; or a run folder or checkpoint."""
+    """never; auto: continue from the newest checkpoint in output, if any; or a run folder or checkpoint to continue."""
     checkpoint_every: float = 1.0
     """Epochs between two checkpoints (0.1: ten per epoch); 0: only after a signal."""
     keep_checkpoints: int = 1
@@ -176,7 +176,7 @@ class RunConfig(Options):
     push_to_hub: str | None = None
     """Hub repository to push the result to, NAME or USER/NAME; it is checked before the training and created if new."""
     hub_private: bool = False
-    """Make the repository private if it is created."""
+    """If the repository is new, make it private."""
     eval_only: bool = False
     """Test the model without training it."""
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""Time networks in several precisions and batch sizes, and measure their memory and whether they predict the same.
+"""Time networks in several precisions and batch sizes, and measure their memory and whether they predict as in fp32.
 
     diffvit benchmark models --model resnet50 vit_small_patch16_224 diffvit_small_patch16
     diffvit benchmark models --model RUN PLAIN --dataset FOLDER --batch-size 1,32         # with accuracy and agreement

@@ -2,7 +2,7 @@
 
     diffvit compare faithfulness --models RUN                                          # 100 test images of Pets
     diffvit compare faithfulness --models DIFF PLAIN --dataset FOLDER --images 500     # two networks, your images
-    diffvit compare faithfulness --models deit_tiny_patch16_224.fb_in1k --steps 28     # smaller steps
+    diffvit compare faithfulness --models deit_tiny_patch16_224.fb_in1k --steps 28     # 28 smaller steps
 
 The heat maps are attention of the last layer, rollout, relevance by gradients, and random maps as the baseline. The
 curves follow the probability of the class that the network predicts.

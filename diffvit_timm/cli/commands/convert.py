@@ -4,8 +4,8 @@
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT --images FOLDER      # calibrated, with a report on other images
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT --attn diff_v2       # version 2, exact
 
-Python loads the folder by timm.create_model('local-dir:OUT', pretrained=True), after import diffvit_timm. The command
-diffvit train --config pets --model OUT --reset-head --dataset FOLDER fine-tunes it on your images.
+After import diffvit_timm, timm.create_model('local-dir:OUT', pretrained=True) loads the folder. To fine-tune it:
+diffvit train --config pets --model OUT --dataset FOLDER (with --reset-head if your classes are others).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Options:
     attn: Literal["diff", "diff_v2"] = "diff"
     """Version of differential attention."""
     method: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
-    """auto: mirror for diff_v2; for diff, calibrated if there are images and svd if not."""
+    """auto: mirror for diff_v2; for diff, calibrated with images and svd without; slice, pairs: for comparison."""
     images: str | None = None
     """Images to calibrate and report on: a folder, or a dataset on the Hub (its train split)."""
     image_column: str = "auto"
@@ -47,15 +47,15 @@ class Options:
     report_images: int = 256
     """Number of other images to report on."""
     distill: int = 0
-    """Passes over the calibration images in which each layer learns the output of its source; 0: none."""
+    """Passes over the calibration images to fit each layer to its plain original; 0: none."""
     lambda_init: float | None = None
-    """lambda at the start; default: 0.05 for diff, 0.5 for diff_v2."""
+    """Initial lambda; default: 0.05 for diff, 0.5 for diff_v2."""
     branch_dims: tuple[int, int] | None = None
-    """Widths of the two branches of a head, for diff; default: three quarters and one quarter."""
+    """Query and key widths of A1 and A2 in a head, for diff; default: three quarters and one quarter."""
     device: str = "cpu"
     """Device to compute on: cpu, cuda, mps, ..."""
     seed: int = 0
-    """Seed of the draw of images."""
+    """Seed for drawing images."""
     json: bool = False
     """Print the report as JSON."""
 

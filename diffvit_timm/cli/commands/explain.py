@@ -1,4 +1,4 @@
-"""Draw what a ViT attends to: heads, layers, rollout, relevance, and for differential attention both of its maps.
+"""Draw what a ViT attends to: heads, layers, rollout, relevance, and both maps of differential attention.
 
     diffvit explain cat.jpg dog.jpg --model RUN
     diffvit explain cat.jpg --model RUN --compare deit_tiny_patch16_224.fb_in1k    # several models, side by side
@@ -35,7 +35,7 @@ class Options(Checks):
     compare: tuple[str, ...] = ()
     """More models in the same forms, to draw beside the first."""
     part: Part = "clamp"
-    """Part of A1 - lambda A2 in the rollout: the positive part of each head (clamp), or a part of the heads' mean."""
+    """What rollout uses of A1 - lambda A2: clamp sets negatives in each head to 0; others act on the heads' mean."""
     output: str = "auto"
     """Folder of the pictures, new or empty; auto: runs/explain-DATE-TIME."""
 

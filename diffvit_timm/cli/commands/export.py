@@ -28,7 +28,7 @@ class Options:
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File to write, new: .onnx or .pt2."""
     form: Format = "onnx"
-    """pt2: torch.export; onnx; onnx_int8: matrix products in 8 bits."""
+    """onnx; onnx_int8: ONNX with matrix products in 8 bits; pt2: torch.export."""
     pretrained: bool = True
     """Load the pretrained weights."""
 

@@ -2,7 +2,7 @@
 
     diffvit predict cat.jpg dog.jpg --model RUN
 
-Each image is resized, cropped and normalised as in the evaluation of the model.
+Each image is resized, cropped and normalised as in the model's evaluation.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Fetch a run that was pushed: its weights, logs and pictures.
 
-    diffvit pull USER/NAME FOLDER
+    diffvit pull USER/NAME OUT
 
-Every command that takes a model takes the folder.
+OUT is then a model for every command.
 """
 
 import dataclasses

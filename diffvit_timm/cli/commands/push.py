@@ -1,8 +1,8 @@
-"""Push the best weights of a run, its logs, its pictures and its model card to the Hub.
+"""Push the best weights, logs, curves, attention pictures and model card of a run to the Hub.
 
     diffvit push RUN USER/NAME --private
 
-The token is that of hf auth login, or of the environment variable HF_TOKEN.
+The token comes from hf auth login or the environment variable HF_TOKEN.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Options:
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")]
     """Repository, NAME or USER/NAME; it is created if it does not exist."""
     private: bool = False
-    """Make the repository private if it is created."""
+    """If the repository is new, make it private."""
 
 
 def main(options: Options) -> None:

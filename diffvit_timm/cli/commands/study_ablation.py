@@ -1,4 +1,4 @@
-"""Vary one thing over trainings from scratch, with differential and with plain attention: a table and a picture.
+"""Vary one setting of trainings from scratch, with differential and plain attention, and draw a table and a picture.
 
     diffvit study ablation --study pos_embed                                           # CIFAR-10, 3 seeds
     diffvit study ablation --study attention --dataset mnist --model diffvit_nano --epochs 5 --max-train-samples 9000

@@ -1,6 +1,6 @@
 """Fine-tune or train a timm model on an image classification dataset.
 
-    diffvit train --demo                                      # two minutes, no download
+    diffvit train --demo                                      # two to five minutes, no download
     diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
     diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
     diffvit train --config pets --attn plain                  # the plain twin under the same options
@@ -9,8 +9,8 @@
     accelerate launch -m diffvit_timm train --config pets     # on several GPUs
 
 The training uses the GPU if there is one. --config takes the name of a preset, or a YAML file with a line such as
-"lr: 0.001" per option; the other options override it. A preset gives --dataset and --model, and the defaults below are
-those without a preset. Presets: bach_10m, cifar10_full, cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano,
+"lr: 0.001" per option; the other options override it. A preset gives --dataset and --model, and changes some of the
+defaults below. Presets: bach_10m, cifar10_full, cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano,
 pets, pets_probe, scratch.
 """
 
@@ -27,7 +27,7 @@ from ..summary import print_summary
 class Options:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     demo: bool = False
-    """Pretrain, convert and fine-tune on scikit-learn's digits, with data, models and lengths of its own."""
+    """Pretrain, convert and fine-tune on scikit-learn's digits, with its own data, models and numbers of epochs."""
 
 
 def main(options: Options) -> dict:
