@@ -85,7 +85,7 @@ def _compare_layers(source: Attention, layer: DifferentialLayer, tokens: Tensor,
     """
     q, k = plain_queries_and_keys(source, tokens)
     logits = _centred_logits(q, k, source.scale)  # (B, H, N, N)
-    q, k, _ = layer.project_qkv(tokens)
+    q, k, _, _ = layer.project_qkv(tokens)
     branch1, tail = (_centred_logits(*branch, layer.scale) for branch in split_branches(q, k, layer.branch_dims))
     if branch1.shape != logits.shape:  # two heads became one, so there is no source head to compare branch 1 with
         branch1 = torch.full_like(logits, torch.nan)

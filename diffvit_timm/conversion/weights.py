@@ -18,11 +18,13 @@ from ..layers.base import DifferentialLayer
 __all__ = [
     "METHODS",
     "READS_IMAGES",
+    "convert_layer",
     "convert_state_dict",
     "is_differential",
     "logit_rotation",
     "pairs_kwargs",
     "resolve_method",
+    "rotate_heads",
 ]
 
 # The conversion methods of each attention. The first is the default without images.
@@ -98,7 +100,7 @@ def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.endswith((".lambda_q1", ".lambda_a", ".lambda_proj.weight")) for key in state_dict)
 
 
-def _rotate(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def rotate_heads(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Rotate the heads so that their first channels carry the most of the logits.
 
     Args:
@@ -118,7 +120,7 @@ def _rotate(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tupl
     return rotate_q @ q, k
 
 
-def _convert_layer(
+def convert_layer(
     plain: dict[str, Tensor],
     layer: DifferentialLayer,
     method: str,
@@ -137,7 +139,7 @@ def _convert_layer(
 
     if method in ("svd", "calibrated"):
         assert not isinstance(calibration, list)
-        q, k = _rotate(q, k, calibration)
+        q, k = rotate_heads(q, k, calibration)
     elif method == "pairs" and calibration is not None:
         # Two neighbouring heads become one, so the heads are put in the order of their pairs.
         q, k, v = q[calibration], k[calibration], v[calibration]
@@ -220,7 +222,7 @@ def convert_state_dict(
         required, optional = {"qkv.weight", "proj.weight"}, {"qkv.bias", "proj.bias"}
         if wrong := required - plain.keys() | plain.keys() - required - optional:
             raise RuntimeError(f"{prefix}*: {', '.join(sorted(wrong))} missing or unknown to a plain attention layer")
-        state = _convert_layer(plain, layer, method, None if calibration is None else calibration[index])
+        state = convert_layer(plain, layer, method, None if calibration is None else calibration[index])
         converted.update({prefix + name: tensor for name, tensor in state.items()})
     return converted
 

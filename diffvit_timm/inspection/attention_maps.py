@@ -85,14 +85,14 @@ def _merge_heads(layer: nn.Module, heads: Tensor, tokens: Tensor) -> Tensor:
 def _(
     layer: DifferentialLayer, tokens: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> tuple[AttentionMaps, Tensor]:
-    q, k, v = layer.project_qkv(tokens)
-    map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, attn_mask, is_causal)
-    return AttentionMaps(map1.float(), map2.float(), layer.compute_lambda(tokens)), v
+    q, k, v, lam, bias = layer.branches(tokens, attn_mask, is_causal)
+    map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)
+    return AttentionMaps(map1.float(), map2.float(), lam), v
 
 
 @_merge_heads.register
 def _(layer: DifferentialLayer, heads: Tensor, tokens: Tensor) -> Tensor:
-    return layer.merge_heads(head_norm(heads, layer.head_norm_weight()))
+    return layer.merge_heads(head_norm(heads, layer.head_norm_weight()), tokens)
 
 
 @_maps_and_values.register

@@ -61,7 +61,7 @@ def layer_statistics(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Lay
     sums = torch.zeros(len(layers), 2, dtype=torch.float64)
 
     def add_batch(index: int, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> None:
-        q, k, _ = layer.project_qkv(tokens)
+        q, k, _, _ = layer.project_qkv(tokens)
         map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale)  # (B, H, N, N) each
         lam = layer.compute_lambda(tokens)  # broadcasts to (B, H, N, 1)
         attention = (map1 - lam * map2).float()

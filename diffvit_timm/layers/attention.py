@@ -13,10 +13,13 @@ import torch
 from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
-from .base import DifferentialLayer
+from .base import Version1
+from .functional import additive_mask
 from .kernels.layout import HEAD_NORM_EPS
 
 __all__ = ["DifferentialAttention", "lambda_init_schedule"]
+
+torch.fx.wrap("additive_mask")
 
 
 def lambda_init_schedule(depth: int) -> float:
@@ -24,7 +27,7 @@ def lambda_init_schedule(depth: int) -> float:
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
-class DifferentialAttention(DifferentialLayer):
+class DifferentialAttention(Version1):
     """Multi-head differential self-attention (V1).
 
     Each head has a pair of maps. All heads of the layer share one
@@ -164,21 +167,6 @@ class DifferentialAttention(DifferentialLayer):
         if "lambda_init" in self._non_persistent_buffers_set:
             self.lambda_init.fill_(self._lambda_start)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        if prefix + "lambda_init" in state_dict:
-            self._non_persistent_buffers_set.discard("lambda_init")
-        if prefix + "branch_widths" in state_dict:
-            loaded = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
-            if loaded != self.branch_dims:
-                errors.append(f"{prefix}branch_dims is {self.branch_dims} in this layer and {loaded} in the checkpoint")
-        if prefix + "qkv.weight" in state_dict and not any(key.startswith(prefix + "lambda_") for key in state_dict):
-            # The shapes fit, so load_state_dict(strict=False) would load these weights without converting them.
-            errors.append(
-                f"{prefix}qkv.weight comes from plain attention and must be converted: use from_vit, or create_model "
-                "with pretrained=True"
-            )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-
     def compute_lambda(self, x: Tensor) -> Tensor:
         """Compute lambda, a float32 scalar that does not depend on the tokens x (equation 2)."""
         if self.dual_lambda:
@@ -187,7 +175,9 @@ class DifferentialAttention(DifferentialLayer):
         lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
         return lambda_1 - lambda_2 + self.lambda_init
 
-    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Project tokens x, (B, N, dim), to q, k and v, (B, H, N, head width) each; branch 1 comes first in q and k."""
         B, N, _ = x.shape
         # The kernels write the gradients in the memory order (B, N, H, head width). Because q, k and v are unbound
@@ -199,7 +189,7 @@ class DifferentialAttention(DifferentialLayer):
             # Some norms return float32 under autocast.
             q = self.q_norm(q.reshape(pair)).flatten(-2).to(v.dtype)
             k = self.k_norm(k.reshape(pair)).flatten(-2).to(v.dtype)
-        return q, k, v
+        return q, k, v, additive_mask(q, attn_mask, is_causal)
 
     def head_norm_weight(self) -> Tensor | None:
         """Weight of the RMSNorm of each head, (head width,), times 1 - lambda_init (equation 3), or None."""
@@ -221,6 +211,6 @@ class DifferentialAttention(DifferentialLayer):
             self.sub_norm.weight.fill_(1 / (1 - self.lambda_init))  # so that head_norm_weight() is 1
         return self
 
-    def merge_heads(self, x: Tensor) -> Tensor:
+    def merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
         """Merge the outputs of the heads, (B, H, N, head width), to (B, N, dim)."""
-        return self.norm(x.transpose(1, 2).flatten(2))
+        return self.norm(heads.transpose(1, 2).flatten(2))

@@ -7,12 +7,15 @@ import torch
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from .base import DifferentialLayer
+from .base import Version2
+from .functional import additive_mask
 
 __all__ = ["DifferentialAttentionV2"]
 
+torch.fx.wrap("additive_mask")
 
-class DifferentialAttentionV2(DifferentialLayer):
+
+class DifferentialAttentionV2(Version2):
     """Multi-head differential self-attention, version 2.
 
     Each head has two queries over one key and one value, and no norm.
@@ -53,7 +56,7 @@ class DifferentialAttentionV2(DifferentialLayer):
         dd = {"device": device, "dtype": dtype}
         if dim % num_heads:
             raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
-        self._require_between_0_and_1(lambda_init)
+        self.require_sigmoid(lambda_init)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.branch_dims = None  # both branches read all channels of k
@@ -73,27 +76,9 @@ class DifferentialAttentionV2(DifferentialLayer):
         """Fill lambda_init. The projections initialise themselves, or the model initialises them."""
         self.lambda_init.fill_(self._lambda_start)
 
-    @staticmethod
-    def _require_between_0_and_1(lambda_init: float | str) -> None:
-        if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
-            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: lambda of version 2 is a sigmoid")
-
-    @torch.jit.ignore
-    def set_lambda_init(self, value: float) -> None:
-        """Set lambda_init in place, as in `DifferentialLayer`.
-
-        Raises:
-            ValueError: a value outside (0, 1).
-        """
-        self._require_between_0_and_1(value)
-        super().set_lambda_init(value)
-
-    def compute_lambda(self, x: Tensor) -> Tensor:
-        """Compute lambda, (B, H, N, 1) in float32, for tokens x, (B, N, dim)."""
-        logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())  # (B, N, H)
-        return torch.sigmoid(logits).transpose(1, 2).unsqueeze(-1)
-
-    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project_qkv(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Project tokens x, (B, N, dim), to q, (B, H, N, 2 head widths), and k and v, (B, H, N, head width) each.
 
         The query of branch 1 comes first in q.
@@ -101,8 +86,8 @@ class DifferentialAttentionV2(DifferentialLayer):
         dim = x.shape[-1]
         q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return q, k, v
+        return q, k, v, additive_mask(k, attn_mask, is_causal)
 
-    def merge_heads(self, x: Tensor) -> Tensor:
+    def merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
         """Merge the outputs of the heads, (B, H, N, head width), to (B, N, dim)."""
-        return x.transpose(1, 2).flatten(2)
+        return heads.transpose(1, 2).flatten(2)

@@ -1,4 +1,6 @@
-"""The forward pass that both versions of differential attention share."""
+"""What all differential attention layers share: the pair of maps of each head, and their two versions of lambda."""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -6,31 +8,59 @@ from torch import Tensor, nn
 from .functional import differential_attention
 from .kernels.layout import BranchDims
 
-__all__ = ["DifferentialLayer", "differential_layers"]
+__all__ = ["Branches", "DifferentialLayer", "Version1", "Version2", "differential_layers"]
+
+torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
+
+
+class Branches(NamedTuple):
+    """All that determines the maps and outputs of the heads of a layer.
+
+    Attributes:
+        q, k: queries and keys in the layout of `differential_attention`.
+        v: values, (B, H, N, Dv).
+        lam: lambda, broadcastable to (B, H, N, 1).
+        bias: what is added to the logits of both maps, broadcastable to (B, H, N, N), or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lam: Tensor
+    bias: Tensor | None
 
 
 class DifferentialLayer(nn.Module):
     """Base class of the differential self-attention layers.
 
-    A subclass defines how the tokens are projected, how lambda is computed and how the heads are merged.
+    A subclass defines how the tokens are projected and how the heads are merged; `Version1` and `Version2` define
+    lambda. `project_qkv`, `attend` and `forward` of a subclass take the same arguments.
 
     Shapes: B images, N tokens, H heads.
     """
 
     fused_attn: bool
-    qkv: nn.Linear
     attn_drop: nn.Dropout
     proj: nn.Linear
     proj_drop: nn.Dropout
     branch_dims: BranchDims
     num_heads: int
-    head_dim: int
     scale: float
     lambda_init: Tensor
 
-    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project tokens x, (B, N, dim), to q, k and v in the layout that `differential_attention` takes."""
+    def project_qkv(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute all that the maps depend on from the tokens x, (B, N, dim).
+
+        Returns:
+            q, k and v, and the bias of the logits or None.
+        """
         raise NotImplementedError
+
+    def arrange(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring the queries and keys of `project_qkv` into the layout that `differential_attention` takes."""
+        return q, k
 
     def compute_lambda(self, x: Tensor) -> Tensor:
         """Compute lambda for tokens x, (B, N, dim), in float32 and in a shape that broadcasts to (B, H, N, 1)."""
@@ -43,8 +73,13 @@ class DifferentialLayer(nn.Module):
         """
         return None
 
-    def merge_heads(self, x: Tensor) -> Tensor:
-        """Merge the outputs of the heads, (B, H, N, head width), to (B, N, dim)."""
+    def merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
+        """Turn the outputs of the heads, (B, H, N, head width), into the input of the output projection, (B, N, dim).
+
+        Args:
+            heads: outputs of the heads.
+            x: tokens, (B, N, dim), for layers whose output has a gate.
+        """
         raise NotImplementedError
 
     @torch.jit.ignore
@@ -53,24 +88,39 @@ class DifferentialLayer(nn.Module):
         self.lambda_init.fill_(value)
         self._non_persistent_buffers_set.discard("lambda_init")
 
-    def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Compute the input of the output projection, (B, N, dim). The arguments are those of `forward`."""
-        q, k, v = self.project_qkv(x)
+    @torch.jit.ignore
+    def branches(self, *args: Any, **kwargs: Any) -> Branches:
+        """Compute all that determines the maps and outputs of the heads. The arguments are those of `forward`."""
+        q, k, v, bias = self.project_qkv(*args, **kwargs)
+        x = args[0] if args else kwargs["x"]
+        return Branches(*self.arrange(q, k), v, self.compute_lambda(x), bias)
+
+    def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the outputs of the heads, (B, H, N, head width).
+
+        Args:
+            x: tokens, (B, N, dim), on which lambda depends.
+            q, k, v, bias: the result of `project_qkv`.
+        """
+        q, k = self.arrange(q, k)
         norm_weight = self.head_norm_weight()
-        x = differential_attention(
+        return differential_attention(
             q,
             k,
             v,
             self.compute_lambda(x),
             self.branch_dims,
             self.scale,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
+            attn_mask=bias,
             dropout_p=self.attn_drop.p if self.training else 0.0,
             norm_weight=None if norm_weight is None else norm_weight.to(q.dtype),
             fused=self.fused_attn,
-        )  # (B, H, N, head width)
-        return self.merge_heads(x)
+        )
+
+    def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Compute the input of the output projection, (B, N, dim). The arguments are those of `forward`."""
+        q, k, v, bias = self.project_qkv(x, attn_mask, is_causal)
+        return self.merge_heads(self.mix(x, q, k, v, bias), x)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """
@@ -84,6 +134,83 @@ class DifferentialLayer(nn.Module):
             The new tokens, (B, N, dim).
         """
         return self.proj_drop(self.proj(self.attend(x, attn_mask, is_causal)))
+
+
+class Version1(DifferentialLayer):
+    """Lambda of version 1, `exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init`, for all heads.
+
+    `Differential Transformer` - https://arxiv.org/abs/2410.05258, equation 2
+
+    Each branch reads a part of the channels of q and k: branch_dims is the pair of their widths.
+    """
+
+    branch_dims: tuple[int, int]
+    lambda_q1: Tensor
+    lambda_k1: Tensor
+    lambda_q2: Tensor
+    lambda_k2: Tensor
+
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        """Compute lambda, a float32 scalar that does not depend on the tokens x."""
+        lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
+        lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
+        return lambda_1 - lambda_2 + self.lambda_init
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        if prefix + "lambda_init" in state_dict:
+            self._non_persistent_buffers_set.discard("lambda_init")
+        if prefix + "branch_widths" in state_dict:
+            loaded = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
+            if loaded != self.branch_dims:
+                errors.append(f"{prefix}branch_dims is {self.branch_dims} in this layer and {loaded} in the checkpoint")
+        is_differential = any(key.startswith(prefix + "lambda_") for key in state_dict)
+        for name in ("qkv.weight", "q_proj.weight"):
+            if prefix + name in state_dict and not is_differential:
+                # The shapes fit, so load_state_dict(strict=False) would load these weights without converting them.
+                errors.append(
+                    f"{prefix}{name} comes from plain attention and must be converted: use from_vit, or create_model "
+                    "with pretrained=True"
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+class Version2(DifferentialLayer):
+    """Lambda of version 2, `sigmoid(lambda_proj(x) + logit(lambda_init))`, one number per token and head.
+
+    `Differential Transformer V2` - https://huggingface.co/blog/microsoft/diff-attn-v2
+
+    Each head has two queries over one key, so both branches read all channels of k, and branch_dims is None.
+    """
+
+    branch_dims: None
+    lambda_proj: nn.Linear
+    # TorchScript reads the annotations of a class or, if it has none, those of its parents, which it does not resolve.
+    lambda_init: Tensor
+
+    def compute_lambda(self, x: Tensor) -> Tensor:
+        """Compute lambda, (B, H, N, 1) in float32, for tokens x, (B, N, dim)."""
+        logits = self.lambda_proj(x).float() + torch.logit(self.lambda_init.float())  # (B, N, H)
+        return torch.sigmoid(logits).transpose(1, 2).unsqueeze(-1)
+
+    @torch.jit.ignore
+    def set_lambda_init(self, value: float) -> None:
+        """Set lambda_init in place, as in `DifferentialLayer`.
+
+        Raises:
+            ValueError: a value outside (0, 1).
+        """
+        self.require_sigmoid(value)
+        super().set_lambda_init(value)
+
+    @staticmethod
+    def require_sigmoid(lambda_init: float | str) -> None:
+        """Check that a sigmoid can have a value.
+
+        Raises:
+            ValueError: a value outside (0, 1).
+        """
+        if isinstance(lambda_init, str) or not 0 < lambda_init < 1:
+            raise ValueError(f"lambda_init={lambda_init!r} must be between 0 and 1: lambda of version 2 is a sigmoid")
 
 
 def differential_layers(model: nn.Module) -> list[DifferentialLayer]:

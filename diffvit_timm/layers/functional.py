@@ -11,10 +11,12 @@ from torch import Tensor
 from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
 from .kernels.operator import attend, attend_and_norm, has_kernel
 
-__all__ = ["differential_attention", "differential_maps", "head_norm"]
+__all__ = ["additive_mask", "differential_attention", "differential_maps", "head_norm"]
 
 
-def _additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor | None:
+@torch.fx.wrap
+@register_notrace_function
+def additive_mask(q: Tensor, attn_mask: Tensor | None, is_causal: bool = False) -> Tensor | None:
     """Combine the masks into a bias that is added to the logits; None if there is no mask.
 
     The bias is 0 where a boolean mask is True and -inf where it is False. An additive mask keeps its values.
@@ -49,7 +51,7 @@ def differential_maps(
     Returns:
         The maps A1 and A2, (B, H, N, N) each. Their rows sum to 1.
     """
-    bias = _additive_mask(q, attn_mask, is_causal)
+    bias = additive_mask(q, attn_mask, is_causal)
     (q1, k1), (q2, k2) = split_branches(q * scale, k, branch_dims)  # (B, H, N, d1) and (B, H, N, d2)
     map1 = maybe_add_mask(q1 @ k1.transpose(-2, -1), bias).softmax(dim=-1)  # (B, H, N, N)
     map2 = maybe_add_mask(q2 @ k2.transpose(-2, -1), bias).softmax(dim=-1)  # (B, H, N, N)
@@ -128,7 +130,7 @@ def differential_attention(
         d1, d2 = branch_dims
         q1, q2 = F.pad(q1, [0, d2]), F.pad(q2, [d1, 0])  # (B, H, N, d1 + d2)
     q = torch.cat([q1, q2], dim=-2)  # (B, H, 2 N, width of k)
-    bias = _additive_mask(k, attn_mask, is_causal)
+    bias = additive_mask(k, attn_mask, is_causal)
     if bias is not None and bias.shape[-2] != 1:  # a bias with one row serves all 2 N queries as it is
         bias = torch.cat([bias, bias], dim=-2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)

@@ -66,7 +66,7 @@ def test_a_single_image_calibrates_without_losing_the_logits_of_others():
     for plain, diff in zip(source.blocks, model.blocks, strict=True):
         q, k, _ = plain.attn.qkv(tokens).reshape(2, 9, 3, 3, 16).permute(2, 0, 3, 1, 4).unbind(0)
         expected = q @ k.mT * plain.attn.scale
-        q, k, _ = diff.attn.project_qkv(tokens)
+        q, k, _, _ = diff.attn.project_qkv(tokens)
         actual = q @ k.mT * diff.attn.scale
         expected, actual = (logits - logits.mean(-1, keepdim=True) for logits in (expected, actual))
         assert (actual - expected).norm() < 1e-3 * expected.norm()

@@ -43,7 +43,7 @@ def test_each_layer_is_compared_on_the_tokens_of_the_source():
             out = plain.attn(tokens)
             error = (diff.attn(tokens) - out).norm() / out.norm()
             assert report.attention_error[index] == pytest.approx(error.item(), rel=1e-4)
-            q, k, _ = diff.attn.project_qkv(tokens)
+            q, k, _, _ = diff.attn.project_qkv(tokens)
             tail = (q[..., 12:] @ k[..., 12:].mT * diff.attn.scale).double()
             tail = tail - tail.mean(-1, keepdim=True)
             assert report.tail_std[index] == pytest.approx(tail.square().mean().sqrt().item(), rel=1e-4)

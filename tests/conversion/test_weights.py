@@ -33,7 +33,7 @@ def plain_vit(name="vit_tiny_patch16_224", spread=0.1, **kwargs):
 
 def logits_of(layer, x):
     """Logits of both branches together, (B, H, N, N), minus their mean over the keys, which no softmax notices."""
-    q, k, _ = layer.project_qkv(x)
+    q, k, _, _ = layer.project_qkv(x)
     logits = q @ k.mT * layer.scale
     return logits - logits.mean(-1, keepdim=True)
 

@@ -22,7 +22,7 @@ def expected_statistics(model, images):
     x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
     for block in model.blocks:
         layer, tokens = block.attn, block.norm1(x)
-        q, k, _ = (t.double() for t in layer.project_qkv(tokens))
+        q, k, _ = (t.double() for t in layer.project_qkv(tokens)[:3])
         d = layer.head_dim
         d1 = d if layer.branch_dims is None else layer.branch_dims[0]
         q1, q2 = q[..., :d1], q[..., d1:]

@@ -195,7 +195,7 @@ def test_setting_lambda_init_makes_it_part_of_the_state_dict():
 
 def test_without_head_norm_the_output_is_the_formula_projected():
     layer, x = random_layer(head_norm=False, branch_dims=(12, 4)), torch.randn(2, 7, 48)
-    q, k, v = layer.project_qkv(x)
+    q, k, v, _ = layer.project_qkv(x)
     out = formula(q, k, v, layer.compute_lambda(None), (12, 4), 8**-0.5).transpose(1, 2).flatten(2)
     expected = out @ layer.proj.weight.double().T + layer.proj.bias.double()
     assert relative_error(layer(x), expected) < 1e-5
@@ -205,7 +205,7 @@ def test_without_head_norm_the_output_is_the_formula_projected():
 def test_the_head_norm_is_an_rms_norm_of_each_head_times_one_minus_lambda_init(path):
     layer, x = random_layer(), torch.randn(2, 7, 48)
     layer.fused_attn = path != "explicit maps"
-    q, k, v = layer.project_qkv(x)
+    q, k, v, _ = layer.project_qkv(x)
     out = formula(q, k, v, layer.compute_lambda(None), (8, 8), 8**-0.5)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.sub_norm.weight.double()
     out = (out * (1 - lambda_init_schedule(2))).transpose(1, 2).flatten(2)

@@ -1,0 +1,247 @@
+"""Replace the attention layers of a network by differential layers that are made from them; all else stays timm's own.
+
+Version 2 ('mirror') is exact for every layer with an adapter, because its output is linear in its maps: both maps of a
+head start as the pretrained one, and their difference has rows that sum to 1 - lambda. The factor 1 / (1 - lambda) is
+put into the values. Behind the heads it could be lost, because a norm may stand before the output projection.
+
+Version 1 has to divide the channels of each head between its two maps. What is free before that depends on the layer:
+    - Queries and keys that nothing acts on can be rotated together (`logit_rotation`).
+    - A rotary embedding commutes only with one complex number per pair of channels, so whole pairs are chosen.
+    - After a norm of queries and keys, single channels are chosen.
+Channels and pairs are chosen by the energy that they contribute to the logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from ..layers.adapters import ADAPTERS, check_layers
+from ..layers.adapters.projections import read_qkv, write_qkv
+from ..layers.attention import DifferentialAttention
+from ..layers.attention_v2 import DifferentialAttentionV2
+from ..layers.base import DifferentialLayer
+from .weights import convert_layer, pairs_kwargs, rotate_heads
+
+__all__ = ["channel_freedom", "make_layer", "replace_layers"]
+
+# Moments of queries and keys, (H, d, d) each, or the order of the heads for 'pairs'; None: from the weights only.
+Calibration = tuple[Tensor, Tensor] | list[int] | None
+
+
+def head_width(layer: Any) -> int:
+    """Return the width of a head of a plain layer."""
+    return layer.proj.in_features // layer.num_heads
+
+
+def is_rotary(model: nn.Module) -> bool:
+    """Return whether rotary embeddings act on the queries and keys of a network's rotary attention layers."""
+    return getattr(model, "rope", True) is not None
+
+
+def channel_freedom(layer: Any, rotary: bool = True) -> str:
+    """Return what version 1 may do with the channels of a plain layer before it divides them.
+
+    Args:
+        layer: a plain layer with an adapter.
+        rotary: whether a rotary embedding acts on it, if its class has one.
+
+    Returns:
+        'rotation', 'pairs' or 'channels', as at the top of this file.
+    """
+    adapter = ADAPTERS[type(layer)]
+    if adapter.rotary and rotary:
+        return "pairs"
+    normed = any(not isinstance(getattr(layer, name, None), (nn.Identity, type(None))) for name in ("q_norm", "k_norm"))
+    return "channels" if normed or adapter.cosine else "rotation"
+
+
+def replace_layers(
+    model: nn.Module,
+    attn: str,
+    method: str | None = None,
+    calibration: Sequence[Calibration] | None = None,
+    lambda_init: float | None = None,
+    branch_dims: tuple[int, int] | None = None,
+) -> nn.Module:
+    """Replace every attention layer of a network, in place, by a differential layer with its converted weights.
+
+    Args:
+        model: a plain network of timm.
+        attn: 'diff' (version 1) or 'diff_v2'.
+        method: conversion method, as in `convert_state_dict`.
+        calibration: what the images say about each layer, first layer first.
+        lambda_init: lambda at the start; None: 0.05 for version 1 and 0.5 for version 2.
+        branch_dims: widths of the two branches of a head, for version 1; None: three quarters and one quarter.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: a network that cannot be converted, or settings that do not fit it.
+    """
+    layers = check_layers(model)
+    rotary = is_rotary(model)
+    for index, (name, plain) in enumerate(layers.items()):
+        own = None if calibration is None else calibration[index]
+        try:
+            layer = make_layer(plain, attn, method, own, lambda_init, branch_dims, rotary)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        model.set_submodule(name, layer)
+    # accelerate and FSDP keep the modules of these classes on one device
+    parents = {type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in layers}
+    model._no_split_modules = sorted(parents)  # type: ignore[assignment]
+    return model
+
+
+def make_layer(
+    plain: Any,
+    attn: str,
+    method: str | None = None,
+    calibration: Calibration = None,
+    lambda_init: float | None = None,
+    branch_dims: tuple[int, int] | None = None,
+    rotary: bool = True,
+) -> DifferentialLayer:
+    """Make a differential layer from a plain one, whose weights it takes over.
+
+    The arguments and errors are those of `replace_layers`, for one layer. `plain` must not be used afterwards.
+    """
+    if lambda_init is None:
+        lambda_init = 0.05 if attn == "diff" else 0.5
+    if not torch.tensor(lambda_init, dtype=torch.float32).item() < 1:
+        raise ValueError(f"lambda_init={lambda_init:g} must be below 1, or the two maps cancel")
+    if attn == "diff_v2" and branch_dims is not None:
+        raise ValueError(f"branch_dims={branch_dims!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
+    if _is_basic(plain):
+        return _make_basic(plain, attn, method, calibration, lambda_init, branch_dims)
+    if method == "pairs":
+        raise ValueError(f"conversion 'pairs' joins heads of timm's basic Attention, not of {type(plain).__name__}")
+    head_dim = head_width(plain)
+    q, k, v = read_qkv(plain, head_dim)  # (H, d, dim + 1) each
+    width = q.shape[-1] - 1
+    v = v / (1 - torch.tensor(lambda_init, dtype=torch.float32).item())
+    adapter = ADAPTERS[type(plain)]
+    order = None
+    if attn == "diff":
+        freedom = channel_freedom(plain, rotary)
+        branch_dims = _branch_widths(head_dim, branch_dims, freedom)
+        if freedom == "rotation" and method != "slice":
+            q, k = rotate_heads(q, k, calibration if isinstance(calibration, tuple) else None)
+        elif method != "slice":
+            order = _channel_order(plain, q, k, calibration if isinstance(calibration, tuple) else None, freedom)
+        plain.__class__ = adapter.diff  # the layer keeps its modules, and timm still takes it for one of its own
+        plain.add_branches(head_dim, lambda_init, branch_dims, ordered=freedom != "rotation")
+        if order is not None:
+            plain.channel_order.copy_(order)
+    else:
+        q = q.repeat_interleave(2, dim=0)  # (2 H, d, dim + 1): both queries of a head are the pretrained one
+        plain.__class__ = adapter.diff_v2
+        plain.add_branches(width, lambda_init)
+    write_qkv(plain, q, k, v)
+    return plain
+
+
+def _is_basic(plain: nn.Module) -> bool:
+    """Return whether a layer is timm's Attention without norms and gate, which this package's own layers equal."""
+    return type(plain) is Attention and (
+        all(isinstance(norm, nn.Identity) for norm in (plain.q_norm, plain.k_norm, plain.norm))
+        and plain.gate is None
+        and plain.attn_dim == plain.qkv.in_features == plain.proj.out_features
+    )
+
+
+def _make_basic(
+    plain: Attention,
+    attn: str,
+    method: str | None,
+    calibration: Calibration,
+    lambda_init: float,
+    branch_dims: tuple[int, int] | None,
+) -> DifferentialLayer:
+    """Make the paper's layer, or that of version 2, from timm's Attention without norms and gate."""
+    settings: dict[str, Any] = {"num_heads": plain.num_heads}
+    if method == "pairs":
+        settings = pairs_kwargs(plain.num_heads, plain.head_dim) | ({"branch_dims": branch_dims} if branch_dims else {})
+    elif attn == "diff":
+        settings["branch_dims"] = _branch_widths(plain.head_dim, branch_dims, "rotation")
+    kind: Any = DifferentialAttentionV2 if attn == "diff_v2" else DifferentialAttention
+    if attn == "diff":
+        settings["head_norm"] = False  # it would change the output of the pretrained heads
+    weight = plain.qkv.weight
+    layer = kind(
+        plain.qkv.in_features,
+        qkv_bias=plain.qkv.bias is not None,
+        proj_bias=plain.proj.bias is not None,
+        attn_drop=plain.attn_drop.p,
+        proj_drop=plain.proj_drop.p,
+        lambda_init=lambda_init,
+        device=weight.device,
+        dtype=weight.dtype,
+        **settings,
+    )
+    if weight.device.type != "meta":
+        layer.load_state_dict(convert_layer(plain.state_dict(), layer, method or "svd", calibration))
+    return layer.train(plain.training)
+
+
+def _branch_widths(head_dim: int, branch_dims: tuple[int, int] | None, freedom: str) -> tuple[int, int]:
+    """Return the widths of the branches: those that were asked for, or three quarters and one quarter.
+
+    Raises:
+        ValueError: widths that do not sum to the width of a head, or that cut a pair of channels.
+    """
+    step = 2 if freedom == "pairs" else 1
+    d1 = head_dim * 3 // 4 // step * step
+    d1, d2 = branch_dims or (d1, head_dim - d1)
+    if d1 + d2 != head_dim or min(d1, d2) < 1:
+        raise ValueError(
+            f"branch_dims=({d1}, {d2}) must be two positive widths that sum to {head_dim}, the width of a head"
+        )
+    if d1 % step:
+        raise ValueError(f"branch_dims=({d1}, {d2}) must be even under a rotary embedding, which acts on pairs")
+    return d1, d2
+
+
+def _channel_order(plain: Any, q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None, freedom: str) -> Tensor:
+    """Order the channels of each head by the energy that they contribute to the logits, highest first.
+
+    Args:
+        plain: the plain layer.
+        q, k: weights of the heads with the bias as the last column, (H, d, dim + 1) each.
+        moments: second moments of the queries and keys after norms and rotary embedding, (H, d, d) each, of keys that
+            are centred; None assumes white tokens.
+        freedom: 'pairs' or 'channels'.
+
+    Returns:
+        The order, (H, d). Pairs stay together.
+    """
+    heads = plain.num_heads
+    if moments is not None:
+        energy_q, energy_k = (moment.diagonal(dim1=-2, dim2=-1) for moment in moments)  # (H, d) each
+    else:
+        # For white tokens x, E[(w . x)^2] = |w|^2. The bias of k adds the same number to all logits of a query.
+        energy_q = _after_norm(q.square().sum(-1), getattr(plain, "q_norm", None))
+        energy_k = _after_norm(k[..., :-1].square().sum(-1), getattr(plain, "k_norm", None))
+        energy_k = energy_k.repeat_interleave(heads // len(energy_k), dim=0)  # heads may share their keys
+    if freedom == "channels":
+        return (energy_q * energy_k).argsort(dim=-1, descending=True, stable=True)
+    # In a pair the embedding turns query and key by an angle that changes with their distance, so on average all four
+    # products of their channels count: the energy of the pair is that of the query times that of the key.
+    half = bool(getattr(plain, "rotate_half", False))
+    d = q.shape[1]
+    pairs = torch.arange(d).reshape(2, d // 2).T if half else torch.arange(d).reshape(d // 2, 2)  # (d / 2, 2)
+    energy = energy_q[:, pairs].sum(-1) * energy_k[:, pairs].sum(-1)  # (H, d / 2)
+    return pairs[energy.argsort(dim=-1, descending=True, stable=True)].flatten(1)  # (H, d)
+
+
+def _after_norm(energy: Tensor, norm: Any) -> Tensor:
+    """Return the energy of channels, (H, d), after a norm of the head: its weight acts on channels of mean energy 1."""
+    weight = getattr(norm, "weight", None)
+    if norm is None or isinstance(norm, nn.Identity):
+        return energy
+    energy = energy / energy.mean(-1, keepdim=True)
+    return energy if weight is None else energy * weight.detach().cpu().double().square()

@@ -1,0 +1,128 @@
+"""One adapter per attention class of timm: all that the package knows about the class.
+
+An adapter is a subclass of timm's class with three methods, which also work on plain layers of the class:
+    project_qkv    the arguments of forward -> queries, keys, values, and the bias of the logits or None
+    merge_heads    outputs of the heads, and tokens -> input of the output projection
+    attend         both, with differential attention between them; only for differential layers
+The output projection is `proj`, and the factor on the logits is `scale` of the adapter or of the layer.
+To support another class, write its adapter and its two versions, and add them to ADAPTERS.
+"""
+
+from typing import Any, NamedTuple
+
+from timm.layers import Attention, AttentionPoolLatent, AttentionPoolPrr, AttentionRope, DiffAttention
+from timm.models.beit import Attention as BeitAttention
+from timm.models.eva import EvaAttention
+from timm.models.swin_transformer import WindowAttention as SwinAttention
+from timm.models.swin_transformer_v2 import WindowAttention as Swin2Attention
+from timm.models.vision_transformer import DiffParallelScalingBlock
+from timm.models.vision_transformer_relpos import RelPosAttention
+from torch import Tensor, nn
+
+from ..base import DifferentialLayer
+from . import relative, vit
+
+__all__ = ["ADAPTERS", "Adapter", "adapter_of", "attention_layers", "check_layers", "plain_inputs"]
+
+
+class Adapter(NamedTuple):
+    """The adapter of an attention class.
+
+    Attributes:
+        view: class with the methods of the adapter.
+        diff, diff_v2: classes of its differential layers, version 1 and version 2.
+        rotary: whether a rotary embedding may act on queries and keys.
+        cosine: whether queries and keys are divided by their lengths.
+    """
+
+    view: Any
+    diff: Any
+    diff_v2: Any
+    rotary: bool = False
+    cosine: bool = False
+
+
+ADAPTERS: dict[type[nn.Module], Adapter] = {
+    Attention: Adapter(vit.AttentionAdapter, vit.DiffVitAttention, vit.DiffVitAttentionV2),
+    AttentionRope: Adapter(vit.RopeAdapter, vit.DiffRopeAttention, vit.DiffRopeAttentionV2, rotary=True),
+    EvaAttention: Adapter(vit.EvaAdapter, vit.DiffEvaAttention, vit.DiffEvaAttentionV2, rotary=True),
+    BeitAttention: Adapter(relative.BeitAdapter, relative.DiffBeitAttention, relative.DiffBeitAttentionV2),
+    RelPosAttention: Adapter(relative.RelPosAdapter, relative.DiffRelPosAttention, relative.DiffRelPosAttentionV2),
+    SwinAttention: Adapter(relative.SwinAdapter, relative.DiffSwinAttention, relative.DiffSwinAttentionV2),
+    Swin2Attention: Adapter(
+        relative.Swin2Adapter, relative.DiffSwin2Attention, relative.DiffSwin2AttentionV2, cosine=True
+    ),
+}
+
+# Attention that pools the tokens of the last layer. It is no self-attention and remains plain.
+POOLING = (AttentionPoolLatent, AttentionPoolPrr)
+
+# Why a class has no adapter, by the name of the class.
+REASONS = {
+    "TalkingHeadAttn": "it mixes its heads before and after the softmax",
+    "XCA": "it attends over channels instead of tokens",
+    "ChannelAttention": "it attends over channels instead of tokens",
+    "ChannelAttentionV2": "it attends over channels instead of tokens",
+    "CrossCovarianceAttn": "it attends over channels instead of tokens",
+    "LinearSelfAttention": "it has no softmax map over pairs of tokens",
+    "FactorAttnConvRelPosEnc": "it has no softmax map over pairs of tokens",
+    "LiteMLA": "it has no softmax map over pairs of tokens",
+    "GPSA": "it adds a second map to its softmax map",
+    "OutlookAttention": "it computes its maps without queries and keys",
+}
+
+
+def adapter_of(layer: nn.Module) -> Adapter | None:
+    """Return the adapter of a plain attention layer, or None. A subclass of timm's class does not count."""
+    return ADAPTERS.get(type(layer))
+
+
+def plain_inputs(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
+    """Compute all that the maps and outputs of the heads of a plain layer depend on.
+
+    Args:
+        layer: a plain layer with an adapter.
+        args, kwargs: arguments of its forward pass.
+
+    Returns:
+        q, k and v, (B, H, N, d) each; the bias of the logits or None; and the scale of q . k in the logits.
+    """
+    view: Any = ADAPTERS[type(layer)].view
+    return *view.project_qkv(layer, *args, **kwargs), getattr(layer, "scale", None) or view.scale
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the self-attention layers that the package knows, plain and differential, by their names in the model."""
+    known = (*ADAPTERS, DiffAttention)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, DifferentialLayer) or type(module) in known
+    }
+
+
+def check_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the plain self-attention layers of a network by their names, if all of them have an adapter.
+
+    Raises:
+        ValueError: a network without such layers, one that is differential already, or one with a layer that has no
+            adapter. The message names the layer and the reason.
+    """
+    kind = type(model).__name__
+    layers = attention_layers(model)
+    for name, module in model.named_modules():
+        if isinstance(module, (DifferentialLayer, DiffAttention, DiffParallelScalingBlock)):
+            raise ValueError(f"{kind} is differential already: {name} is a {type(module).__name__}")
+        if name not in layers and _looks_like_attention(module) and not isinstance(module, POOLING):
+            reason = REASONS.get(type(module).__name__, "the class has no adapter")
+            raise ValueError(f"{kind} cannot be converted: {name} is a {type(module).__name__}, and {reason}")
+    if not layers:
+        raise ValueError(f"{kind} cannot be converted: it has no self-attention layer of timm")
+    return layers
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    """Return whether a module computes attention itself: it has heads and projections, and none of its parts does."""
+    inside = any(hasattr(part, "num_heads") for part in module.modules() if part is not module)
+    own_layers = any(isinstance(part, (nn.Linear, nn.Conv2d)) for part in module.children())
+    return hasattr(module, "num_heads") and own_layers and not inside

@@ -1,0 +1,103 @@
+"""Read and replace the query, key and value projections of an attention layer, in whichever form timm stores them.
+
+timm has three forms: one Linear `qkv` with its own bias; one Linear `qkv` without a bias, beside the parameters
+`q_bias` and `v_bias`; and three Linears `q_proj`, `k_proj` and `v_proj`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["merge_heads", "read_qkv", "split_heads", "split_qkv", "write_qkv"]
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """Split channels into heads: (B, N, H * d) -> (B, H, N, d)."""
+    B, N, _ = x.shape
+    return x.reshape(B, N, -1, head_dim).transpose(1, 2)
+
+
+def split_qkv(qkv: Tensor, width: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split the output of a fused projection into heads.
+
+    Args:
+        qkv: (B, N, queries + 2 * width). The queries have `width` channels in plain attention and in version 1 of
+            differential attention, and twice as many in version 2.
+        width: number of channels of the keys, and of the values.
+        head_dim: width of a head.
+
+    Returns:
+        q, (B, H or 2 H, N, d); k and v, (B, H, N, d) each.
+    """
+    q, k, v = qkv.split([qkv.shape[-1] - 2 * width, width, width], dim=-1)
+    return split_heads(q, head_dim), split_heads(k, head_dim), split_heads(v, head_dim)
+
+
+def merge_heads(heads: Tensor) -> Tensor:
+    """Merge the outputs of heads: (B, H, N, d) -> (B, N, H * d)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _linears(layer: Any) -> list[nn.Linear]:
+    """Return the Linear layers that project the tokens to queries, keys and values: one or three."""
+    return [layer.q_proj, layer.k_proj, layer.v_proj] if getattr(layer, "qkv", None) is None else [layer.qkv]
+
+
+def _separate_biases(layer: Any) -> bool:
+    """Return whether the biases are the parameters q_bias and v_bias beside a fused Linear."""
+    return getattr(layer, "q_bias", None) is not None
+
+
+def read_qkv(layer: nn.Module, head_dim: int) -> list[Tensor]:
+    """Read the weights of queries, keys and values in float64 on the CPU.
+
+    Args:
+        layer: a plain attention layer.
+        head_dim: width of a head.
+
+    Returns:
+        q, k and v, (H, d, dim + 1) each. The last column is the bias; it is 0 where the layer has none.
+    """
+    parts = []
+    for linear in _linears(layer):
+        weight = linear.weight.detach().cpu().double()
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu().double()
+        parts.append(torch.cat([weight, bias[:, None]], dim=1))  # (rows, dim + 1)
+    if len(parts) == 1:
+        parts = list(parts[0].chunk(3))
+    if _separate_biases(layer):
+        for part, bias in ((parts[0], layer.q_bias), (parts[2], layer.v_bias)):
+            part[:, -1] = bias.detach().cpu().double()
+    return [part.unflatten(0, (-1, head_dim)) for part in parts]
+
+
+@torch.no_grad()
+def write_qkv(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Replace the weights of queries, keys and values, in place. The number of queries may change.
+
+    Args:
+        layer: an attention layer.
+        q, k, v: weights with the bias as the last column, (H, d, dim + 1) each, as `read_qkv` returns them. A bias that
+            the layer does not have must be 0, except for the keys, whose bias does not change a softmax.
+    """
+    parts = [part.flatten(0, 1) for part in (q, k, v)]
+    linears = _linears(layer)
+    if len(linears) == 1:
+        _replace_rows(linears[0], torch.cat(parts))
+    else:
+        for linear, part in zip(linears, parts, strict=True):
+            _replace_rows(linear, part)
+    if _separate_biases(layer):
+        for name, part in (("q_bias", parts[0]), ("v_bias", parts[2])):
+            old = getattr(layer, name)
+            setattr(layer, name, nn.Parameter(part[:, -1].to(old), requires_grad=old.requires_grad))
+
+
+def _replace_rows(linear: nn.Linear, rows: Tensor) -> None:
+    """Give a Linear new weights and a new bias, (rows, dim + 1), and with them another number of outputs."""
+    weight, bias = linear.weight, linear.bias
+    linear.weight = nn.Parameter(rows[:, :-1].to(weight).contiguous(), requires_grad=weight.requires_grad)
+    linear.out_features = len(rows)
+    if bias is not None:
+        linear.bias = nn.Parameter(rows[:, -1].to(bias).contiguous(), requires_grad=bias.requires_grad)
