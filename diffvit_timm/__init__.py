@@ -10,8 +10,9 @@ from .conversion.weights import convert_state_dict, logit_rotation
 from .inspection.attention_maps import capture_attention
 from .layers.attention import DifferentialAttention, lambda_init_schedule
 from .layers.attention_v2 import DifferentialAttentionV2
+from .layers.base import differential_layers
 from .layers.functional import differential_attention, differential_maps
-from .models import diffvit  # noqa: F401 (registers the models)
+from .models import diffvit, generic  # noqa: F401 (they register the models)
 from .models.diff_vision_transformer import DiffVisionTransformer
 from .models.from_vit import from_vit
 
@@ -26,6 +27,7 @@ __all__ = [
     "conversion_report",
     "convert_state_dict",
     "differential_attention",
+    "differential_layers",
     "differential_maps",
     "distill_layers",
     "from_vit",

@@ -2,17 +2,17 @@
 
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from torch import Tensor
+from timm.layers import maybe_add_mask
+from torch import Tensor, nn
 
+from ..layers.adapters import check_layers, plain_inputs
 from ..layers.base import differential_layers
-from ..layers.hooks import observe_layers
+from ..layers.hooks import Call, observe_layers
 
-__all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_queries_and_keys"]
+__all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_logits"]
 
 # Fraction of the mean energy that is added to every direction, so that the rotation does not lose directions which a
 # handful of images never showed.
@@ -23,27 +23,18 @@ UNIFORM_WEIGHT = 0.1
 FIT_RIDGE = 1e-2
 
 
-def plain_queries_and_keys(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the queries and keys of timm's plain Attention.
+def plain_logits(layer: nn.Module, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the queries, keys and logits of a plain attention layer.
 
     Args:
-        attn: a plain attention layer.
-        tokens: its input, (B, N, dim).
+        layer: a plain layer with an adapter.
+        call: its arguments in a forward pass.
 
     Returns:
-        q and k, (B, H, N, head_dim) each.
+        q and k after norms and rotary embedding, (B, H, N, d) each, and the logits with their bias, (B, H, N, N).
     """
-    B, N, dim = tokens.shape
-    # The first 2 * dim rows of qkv are those of the queries and the keys; the values are not needed.
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[: 2 * dim]
-    qk = F.linear(tokens, attn.qkv.weight[: 2 * dim], bias)  # (B, N, 2 * dim)
-    q, k = qk.reshape(B, N, 2, attn.num_heads, attn.head_dim).unbind(2)  # (B, N, H, head_dim) each
-    return q.transpose(1, 2), k.transpose(1, 2)
-
-
-def _plain_maps(attn: Attention, q: Tensor, k: Tensor) -> Tensor:
-    """Attention maps, (B, H, N, N) in float32, from the q and k of `plain_queries_and_keys`."""
-    return ((q * attn.scale) @ k.mT).softmax(dim=-1).float()
+    q, k, _, bias, scale = plain_inputs(layer, call.args, call.kwargs)
+    return q, k, maybe_add_mask((q * scale) @ k.mT, bias)
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -52,7 +43,7 @@ def _gram(rows: Tensor) -> Tensor:
     return rows.mT @ rows
 
 
-def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Measure the second moments of each head's queries and keys.
 
     Dropping channels changes the logits of a query by some e_j, and moves its map a by KL(a || a') = Var_a(e) / 2 to
@@ -62,22 +53,25 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
     The images are read once, batch by batch; the memory does not grow with their number.
 
     Args:
-        source: a plain timm VisionTransformer; it is not changed.
+        source: a plain network of timm; it is not changed.
         images: (n, C, H, W), normalised as the source expects, or an iterable of such batches; a few hundred suffice.
 
     Returns:
-        One pair (E[q q^T], E[Cov_a(k)]) per block, float64, (num_heads, head_dim, head_dim) each. Cov_a(k) is the
+        One pair (E[q q^T], E[Cov_a(k)]) per layer, float64, (num_heads, head_dim, head_dim) each. Cov_a(k) is the
         covariance of the keys under the map `a` of a query.
 
     Raises:
         ValueError: no images.
     """
-    layers = [block.attn for block in source.blocks]
-    grams = [torch.zeros(2, a.num_heads, a.head_dim, a.head_dim, dtype=torch.float64) for a in layers]
+    layers: list[Any] = list(check_layers(source).values())
+    widths = [layer.proj.in_features // layer.num_heads for layer in layers]
+    grams = [
+        torch.zeros(2, layer.num_heads, d, d, dtype=torch.float64) for layer, d in zip(layers, widths, strict=True)
+    ]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
-        q, k = plain_queries_and_keys(attn, tokens)  # (B, H, N, d) each
-        maps = _plain_maps(attn, q, k)  # (B, H, N, N)
+    def accumulate(index: int, layer: nn.Module, call: Call) -> None:
+        q, k, logits = plain_logits(layer, call)  # (B, H, N, d) twice and (B, H, N, N)
+        maps = logits.softmax(dim=-1).float()
         maps = torch.lerp(maps, torch.full_like(maps, 1 / maps.shape[-1]), UNIFORM_WEIGHT)
         # The covariance does not depend on the origin; near it, the difference below loses fewer digits.
         k = (k - k.mean(dim=2, keepdim=True)).float()
@@ -86,7 +80,7 @@ def logit_moments(source: VisionTransformer, images: Tensor | Iterable[Tensor]) 
         key_weight = maps.sum(dim=-2).sqrt().unsqueeze(-1)  # (B, H, N, 1), the square root as _gram squares it
         moments = _gram(q), _gram(key_weight * k) - _gram(maps @ k)
         for gram, moment in zip(grams[index], moments, strict=True):
-            gram += (moment / tokens.shape[1]).cpu()  # summed in float64 on the CPU: some devices do not have float64
+            gram += (moment / q.shape[2]).cpu()  # summed in float64 on the CPU: some devices do not have float64
 
     count = observe_layers(source, layers, images, accumulate)
     return [(_add_ridge(gram_q / count), _add_ridge(gram_k / count)) for gram_q, gram_k in grams]
@@ -98,7 +92,7 @@ def _add_ridge(gram: Tensor) -> Tensor:
     return gram + RIDGE * energy * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def fit_projections(source: VisionTransformer, model: VisionTransformer, images: Tensor | Iterable[Tensor]) -> None:
+def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterable[Tensor]) -> None:
     """Fit the output projection `proj` of every layer of a converted network to the source's attention output.
 
     For each layer this is a ridge regression of the source's attention output on the input of `proj`, both computed
@@ -106,7 +100,7 @@ def fit_projections(source: VisionTransformer, model: VisionTransformer, images:
     changed in place.
 
     Args:
-        source: the plain timm VisionTransformer; it is not changed.
+        source: the plain network; it is not changed.
         model: the network that was converted from it, in evaluation mode.
         images: as in `logit_moments`. There should be many times more tokens than the model is wide (64 images are
             enough).
@@ -115,51 +109,53 @@ def fit_projections(source: VisionTransformer, model: VisionTransformer, images:
         ValueError: no images.
     """
     layers = differential_layers(model)
-    dim = source.embed_dim
-    bias = layers[0].proj.bias is not None
-    size = dim + bias  # a column of ones stands for the bias
-    grams = [torch.zeros(size, size + dim, dtype=torch.float64) for _ in layers]
+    # In each layer, X is the input of proj and a column of ones for the bias, and Y the source's output.
+    sizes = [(layer.proj.in_features + (layer.proj.bias is not None), layer.proj.out_features) for layer in layers]
+    grams = [torch.zeros(rows, rows + columns, dtype=torch.float64) for rows, columns in sizes]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
-        heads, target = (t.flatten(0, 1).float() for t in (layers[index].attend(tokens), output))  # (B * N, dim) each
-        if bias:
-            heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)  # (B * N, dim + 1)
+    def accumulate(index: int, plain: nn.Module, call: Call) -> None:
+        layer = layers[index]
+        heads = layer.attend(*call.args, **call.kwargs).flatten(0, 1).float()  # (B * N, width of the heads)
+        target = call.output.flatten(0, 1).float()  # (B * N, dim)
+        if layer.proj.bias is not None:
+            heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
         grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
 
-    observe_layers(source, [block.attn for block in source.blocks], images, accumulate)
-    for layer, gram in zip(layers, grams, strict=True):
+    observe_layers(source, list(check_layers(source).values()), images, accumulate)
+    for layer, gram, (size, _) in zip(layers, grams, sizes, strict=True):
         xx, xy = gram[:, :size], gram[:, size:]  # X^T X (size, size) and X^T Y (size, dim)
-        start = torch.cat([layer.proj.weight.T, layer.proj.bias[None]] if bias else [layer.proj.weight.T])
+        proj = layer.proj
+        start = proj.weight.T if proj.bias is None else torch.cat([proj.weight.T, proj.bias[None]])
         start = start.detach().cpu().double()  # (size, dim)
-        ridge = FIT_RIDGE * xx.diagonal()[:dim].mean()
+        ridge = FIT_RIDGE * xx.diagonal()[: proj.in_features].mean()
         # The minimiser of |X W - Y|^2 + ridge |W - start|^2.
         fitted = torch.linalg.solve(xx + ridge * torch.eye(size).to(xx), xy + ridge * start)
         with torch.no_grad():
-            layer.proj.weight.copy_(fitted[:dim].T)
-            if bias:
-                layer.proj.bias.copy_(fitted[-1])
+            proj.weight.copy_(fitted[: proj.in_features].T)
+            if proj.bias is not None:
+                proj.bias.copy_(fitted[-1])
 
 
-def head_pairs(source: VisionTransformer, images: Tensor | Iterable[Tensor]) -> list[list[int]]:
-    """Order the heads of each block so that neighbours (0, 1), (2, 3), ... have the most similar attention maps.
+def head_pairs(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[list[int]]:
+    """Order the heads of each layer so that neighbours (0, 1), (2, 3), ... have the most similar attention maps.
 
     The pairs minimise the sum of the squared distances between their maps, by a perfect matching (Edmonds, 1965).
 
     Args:
-        source: a plain timm VisionTransformer with an even number of heads; it is not changed.
+        source: a plain network with an even number of heads; it is not changed.
         images: as in `logit_moments`.
 
     Returns:
-        One list of head indices per block.
+        One list of head indices per layer.
 
     Raises:
         ValueError: no images.
     """
-    layers = [block.attn for block in source.blocks]
-    grams = [torch.zeros(a.num_heads, a.num_heads, dtype=torch.float64) for a in layers]
+    layers: list[Any] = list(check_layers(source).values())
+    grams = [torch.zeros(layer.num_heads, layer.num_heads, dtype=torch.float64) for layer in layers]
 
-    def accumulate(index: int, attn: Attention, tokens: Tensor, output: Tensor) -> None:
-        maps = _plain_maps(attn, *plain_queries_and_keys(attn, tokens))  # (B, H, N, N)
+    def accumulate(index: int, layer: nn.Module, call: Call) -> None:
+        maps = plain_logits(layer, call)[-1].softmax(dim=-1).float()  # (B, H, N, N)
         maps = maps.transpose(0, 1).flatten(1)  # (H, B * N * N)
         grams[index] += (maps @ maps.T).cpu()
 

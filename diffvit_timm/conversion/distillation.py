@@ -4,19 +4,18 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..layers.base import differential_layers
-from ..layers.hooks import evaluating, observe_layers
+from ..layers.adapters import check_layers
+from ..layers.base import DifferentialLayer, differential_layers
+from ..layers.hooks import Call, evaluating, observe_layers
 
 __all__ = ["distill_layers"]
 
 
 def distill_layers(
-    source: VisionTransformer,
-    model: VisionTransformer,
+    source: nn.Module,
+    model: nn.Module,
     images: Tensor | Sequence[Tensor],
     passes: int = 4,
     lr: float = 3e-4,
@@ -29,8 +28,8 @@ def distill_layers(
     closest to the source, and would not be differential attention.
 
     Args:
-        source: the plain timm VisionTransformer; it is not changed.
-        model: the DiffVisionTransformer that was converted from it.
+        source: the plain network; it is not changed.
+        model: the network that was converted from it.
         images: (n, C, H, W), normalised as the source expects, or a sequence of such batches. They are read once per
             pass, and once more for the comparison at the end.
         passes: number of passes over the images.
@@ -42,24 +41,29 @@ def distill_layers(
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and convert it afterwards")
     layers = differential_layers(model)
-    if not all(weight.requires_grad for layer in layers for weight in (layer.qkv.weight, layer.proj.weight)):
+    projections = [_projections(layer) for layer in layers]
+    if not all(linear.weight.requires_grad for linears in projections for linear in linears):
         raise ValueError("frozen layers cannot learn: set requires_grad of qkv and proj")
     old_layers = copy.deepcopy(layers)
     errors = torch.zeros(len(layers), 2, dtype=torch.float64)  # squared error of each layer before and after
-    optimizers = [torch.optim.Adam([*layer.qkv.parameters(), *layer.proj.parameters()], lr=lr) for layer in layers]
+    optimizers = [
+        torch.optim.Adam([p for linear in linears for p in linear.parameters()], lr=lr) for linears in projections
+    ]
 
-    def train_layer(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
+    def train_layer(index: int, plain: nn.Module, call: Call) -> None:
         with torch.enable_grad():
-            loss = (layers[index](tokens) - target).square().sum() / target.square().sum()
+            error = layers[index](*call.args, **call.kwargs) - call.output
+            loss = error.square().sum() / call.output.square().sum()
             loss.backward()
         optimizers[index].step()
         layers[index].zero_grad()  # the layer's, not the optimizer's: lambda has a gradient too
 
-    def compare_layer(index: int, attn: Attention, tokens: Tensor, target: Tensor) -> None:
-        both = [(layer(tokens) - target).square().sum() for layer in (old_layers[index], layers[index])]
+    def compare_layer(index: int, plain: nn.Module, call: Call) -> None:
+        outputs = [layer(*call.args, **call.kwargs) for layer in (old_layers[index], layers[index])]
+        both = [(output - call.output).square().sum() for output in outputs]
         errors[index] += torch.stack(both).cpu()
 
-    source_layers = [block.attn for block in source.blocks]
+    source_layers = list(check_layers(source).values())
     with evaluating(model):
         for done in range(passes):
             for optimizer in optimizers:
@@ -69,3 +73,9 @@ def distill_layers(
         for layer, old_layer, (old_error, error) in zip(layers, old_layers, errors.tolist(), strict=True):
             if not error < old_error:  # also true for NaN
                 layer.load_state_dict(old_layer.state_dict())
+
+
+def _projections(layer: DifferentialLayer) -> list[nn.Linear]:
+    """Return the Linear layers of an attention layer that are distilled: those of queries, keys, values and outputs."""
+    names = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
+    return [linear for name in names if isinstance(linear := getattr(layer, name, None), nn.Linear)]

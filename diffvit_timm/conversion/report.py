@@ -3,17 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from ..layers.adapters import check_layers, plain_inputs
 from ..layers.base import DifferentialLayer, differential_layers
-from ..layers.hooks import batches_for, evaluating
+from ..layers.hooks import Call, batches_for, evaluating
 from ..layers.kernels.layout import split_branches
-from .calibration import plain_queries_and_keys
 
 __all__ = ["ConversionReport", "conversion_report"]
 
@@ -70,39 +69,37 @@ def _centred_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
-def _compare_layers(source: Attention, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> Tensor:
+def _compare_layers(plain: nn.Module, layer: DifferentialLayer, call: Call, images: int) -> Tensor:
     """Compare a plain layer with its converted layer on one batch.
 
     Args:
-        source: the plain layer.
+        plain: the plain layer.
         layer: the converted layer.
-        tokens: input of the plain layer, (B, N, dim).
-        output: its output, (B, N, dim).
+        call: arguments and output of the plain layer.
+        images: number of images of the batch.
 
     Returns:
         Six sums over the batch, float64 on the CPU: squared output error, squared output, squared logit error, squared
         logits, mean squared logit of branch 2, lambda.
     """
-    q, k = plain_queries_and_keys(source, tokens)
-    logits = _centred_logits(q, k, source.scale)  # (B, H, N, N)
-    q, k, _, _ = layer.project_qkv(tokens)
+    q, k, _, _, scale = plain_inputs(plain, call.args, call.kwargs)
+    logits = _centred_logits(q, k, scale)  # (B, H, N, N)
+    q, k, _, lam, _ = layer.branches(*call.args, **call.kwargs)
     branch1, tail = (_centred_logits(*branch, layer.scale) for branch in split_branches(q, k, layer.branch_dims))
     if branch1.shape != logits.shape:  # two heads became one, so there is no source head to compare branch 1 with
         branch1 = torch.full_like(logits, torch.nan)
-    terms = (layer(tokens) - output, output, branch1 - logits, logits)
+    terms = (layer(*call.args, **call.kwargs) - call.output, call.output, branch1 - logits, logits)
     sums = [t.float().square().sum() for t in terms]
-    sums += [tail.float().square().mean() * len(tokens), layer.compute_lambda(tokens).mean() * len(tokens)]
+    sums += [tail.float().square().mean() * images, lam.mean() * images]
     return torch.stack(sums).cpu().double()  # first to the CPU: some devices do not have float64
 
 
 @torch.inference_mode()
-def conversion_report(
-    source: VisionTransformer, model: nn.Module, images: Tensor | Iterable[Tensor]
-) -> ConversionReport:
+def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[Tensor]) -> ConversionReport:
     """Compare a Diff-ViT with the plain ViT that it was converted from.
 
     Args:
-        source: the plain timm VisionTransformer.
+        source: the plain network.
         model: the converted network. A network without differential attention is compared only by its outputs.
         images: (n, C, H, W), normalised as the models expect, or an iterable of such batches; at least one image.
 
@@ -110,14 +107,17 @@ def conversion_report(
         ValueError: no images, or networks whose outputs have different shapes.
     """
     converted = differential_layers(model)
-    layer_pairs = list(zip([block.attn for block in source.blocks], converted, strict=True)) if converted else []
+    layer_pairs = list(zip(check_layers(source).values(), converted, strict=True)) if converted else []
     count = agree = 0
     kl = error = norm = 0.0
     sums = torch.zeros(len(layer_pairs), 6, dtype=torch.float64)
 
-    # Tokens and output of each of the source's attention layers for the current batch, first layer first.
-    seen: list[tuple[Tensor, Tensor]] = []
-    hooks = [attn.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for attn, _ in layer_pairs]
+    # Arguments and output of each of the source's attention layers for the current batch, first layer first.
+    seen: list[Call] = []
+    hooks = [
+        plain.register_forward_hook(lambda _, *call: seen.append(Call(*call)), with_kwargs=True)
+        for plain, _ in layer_pairs
+    ]
     try:
         with evaluating(source, model):
             for batch in batches_for(source, images):
@@ -132,8 +132,8 @@ def conversion_report(
                 kl += F.kl_div(*log_probs, log_target=True, reduction="sum").item()
                 error += (actual - expected).square().sum().item()
                 norm += expected.square().sum().item()
-                for row, (attn, layer), (tokens, output) in zip(sums, layer_pairs, seen, strict=True):
-                    row += _compare_layers(attn, layer, tokens, output)
+                for row, (plain, layer), call in zip(sums, layer_pairs, seen, strict=True):
+                    row += _compare_layers(plain, layer, call, len(batch))
     finally:
         for hook in hooks:
             hook.remove()
@@ -141,7 +141,9 @@ def conversion_report(
         raise ValueError("images is empty: the report needs at least one image")
 
     out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)  # (layers,) each
-    has_head = source.num_classes > 0 and source.global_pool != ""  # without pooling there are outputs per token
+    has_head = (
+        source.num_classes > 0 and getattr(source, "global_pool", "avg") != ""
+    )  # without pooling there are outputs per token
     return ConversionReport(
         images=count,
         agreement=agree / count if has_head else None,

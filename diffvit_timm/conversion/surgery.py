@@ -25,7 +25,7 @@ from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
 from .weights import convert_layer, pairs_kwargs, rotate_heads
 
-__all__ = ["channel_freedom", "make_layer", "replace_layers"]
+__all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "replace_layers"]
 
 # Moments of queries and keys, (H, d, d) each, or the order of the heads for 'pairs'; None: from the weights only.
 Calibration = tuple[Tensor, Tensor] | list[int] | None
@@ -116,7 +116,7 @@ def make_layer(
         raise ValueError(f"lambda_init={lambda_init:g} must be below 1, or the two maps cancel")
     if attn == "diff_v2" and branch_dims is not None:
         raise ValueError(f"branch_dims={branch_dims!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
-    if _is_basic(plain):
+    if is_basic(plain):
         return _make_basic(plain, attn, method, calibration, lambda_init, branch_dims)
     if method == "pairs":
         raise ValueError(f"conversion 'pairs' joins heads of timm's basic Attention, not of {type(plain).__name__}")
@@ -145,7 +145,7 @@ def make_layer(
     return plain
 
 
-def _is_basic(plain: nn.Module) -> bool:
+def is_basic(plain: nn.Module) -> bool:
     """Return whether a layer is timm's Attention without norms and gate, which this package's own layers equal."""
     return type(plain) is Attention and (
         all(isinstance(norm, nn.Identity) for norm in (plain.q_norm, plain.k_norm, plain.norm))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.base import DifferentialLayer, differential_layers
 from ..layers.functional import differential_maps
-from ..layers.hooks import observe_layers
+from ..layers.hooks import Call, observe_layers
 from .attention_maps import AttentionMaps, CapturedAttention
 
 __all__ = [
@@ -58,19 +58,19 @@ def layer_statistics(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Lay
         ValueError: no images.
     """
     layers = differential_layers(model)
-    sums = torch.zeros(len(layers), 2, dtype=torch.float64)
+    sums = torch.zeros(len(layers), 3, dtype=torch.float64)  # lambda, negative mass and number of maps
 
-    def add_batch(index: int, layer: DifferentialLayer, tokens: Tensor, output: Tensor) -> None:
-        q, k, _, _ = layer.project_qkv(tokens)
-        map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale)  # (B, H, N, N) each
-        lam = layer.compute_lambda(tokens)  # broadcasts to (B, H, N, 1)
+    def add_batch(index: int, layer: DifferentialLayer, call: Call) -> None:
+        q, k, _, lam, bias = layer.branches(*call.args, **call.kwargs)
+        map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)  # (B, H, N, N) each
         attention = (map1 - lam * map2).float()
         # The share of each head's whole map, (B, H).
         mass = attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
-        sums[index] += torch.stack([lam.mean(), mass.mean()]).cpu().double() * len(tokens)
+        means = torch.stack([lam.mean(), mass.mean(), torch.ones_like(mass.mean())])
+        sums[index] += means.cpu().double() * len(q)  # images, or windows of images
 
-    count = observe_layers(model, layers, images, add_batch)
-    lambdas, negative_mass = (sums / count).T.tolist()
+    observe_layers(model, layers, images, add_batch)
+    lambdas, negative_mass = (sums[:, :2] / sums[:, 2:]).T.tolist()
     return LayerStatistics(lambdas, negative_mass)
 
 

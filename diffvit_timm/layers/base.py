@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .functional import differential_attention
 from .kernels.layout import BranchDims
 
-__all__ = ["Branches", "DifferentialLayer", "Version1", "Version2", "differential_layers"]
+__all__ = ["Branches", "DifferentialLayer", "Version1", "Version2", "attention_kind", "differential_layers"]
 
 torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
 
@@ -216,3 +216,9 @@ class Version2(DifferentialLayer):
 def differential_layers(model: nn.Module) -> list[DifferentialLayer]:
     """Return the differential attention layers of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, DifferentialLayer)]
+
+
+def attention_kind(model: nn.Module) -> str:
+    """Return the attention of a network: 'diff', 'diff_v2', or 'plain' if it has no differential layer."""
+    layers = differential_layers(model)
+    return "plain" if not layers else "diff_v2" if isinstance(layers[0], Version2) else "diff"

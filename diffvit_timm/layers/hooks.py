@@ -2,12 +2,25 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["batches_for", "evaluating", "observe_layers"]
+__all__ = ["Call", "batches_for", "evaluating", "observe_layers"]
+
+
+class Call(NamedTuple):
+    """The arguments of a layer in a forward pass, and its output."""
+
+    args: tuple
+    kwargs: dict
+    output: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """Input of the layer, (B, N, dim)."""
+        return self.args[0] if self.args else self.kwargs["x"]
 
 
 @contextlib.contextmanager
@@ -46,7 +59,7 @@ def batches_for(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Iterator
 
 @torch.no_grad()
 def observe_layers(
-    model: VisionTransformer,
+    model: Any,
     layers: Sequence[nn.Module],
     images: Tensor | Iterable[Tensor],
     callback: Callable[..., None],
@@ -55,10 +68,10 @@ def observe_layers(
 
     Args:
         model: model with timm's forward_features. It is not changed.
-        layers: layers of the model that take tokens, (B, N, dim).
+        layers: layers of the model whose first argument is the tokens, (B, N, dim).
         images: images, (n, C, H, W), normalised for the model, or batches of such images, which are read once.
-        callback: function that is called as `callback(index, layer, tokens, output)`. If it stores the tensors, memory
-            use grows with the number of images.
+        callback: function that is called as `callback(index, layer, call)`. If it stores the tensors, memory use grows
+            with the number of images.
 
     Returns:
         The number of images.
@@ -67,7 +80,10 @@ def observe_layers(
         ValueError: no images, or batches that `batches_for` does not accept.
     """
     hooks = [
-        layer.register_forward_hook(lambda module, args, output, index=index: callback(index, module, args[0], output))
+        layer.register_forward_hook(
+            lambda module, args, kwargs, output, index=index: callback(index, module, Call(args, kwargs, output)),
+            with_kwargs=True,
+        )
         for index, layer in enumerate(layers)
     ]
     count = 0

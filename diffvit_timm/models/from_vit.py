@@ -1,87 +1,78 @@
-"""Conversion of a plain ViT into a Diff-ViT of the same shape.
+"""Conversion of a plain transformer of timm into a differential one.
 
 model = diffvit_timm.from_vit('deit_tiny_patch16_224.fb_in1k')
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import timm
-from timm.layers import get_device_dtype
-from timm.models import VisionTransformer, filter_pretrained_cfg, is_model
-from torch import Tensor
+from timm.models import filter_pretrained_cfg
+from torch import Tensor, nn
 
 from ..conversion.calibration import fit_projections, head_pairs, logit_moments
-from ..conversion.sources import check_source, vit_args
-from ..conversion.weights import convert_state_dict, pairs_kwargs, resolve_method
+from ..conversion.surgery import replace_layers
+from ..conversion.weights import resolve_method
+from ..layers.adapters import check_layers
 from ..layers.hooks import batches_for
+from .diff_vision_transformer import DiffVisionTransformer
 from .pretrained import load_model
 
-__all__ = ["from_vit"]
+__all__ = ["from_vit", "reconstruction_args"]
 
 # `calibrated` keeps this many images in memory for its least squares, because `images` is read only once.
 FIT_IMAGES = 256
 
+GENERIC = "diffvit"  # name of the architecture that rebuilds any converted network
+
 
 def from_vit(
-    source: str | VisionTransformer,
+    source: str | nn.Module,
     method: str | None = None,
     images: Tensor | Iterable[Tensor] | None = None,
+    *,
+    attn: str = "diff",
+    lambda_init: float | None = None,
+    branch_dims: tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     **model_kwargs,
-) -> VisionTransformer:
-    """Convert a plain ViT into a Diff-ViT of the same shape.
+) -> Any:
+    """Convert a plain transformer of timm: copy it, and replace its self-attention layers by differential layers.
 
     Args:
-        source: a timm VisionTransformer, which is not changed, or what `load_model` takes: a timm model name with its
-            tag, hf-hub:NAME, a folder of weights, or a run folder.
+        source: a network of timm, which is not changed, or what `load_model` takes: a timm model name with its tag,
+            hf-hub:NAME, a folder of weights, or a run folder.
         method: conversion method, as in `convert_state_dict`. None chooses 'calibrated' with images and 'svd' without
             them, or 'mirror' for attn='diff_v2'.
         images: unlabelled images to calibrate on, (n, C, H, W), normalised as the source expects, or an iterable of
             such batches, which is read once; 256 images suffice. If a batch is a tuple, such as (images, targets), its
             first element is used.
-        **model_kwargs: arguments of the Diff-ViT, such as attn, lambda_init, branch_dims and drop_path_rate. img_size
-            resamples the position embedding.
+        attn: 'diff' (version 1) or 'diff_v2'.
+        lambda_init: lambda at the start; None: 0.05 for version 1 and 0.5 for version 2.
+        branch_dims: widths of the two branches of a head, for version 1; None: three quarters and one quarter.
+        img_size: height and width to change to, as timm's set_input_size does.
+        **model_kwargs: other arguments of timm.create_model, such as drop_path_rate, for a source given by name.
 
     Returns:
-        A DiffVisionTransformer on the device of the source, in its dtype and mode. timm's functions can save it.
+        A network of the source's class, on its device, in its dtype and mode. timm's functions can save it if
+        timm.create_model made the source.
 
     Raises:
         InputError: a name or folder that cannot be loaded.
-        ValueError: a source that cannot be converted, with the reason; images for a method that does not use them; no
-            images for a method that needs them.
+        ValueError: a source that cannot be converted, with the layer and the reason; images for a method that does not
+            use them; no images for a method that needs them.
     """
     if "conversion" in model_kwargs:
         raise ValueError(f"conversion={model_kwargs['conversion']!r} is an argument of create_model: pass it as method")
-    method = resolve_method(method, model_kwargs.get("attn", "diff"), images is not None)
-    img_size = model_kwargs.pop("img_size", None)
+    if model_kwargs.pop("head_norm", False):
+        raise ValueError("head_norm=True would change the output of pretrained heads: convert with head_norm=False")
+    method = resolve_method(method, attn, images is not None)
     if isinstance(source, str):
-        source = load_model(source, parameter="source")
-    check_source(source)
-    args = vit_args(source)
-    changeable = [name for name in args if name.startswith("dynamic_") or name.endswith("_rate")]
-    for name, value in model_kwargs.items():
-        if name in args and name not in changeable:
-            raise ValueError(f"{name}={value!r} would change the shape, which is that of the source: leave it out")
-    if method == "pairs":
-        if source.attn_pool is not None:
-            raise ValueError(
-                "conversion 'pairs' would also halve the heads of the attention pooling of this source: choose another"
-            )
-        args |= pairs_kwargs(args["num_heads"], source.embed_dim // args["num_heads"])
-    # A network that timm.create_model did not make has no pretrained_cfg.
-    cfg = getattr(source, "pretrained_cfg", None) or dict(
-        input_size=(source.in_chans, *args["img_size"]), classifier="head", first_conv="patch_embed.proj"
-    )
-    # The variant only names an entry point for loading a saved config, because `args` replaces its whole shape.
-    sizes = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
-    variant = f"diffvit_{sizes.get(source.embed_dim)}_patch{args['patch_size'][0]}"
-    variant = variant if is_model(variant) else "diffvit_base_patch16"
-    model: Any = timm.create_model(
-        variant,
-        pretrained_cfg={**filter_pretrained_cfg(cfg, remove_source=True), "architecture": variant},
-        **{**args, **model_kwargs},
-        **get_device_dtype(source),
-    )
+        source = load_model(source, parameter="source", **model_kwargs)
+    elif model_kwargs:
+        name, value = next(iter(model_kwargs.items()))
+        raise ValueError(f"{name}={value!r} is an argument of create_model: pass it there, when the source is made")
+    check_layers(source)
     calibration: Any = None
     fit_images: list[Tensor] = []
     if images is not None:
@@ -90,12 +81,51 @@ def from_vit(
         else:
             batches = _keep_first(batches_for(source, images), FIT_IMAGES, fit_images)
             calibration = logit_moments(source, batches)
-    model.load_state_dict(convert_state_dict(source.state_dict(), model, method, calibration))
+    model: Any = copy.deepcopy(source)
+    replace_layers(model, attn, method, calibration, lambda_init, branch_dims)
     if method == "calibrated":
         fit_projections(source, model.eval(), fit_images)
+    # The heads that 'pairs' joins have another shape; no other method changes what is built.
+    settings = {"lambda_init": lambda_init, "branch_dims": branch_dims, "conversion": method}
+    changed = {k: v for k, v in settings.items() if v is not None and (k != "conversion" or v == "pairs")}
+    _name(model, source, attn, changed)
     if img_size is not None:
-        model.set_input_size(img_size)
+        model.set_input_size(img_size=img_size)
     return model.train(source.training)
+
+
+def _name(model: Any, source: Any, attn: str, settings: dict[str, Any]) -> None:
+    """Record by which architecture and arguments timm.create_model rebuilds a converted network."""
+    if isinstance(model, DiffVisionTransformer):  # its architecture knows `attn` itself
+        model.attn = attn
+    head = model.get_classifier()
+    if isinstance(head, (nn.Linear, nn.Identity)):  # num_classes is wrong if the head was replaced
+        model.num_classes = getattr(head, "out_features", 0)
+    cfg = getattr(source, "pretrained_cfg", None)
+    if not cfg or not cfg.get("architecture"):
+        return  # timm.create_model did not make it, so no name rebuilds it
+    args = reconstruction_args(source, attn, settings)
+    model._model_args = args
+    architecture = GENERIC if "base" in args else cfg["architecture"]
+    model.pretrained_cfg = model.default_cfg = {
+        **filter_pretrained_cfg(cfg, remove_source=True), "architecture": architecture, "tag": None
+    }  # fmt: skip
+
+
+def reconstruction_args(source: Any, attn: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm.create_model that rebuild a converted network.
+
+    Args:
+        source: the plain network, made by timm.create_model.
+        attn: attention that it was converted to.
+        settings: settings of the conversion that were given.
+    """
+    args = {**getattr(source, "_model_args", {}), "attn": attn, **settings}
+    if isinstance(source, DiffVisionTransformer):
+        return args
+    cfg = source.pretrained_cfg
+    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
+    return {"base": cfg["architecture"] + tag, **args}
 
 
 def _keep_first(batches: Iterable[Tensor], limit: int, kept: list[Tensor]) -> Iterator[Tensor]:

@@ -157,7 +157,15 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
         model: a model from timm.create_model or from_vit.
         folder: folder to write to; it is created if it does not exist.
         label_names: class names, in the order of the outputs of the head.
+
+    Raises:
+        InputError: a model that was built without timm.create_model, so that no name rebuilds it.
     """
+    if not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
+        raise InputError(
+            f"a {type(model).__name__} that was built without timm.create_model cannot be saved, because no name "
+            "rebuilds it: create it by timm.create_model"
+        )
     model_config = {"label_names": label_names} if label_names else None
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
     path = Path(folder) / "config.json"

@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..conversion.sources import vit_args
+from .conversions import with_timm_attention
 from .timing import (
     PRECISIONS,
     explicit_maps,
@@ -51,13 +51,12 @@ def make_networks(model: str, img_size: int, device: str = "cpu") -> dict[str, A
     """
     settings = dict(img_size=img_size, num_classes=1000)
     plain = timm.create_model(model, attn="plain", **settings)
-    shape = {name: value for name, value in vit_args(plain).items() if name != "norm_eps"}  # timm does not take it
     networks = {
         PLAIN: plain,
         "Diff-ViT": timm.create_model(model, head_norm=False, **settings),
         "Diff-ViT, head norm": timm.create_model(model, head_norm=True, **settings),
         "Diff-ViT, version 2": timm.create_model(model, attn="diff_v2", **settings),
-        TIMM: timm.models.VisionTransformer(**shape, attn_layer="diff"),
+        TIMM: with_timm_attention(plain),
     }
     return {name: network.to(device) for name, network in networks.items()}
 

@@ -12,7 +12,7 @@ from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
-from ..models.diff_vision_transformer import DiffVisionTransformer
+from ..layers.base import attention_kind
 from ..models.from_vit import from_vit
 from ..models.pretrained import check_model, load_model
 from ..options import named
@@ -103,7 +103,7 @@ def _is_variant(config: ModelConfig, is_own: bool) -> bool:
 
 
 def _is_differential(model: nn.Module) -> bool:
-    return isinstance(model, DiffVisionTransformer) and bool(model.differential_layers())
+    return attention_kind(model) != "plain"
 
 
 def _target_attention(config: ModelConfig, is_own: bool) -> str | None:
@@ -191,8 +191,10 @@ def _freeze(config: ModelConfig, model: Any) -> None:
 def _refuse_unused(config: ModelConfig, model: Any, is_own: bool) -> None:
     """Refuse options of a conversion if nothing is converted."""
     reason = "is already differential" if _is_differential(model) else "is not converted here"
-    if _is_differential(model) and config.attn not in ("model", model.attn):
-        raise InputError(f"`attn={config.attn}`: `model={config.model}` already has the attention {model.attn}")
+    if _is_differential(model) and config.attn not in ("model", attention_kind(model)):
+        raise InputError(
+            f"`attn={config.attn}`: `model={config.model}` already has the attention {attention_kind(model)}"
+        )
     if config.conversion != "auto":
         raise InputError(
             f"`conversion={config.conversion}` has no effect: `model={config.model}` {reason}; leave it out"

@@ -12,6 +12,7 @@ from ..data.noise import with_input_noise, with_label_noise
 from ..data.splits import Splits
 from ..errors import InputError
 from ..hub.publishing import check_repository, push_run
+from ..layers.base import attention_kind
 from ..models.pretrained import check_model
 from .accelerator import make_accelerator
 from .config import TrainConfig
@@ -73,7 +74,9 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
 
         fit_linear_probe(model, splits, accelerator)
     # 3. Train and test.
-    conversion = {"method": conversion_method(config.model, model.attn), **report.summary()} if report else None
+    conversion = (
+        {"method": conversion_method(config.model, attention_kind(model)), **report.summary()} if report else None
+    )
     if config.run.dry_run:
         return dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)

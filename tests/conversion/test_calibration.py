@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from diffvit_timm import conversion_report, from_vit
+from diffvit_timm import conversion_report, differential_layers, from_vit
 from diffvit_timm.conversion.calibration import FIT_RIDGE, RIDGE, UNIFORM_WEIGHT, fit_projections, logit_moments
 
 SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
@@ -81,7 +81,7 @@ def test_the_projections_are_the_ridge_regression_of_the_sources_attention_outpu
     images = torch.randn(40, 3, 32, 32)
     model = from_vit(source, lambda_init=0.3, branch_dims=(8, 8)).eval()
     before = conversion_report(source, model, images).attention_error
-    starts = [layer.proj.weight.detach().double() for layer in model.differential_layers()]
+    starts = [layer.proj.weight.detach().double() for layer in differential_layers(model)]
     inputs = []
     hooks = [block.attn.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for block in source.blocks]
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def test_the_projections_are_the_ridge_regression_of_the_sources_attention_outpu
     after = conversion_report(source, model, images).attention_error
     assert all(new < old for new, old in zip(after, before, strict=True))
 
-    for layer, block, tokens, start in zip(model.differential_layers(), source.blocks, inputs, starts, strict=True):
+    for layer, block, tokens, start in zip(differential_layers(model), source.blocks, inputs, starts, strict=True):
         with torch.inference_mode():
             x = layer.attend(tokens).flatten(0, 1).double()
             y = block.attn(tokens).flatten(0, 1).double()

@@ -15,10 +15,10 @@ import tyro
 
 from ...console import log0
 from ...conversion.report import ConversionReport, conversion_report
-from ...conversion.sources import check_source
 from ...data.config import DatasetConfig
 from ...data.loading import image_batches
 from ...errors import InputError, require_at_least
+from ...layers.adapters import check_layers
 from ...models.pretrained import check_model, load_model
 from ...studies.conversions import list_conversions, reason_against_pairs
 
@@ -79,7 +79,7 @@ def _load_source(options: Options) -> Any:
         options.source, options.pretrained, parameter="source", hint="pass `pretrained=False`"
     ).eval()  # fmt: skip
     try:
-        check_source(source)
+        check_layers(source)
     except ValueError as error:
         raise InputError(f"`source={options.source}`: {error}") from error
     return source

@@ -18,7 +18,6 @@ import tyro
 from ...console import log0
 from ...conversion.distillation import distill_layers
 from ...conversion.report import conversion_report
-from ...conversion.sources import check_source, vit_args
 from ...conversion.weights import READS_IMAGES, resolve_method
 from ...data.loading import image_batches
 from ...errors import InputError, require_at_least, require_device
@@ -117,11 +116,6 @@ def _convert(plain: Any, method: str, calibration: Any, options: Options) -> Any
     if options.distill:
         batches = list(batches)  # they are read once per pass
     try:
-        check_source(plain)
-        if unsaved := [name for name, value in vit_args(plain).items() if callable(value)]:
-            raise ValueError(
-                f"timm cannot save its {' and '.join(unsaved)}; diffvit_timm.from_vit converts it in memory"
-            )
         model = from_vit(plain, method, batches if options.calibrates else None, attn=options.attn, **options.settings)
     except ValueError as error:
         given = "".join(f" with {named(name, value)}" for name, value in options.settings.items())
