@@ -23,7 +23,7 @@ from ..layers.adapters.projections import read_qkv, write_qkv
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
-from .weights import convert_layer, pairs_kwargs, rotate_heads
+from .weights import METHODS, convert_layer, pairs_kwargs, rotate_heads
 
 __all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "replace_layers"]
 
@@ -110,6 +110,7 @@ def make_layer(
 
     The arguments and errors are those of `replace_layers`, for one layer. `plain` must not be used afterwards.
     """
+    method = method or METHODS[attn][0]
     if lambda_init is None:
         lambda_init = 0.05 if attn == "diff" else 0.5
     if not torch.tensor(lambda_init, dtype=torch.float32).item() < 1:
@@ -184,7 +185,7 @@ def _make_basic(
         **settings,
     )
     if weight.device.type != "meta":
-        layer.load_state_dict(convert_layer(plain.state_dict(), layer, method or "svd", calibration))
+        layer.load_state_dict(convert_layer(plain.state_dict(), layer, method, calibration))
     return layer.train(plain.training)
 
 

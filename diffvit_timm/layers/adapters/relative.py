@@ -28,8 +28,6 @@ __all__ = [
     "SwinAdapter",
 ]
 
-LARGEST_SCALE = math.log(1.0 / 0.01)  # of the logits of Swin v2
-
 
 def add_window_mask(bias: Tensor, mask: Tensor | None, windows: int) -> Tensor:
     """Add the mask of shifted windows to a bias.
@@ -127,7 +125,7 @@ class Swin2Adapter(Swin2Attention):
         width = self.proj.in_features
         qkv_bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
         q, k, v = split_qkv(F.linear(x, self.qkv.weight, qkv_bias), width, width // self.num_heads)
-        scale = torch.clamp(self.logit_scale, max=LARGEST_SCALE).exp()  # (H, 1, 1)
+        scale = torch.clamp(self.logit_scale, max=math.log(1.0 / 0.01)).exp()  # (H, 1, 1)
         q, k = F.normalize(q, dim=-1).to(v.dtype), (F.normalize(k, dim=-1) * scale).to(v.dtype)
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)  # (relative positions, H)
         bias = table[self.relative_position_index.view(-1)].view(x.shape[1], x.shape[1], -1)  # (N, N, H)
