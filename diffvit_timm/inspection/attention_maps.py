@@ -11,21 +11,19 @@ uses its fused kernels, its logits are the same to the bit, and only the request
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator
-from functools import singledispatch
 from typing import Any
 
 import torch
-from timm.layers import Attention, DiffAttention, maybe_add_mask, resolve_self_attn_mask
-from timm.models import VisionTransformer
+from timm.layers import DiffAttention, maybe_add_mask
 from torch import Tensor, nn
 
+from ..layers.adapters import adapter_of, known_layers, plain_inputs
 from ..layers.base import DifferentialLayer
 from ..layers.functional import differential_maps, head_norm
 
 __all__ = ["AttentionMaps", "CapturedAttention", "CapturedLayer", "can_capture", "capture_attention", "stochastic"]
-
-SUPPORTED_LAYERS = (DifferentialLayer, Attention, DiffAttention)
 
 
 def stochastic(matrix: Tensor) -> Tensor:
@@ -62,70 +60,41 @@ class AttentionMaps:
         return stochastic(self.difference.clamp(min=0))
 
 
-# Two functions per class of attention layer split its forward pass at the product of maps and values:
-#   _maps_and_values    tokens -> maps and values
-#   _merge_heads        maps times values -> input of the output projection
-
-
-@singledispatch
-def _maps_and_values(
-    layer: nn.Module, tokens: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> tuple[AttentionMaps, Tensor]:
-    """Compute the maps of a layer, and its values, (B, H, N, Dv), from its input, (B, N, dim)."""
-    raise TypeError(f"{type(layer).__name__} is not a supported attention layer")
-
-
-@singledispatch
-def _merge_heads(layer: nn.Module, heads: Tensor, tokens: Tensor) -> Tensor:
-    """Turn the outputs of the heads, (B, H, N, Dv), into the input of the output projection, (B, N, dim)."""
-    raise TypeError(f"{type(layer).__name__} is not a supported attention layer")
-
-
-@_maps_and_values.register
-def _(
-    layer: DifferentialLayer, tokens: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> tuple[AttentionMaps, Tensor]:
-    q, k, v, lam, bias = layer.branches(tokens, attn_mask, is_causal)
-    map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)
-    return AttentionMaps(map1.float(), map2.float(), lam), v
-
-
-@_merge_heads.register
-def _(layer: DifferentialLayer, heads: Tensor, tokens: Tensor) -> Tensor:
-    return layer.merge_heads(head_norm(heads, layer.head_norm_weight()), tokens)
-
-
-@_maps_and_values.register
-def _(layer: Attention, tokens: Tensor, attn_mask: Tensor | None, is_causal: bool) -> tuple[AttentionMaps, Tensor]:
-    B, N, _ = tokens.shape
-    qkv = layer.qkv(tokens).reshape(B, N, 3, layer.num_heads, layer.head_dim)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
-    q, k = layer.q_norm(q), layer.k_norm(k)
-    logits = (q * layer.scale) @ k.mT  # (B, H, N, N)
-    logits = maybe_add_mask(logits, resolve_self_attn_mask(N, logits, attn_mask, is_causal))
+def _maps_and_values(layer: Any, args: tuple, kwargs: dict) -> tuple[AttentionMaps, Tensor]:
+    """Compute the maps of a layer, and its values, (B, H, N, Dv), from the arguments of its forward pass."""
+    if isinstance(layer, DifferentialLayer):
+        q, k, v, lam, bias = layer.branches(*args, **kwargs)
+        map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)
+        return AttentionMaps(map1.float(), map2.float(), lam), v
+    if isinstance(layer, DiffAttention):
+        return _timm_differential(layer, *args, **kwargs)
+    q, k, v, bias, scale = plain_inputs(layer, args, kwargs)
+    logits = maybe_add_mask((q * scale) @ k.mT, bias)  # (B, H, N, N)
     return AttentionMaps(logits.softmax(dim=-1).float()), v
 
 
-@_merge_heads.register
-def _(layer: Attention, heads: Tensor, tokens: Tensor) -> Tensor:
-    merged = layer.norm(heads.transpose(1, 2).flatten(2))  # (B, N, dim)
-    return merged if layer.gate is None else merged * layer.gate(tokens).sigmoid()
-
-
-@_maps_and_values.register
-def _(layer: DiffAttention, tokens: Tensor, attn_mask: Tensor | None, is_causal: bool) -> tuple[AttentionMaps, Tensor]:
-    B, N, _ = tokens.shape
-    qkv = layer.qkv(tokens).reshape(B, N, 3, layer.num_heads, 2, layer.head_dim)
+def _timm_differential(
+    layer: DiffAttention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> tuple[AttentionMaps, Tensor]:
+    """Compute the maps and values of timm's differential attention from its tokens x, (B, N, dim)."""
+    B, N, _ = x.shape
+    qkv = layer.qkv(x).reshape(B, N, 3, layer.num_heads, 2, layer.head_dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4, 5)  # (B, H, N, 2, d) each
     q, k = layer.q_norm(q).flatten(-2), layer.k_norm(k).flatten(-2)  # (B, H, N, 2 d), branch 1 first
     map1, map2 = differential_maps(q, k, (layer.head_dim, layer.head_dim), layer.scale, attn_mask, is_causal)
     return AttentionMaps(map1.float(), map2.float(), layer._compute_lambda()), v.flatten(-2)
 
 
-@_merge_heads.register
-def _(layer: DiffAttention, heads: Tensor, tokens: Tensor) -> Tensor:
-    heads = layer.sub_norm(heads) * (1 - layer.lambda_init)
-    return layer.norm(heads.transpose(1, 2).flatten(2))
+def _merge_heads(layer: Any, heads: Tensor, tokens: Tensor) -> Tensor:
+    """Turn the outputs of the heads, (B, H, N, Dv), into the input of the output projection, (B, N, dim)."""
+    if isinstance(layer, DifferentialLayer):
+        return layer.merge_heads(head_norm(heads, layer.head_norm_weight()), tokens)
+    if isinstance(layer, DiffAttention):
+        heads = layer.sub_norm(heads) * (1 - layer.lambda_init)
+        return layer.norm(heads.transpose(1, 2).flatten(2))
+    adapter = adapter_of(layer)
+    assert adapter is not None
+    return adapter.view.merge_heads(layer, heads, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,15 +106,14 @@ class CapturedLayer:
     Attributes:
         layer: attention layer.
         tokens: input of the layer, (B, N, dim).
+        arguments: the other arguments of the layer, such as masks and rotary embeddings, by name.
         merged: input of its output projection, (B, N, dim). If the forward pass recorded a graph, it is a node of it.
-        attn_mask, is_causal: as the layer received them.
     """
 
     layer: nn.Module
     tokens: Tensor
+    arguments: dict[str, Any]
     merged: Tensor
-    attn_mask: Tensor | None
-    is_causal: bool
 
     @torch.no_grad()
     def maps(self) -> AttentionMaps:
@@ -174,34 +142,31 @@ class CapturedLayer:
         return maps, heads_gradient @ values.mT
 
     def _maps_and_values(self) -> tuple[AttentionMaps, Tensor]:
-        return _maps_and_values(self.layer, self.tokens.detach(), self.attn_mask, self.is_causal)
+        return _maps_and_values(self.layer, (self.tokens.detach(),), self.arguments)
 
 
 class CapturedAttention:
-    """The attention layers of the last forward pass, first block first. It supports `len`, indexing and iteration.
+    """The attention layers of the last forward pass, first layer first. It supports `len`, indexing and iteration.
 
     Args:
-        model: timm's VisionTransformer, a DiffVisionTransformer, or a subclass.
+        model: a transformer of timm, plain or differential.
 
     Attributes:
+        names: name of each layer in the model.
         grid: rows and columns of patches in the last forward pass.
 
     Raises:
-        TypeError: a model with a block that has no supported attention layer.
+        TypeError: a model with an attention layer that has no adapter, or without such layers.
     """
 
-    def __init__(self, model: VisionTransformer) -> None:
-        blocks = getattr(model, "blocks", None)
-        if not blocks:
-            raise TypeError(f"{type(model).__name__} is not a timm VisionTransformer: it has no blocks")
-        for number, block in enumerate(blocks):
-            if not isinstance(getattr(block, "attn", None), SUPPORTED_LAYERS):
-                raise TypeError(
-                    f"block {number} of the {type(model).__name__}, a {type(block).__name__}, has no supported "
-                    f"attention layer ({', '.join(kind.__name__ for kind in SUPPORTED_LAYERS)})"
-                )
+    def __init__(self, model: Any) -> None:
+        try:
+            layers = known_layers(model)
+        except ValueError as error:
+            raise TypeError(f"the attention of a {type(model).__name__} cannot be captured: {error}") from error
         self.model = model
-        self.attention_layers: list[Any] = [block.attn for block in blocks]
+        self.names = list(layers)
+        self.attention_layers: list[Any] = list(layers.values())
         self.layers: list[CapturedLayer] = []
         self.grid = (0, 0)
 
@@ -220,12 +185,13 @@ class CapturedAttention:
     @property
     def num_prefix_tokens(self) -> int:
         """Number of class, distillation and register tokens before the patches."""
-        return self.model.num_prefix_tokens
+        return getattr(self.model, "num_prefix_tokens", 0)
 
     @property
     def reads_class_token(self) -> bool:
         """Whether the model's head reads the class token, and not the patches."""
-        return self.model.has_class_token and self.model.global_pool not in ("avg", "avgmax", "max", "map")
+        has_class_token = getattr(self.model, "cls_token", None) is not None
+        return has_class_token and getattr(self.model, "global_pool", None) not in ("avg", "avgmax", "max", "map")
 
     def output_rows(self, matrix: Tensor) -> Tensor:
         """Select the row of the model's output: that of the class token, or the mean over the patches.
@@ -266,34 +232,36 @@ def can_capture(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def capture_attention(model: VisionTransformer) -> Iterator[CapturedAttention]:
+def capture_attention(model: Any) -> Iterator[CapturedAttention]:
     """Context manager: capture the attention of the last forward pass within the context.
 
     All hooks are removed at the end.
 
     Args:
-        model: timm's VisionTransformer or a DiffVisionTransformer, with plain or differential attention. It is not
-            changed.
+        model: a transformer of timm, with plain or differential attention. It is not changed.
 
     Raises:
-        TypeError: a model with a block that has no supported attention layer.
+        TypeError: a model with an attention layer that has no adapter, or without such layers.
     """
     captured = CapturedAttention(model)
-    inputs: dict[nn.Module, tuple[Tensor, Tensor | None, bool]] = {}
+    inputs: dict[nn.Module, tuple[Tensor, dict[str, Any]]] = {}
 
-    def start_pass(patch_embed: Any, args: tuple) -> None:
-        captured.layers = []
+    def store_grid(patch_embed: Any, args: tuple) -> None:
         captured.grid = patch_embed.dynamic_feat_size(args[0].shape[-2:])
 
     def store_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = dict(zip(("x", "attn_mask", "is_causal"), args, strict=False)) | kwargs
-        inputs[layer] = given["x"], given.get("attn_mask"), given.get("is_causal", False)
+        if layer is captured.attention_layers[0]:  # a new forward pass
+            captured.layers = []
+        names = inspect.signature(type(layer).forward).parameters
+        given = dict(zip(list(names)[1:], args, strict=False)) | kwargs  # without self
+        inputs[layer] = given.pop("x"), given
 
     def store_layer(layer: nn.Module, merged: Tensor) -> None:
-        tokens, mask, causal = inputs.pop(layer)
-        captured.layers.append(CapturedLayer(layer, tokens, merged, mask, causal))
+        captured.layers.append(CapturedLayer(layer, *inputs.pop(layer), merged))
 
-    hooks = [model.patch_embed.register_forward_pre_hook(start_pass)]
+    hooks = []
+    if hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
+        hooks.append(model.patch_embed.register_forward_pre_hook(store_grid))
     try:
         for layer in captured.attention_layers:
             hooks.append(layer.register_forward_pre_hook(store_input, with_kwargs=True))

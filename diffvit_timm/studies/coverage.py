@@ -105,14 +105,18 @@ def _relative_difference(actual: Any, expected: Any) -> float:
     return max(_relative_difference(*pair) for pair in pairs if pair[0] is not None)
 
 
-def small_random_network(name: str) -> Any:
+def small_random_network(name: str, **kwargs) -> Any:
     """Create an architecture with two blocks per stage, random weights, and attention that is far from uniform.
 
     It is made without memory, so that the largest architectures fit.
+
+    Args:
+        name: name of the architecture.
+        **kwargs: arguments of timm.create_model.
     """
     torch.manual_seed(0)
     with torch.device("meta"):
-        model: Any = timm.create_model(name)
+        model: Any = timm.create_model(name, **kwargs)
     for module in model.modules():
         blocks = getattr(module, "blocks", None)
         if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) > BLOCKS:

@@ -45,7 +45,7 @@ def test_a_folder_of_weights_is_a_source_with_and_without_a_head(diffvit, weight
     [
         (["--source", "vit_tinny"], "--source vit_tinny is not known to timm"),
         (["--source", "diffvit_nano"], "--source diffvit_nano has no pretrained weights: pass --no-pretrained"),
-        (["--source", "{diff}"], "--source {diff}: DiffVisionTransformer cannot be converted: block 0 is a "),
+        (["--source", "{diff}"], "--source {diff}: DiffVisionTransformer is differential already: blocks.0.attn is a "),
         (["--dataset", "nowhere/images"], "--dataset nowhere/images is not"),
         (["--images", "-1"], "--images -1 must be at least 0"),
         (["--calibration-images", "0"], "--calibration-images 0 must be at least 1"),

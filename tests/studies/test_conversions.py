@@ -21,7 +21,7 @@ def plain_vit(**settings):
         ({}, 2),
         ({"qkv_bias": False, "class_token": False, "global_pool": "avg"}, 2),
         ({"num_heads": 1}, 0),
-        ({"class_token": False, "global_pool": "map"}, 0),
+        ({"class_token": False, "global_pool": "map"}, 2),
         ({"num_classes": 0}, 2),
     ],
     ids=str,
@@ -43,7 +43,8 @@ def test_every_conversion_keeps_the_shape_of_the_outputs_and_leaves_the_source_a
 def test_the_reason_against_pairs_is_named():
     assert reason_against_pairs(plain_vit()) is None
     assert reason_against_pairs(plain_vit(num_heads=1)) == "the number of heads, 1, is odd"
-    assert "attention pooling" in reason_against_pairs(plain_vit(class_token=False, global_pool="map"))
+    reason = reason_against_pairs(plain_vit(qk_norm=True))
+    assert reason == "blocks.0.attn, a Attention, is not timm's Attention without norms and gate"
 
 
 @pytest.mark.parametrize("settings", [{}, {"qkv_bias": False}, {"proj_bias": False}], ids=str)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..base import DifferentialLayer
 from . import relative, vit
 
-__all__ = ["ADAPTERS", "Adapter", "adapter_of", "attention_layers", "check_layers", "plain_inputs"]
+__all__ = ["ADAPTERS", "Adapter", "adapter_of", "check_layers", "known_layers", "plain_inputs"]
 
 
 class Adapter(NamedTuple):
@@ -91,34 +91,40 @@ def plain_inputs(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, T
     return *view.project_qkv(layer, *args, **kwargs), getattr(layer, "scale", None) or view.scale
 
 
-def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the self-attention layers that the package knows, plain and differential, by their names in the model."""
+def known_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the self-attention layers of a network, plain and differential, by their names.
+
+    Raises:
+        ValueError: a network without such layers, or with one that the package does not know. The message names the
+            layer and the reason.
+    """
     known = (*ADAPTERS, DiffAttention)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, DifferentialLayer) or type(module) in known
-    }
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, DifferentialLayer) or type(module) in known:
+            layers[name] = module
+        elif _looks_like_attention(module) and not isinstance(module, POOLING):
+            reason = REASONS.get(type(module).__name__, "the class has no adapter")
+            raise ValueError(f"{name} is a {type(module).__name__}, and {reason}")
+    if not layers:
+        raise ValueError("it has no self-attention layer of timm")
+    return layers
 
 
 def check_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the plain self-attention layers of a network by their names, if all of them have an adapter.
+    """Return the self-attention layers of a plain network by their names, if all of them can be converted.
 
     Raises:
-        ValueError: a network without such layers, one that is differential already, or one with a layer that has no
-            adapter. The message names the layer and the reason.
+        ValueError: as `known_layers`, or a network that is differential already.
     """
     kind = type(model).__name__
-    layers = attention_layers(model)
     for name, module in model.named_modules():
         if isinstance(module, (DifferentialLayer, DiffAttention, DiffParallelScalingBlock)):
             raise ValueError(f"{kind} is differential already: {name} is a {type(module).__name__}")
-        if name not in layers and _looks_like_attention(module) and not isinstance(module, POOLING):
-            reason = REASONS.get(type(module).__name__, "the class has no adapter")
-            raise ValueError(f"{kind} cannot be converted: {name} is a {type(module).__name__}, and {reason}")
-    if not layers:
-        raise ValueError(f"{kind} cannot be converted: it has no self-attention layer of timm")
-    return layers
+    try:
+        return known_layers(model)
+    except ValueError as error:
+        raise ValueError(f"{kind} cannot be converted: {error}") from error
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
