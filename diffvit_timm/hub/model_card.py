@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
-from ..models.diffvit import SOURCES
+from ..models.generic import plain_name
 
 __all__ = ["HAND_WRITTEN_MARK", "model_card"]
 
@@ -66,8 +66,7 @@ def _base_model(config: dict) -> str | None:
         return name.removeprefix("hf-hub:")
     if name.startswith("local-dir:"):
         return None
-    first = next((tag for tag in SOURCES if tag.split(".")[0] == name), name)  # a variant's default is its first tag
-    cfg = get_pretrained_cfg(SOURCES.get(first, first))
+    cfg = get_pretrained_cfg(plain_name(name))
     return cfg.hf_hub_id if cfg else None
 
 

@@ -29,7 +29,7 @@ from ..conversion.weights import METHODS, convert_state_dict, is_differential, p
 from ..layers.pos_embed import resample_axis
 from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
 
-__all__ = ["FROM_SCRATCH", "SOURCES"]
+__all__ = ["FROM_SCRATCH", "SOURCES", "converted_cfg"]
 
 
 def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
@@ -125,7 +125,7 @@ def _create_from_scratch(variant: str, pretrained: bool, **kwargs) -> DiffVision
     return _create_diffvit(variant, pretrained=pretrained, **kwargs)
 
 
-def _cfg(source: str) -> PretrainedCfg:
+def converted_cfg(source: str) -> PretrainedCfg:
     """Return the pretrained config of a plain ViT that timm hosts, with its mean, std, crop and interpolation."""
     cfg = get_pretrained_cfg(source)
     return dataclasses.replace(cfg, url="", custom_load=False, architecture=None, tag=None)
@@ -206,7 +206,7 @@ def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:
 
 
 default_cfgs = generate_default_cfgs(
-    {name: _cfg(source) for name, source in SOURCES.items()}
+    {name: converted_cfg(source) for name, source in SOURCES.items()}
     | {name: _scratch_cfg(input_size) for name, input_size in FROM_SCRATCH.items()}
 )
 

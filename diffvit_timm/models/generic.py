@@ -1,23 +1,56 @@
 """The architecture `diffvit`: any transformer of timm with differential attention, by the name of its plain network.
 
     import timm, diffvit_timm
-    model = timm.create_model('diffvit', base='vit_small_patch16_dinov3.lvd1689m', attn='diff_v2', pretrained=True)
+    model = timm.create_model('diffvit', base='beit_base_patch16_224.in22k_ft_in22k', attn='diff_v2', pretrained=True)
 
 The pretrained weights of the plain network are converted. A network that `from_vit` converted is saved under this
-architecture, and loaded by it.
+architecture, and loaded by it. The backbones that people use most have names of their own, for both versions:
+
+    model = timm.create_model('diffvit_small_patch16_dinov3.lvd1689m', pretrained=True)     # version 1
+    model = timm.create_model('diffvit2_small_patch16_dinov3.lvd1689m', pretrained=True)    # version 2
 """
 
 from typing import Any
 
 import timm
-from timm.models import build_model_with_cfg, filter_pretrained_cfg, get_pretrained_cfg, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    filter_pretrained_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor, nn
 
 from ..conversion.surgery import replace_layers
 from ..conversion.weights import is_differential
+from .diffvit import SOURCES, converted_cfg
 from .from_vit import GENERIC, from_vit
 
-__all__: list[str] = []
+__all__ = ["BASES", "plain_name"]
+
+# Backbones with names of their own, as patterns of timm's names.
+PATTERNS = ("vit_*dinov2*", "vit_*_dinov3*", "vit_*siglip*", "eva02_*", "vit_pe_*")
+
+# The plain network behind each of these names: timm's, with diffvit or diffvit2 in the place of vit.
+BASES = {
+    f"{version}_{base.removeprefix('vit_')}": base
+    for version in ("diffvit", "diffvit2")
+    for base in timm.list_models(list(PATTERNS))
+    if timm.list_pretrained(f"{base}.*")
+}
+
+
+def _pretrained_cfgs(name: str) -> dict[str, PretrainedCfg]:
+    """Return the pretrained configs of a name, one per tag of its plain network, whose default tag is the first."""
+    base = BASES[name]
+    default = get_pretrained_cfg(base).tag
+    tags = sorted((tagged.split(".", 1)[1] for tagged in timm.list_pretrained(f"{base}.*")), key=lambda t: t != default)
+    return {f"{name}.{tag}": converted_cfg(f"{base}.{tag}") for tag in tags}
+
+
+default_cfgs = generate_default_cfgs({tag: cfg for name in BASES for tag, cfg in _pretrained_cfgs(name).items()})
 
 
 @register_model
@@ -84,6 +117,35 @@ def diffvit(
     if saved_size is not None and img_size != saved_size:
         model.set_input_size(img_size)
     return model
+
+
+def _register(name: str) -> None:
+    """Register a backbone with a name of its own."""
+
+    def entry_point(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs) -> nn.Module:
+        base = BASES[name]
+        if not isinstance(pretrained_cfg, dict):  # a tag, or none: the plain weights are converted
+            base = f"{base}.{pretrained_cfg or get_pretrained_cfg(base).tag}"
+            pretrained_cfg = None
+        attn = "diff_v2" if name.startswith("diffvit2") else "diff"
+        model = diffvit(pretrained, pretrained_cfg=pretrained_cfg, **{"base": base, "attn": attn, **kwargs})
+        if model.pretrained_cfg.get("architecture") == GENERIC:  # not the plain twin, which is timm's own
+            model.pretrained_cfg["architecture"] = name
+        return model
+
+    entry_point.__name__ = name
+    register_model(entry_point)
+
+
+for _name in BASES:
+    _register(_name)
+
+
+def plain_name(name: str) -> str:
+    """Return the name of the plain network whose weights a model's are converted from; other names are not changed."""
+    first = next((tag for tag in SOURCES if tag.split(".")[0] == name), name)  # a variant's default is its first tag
+    architecture = name.split(".")[0]
+    return SOURCES.get(first) or name.replace(architecture, BASES.get(architecture, architecture), 1)
 
 
 def _check_checkpoint(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:

@@ -172,4 +172,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
     config = json.loads(path.read_text())
     # num_classes is also at the top level, and the TimmWrapper of transformers 5 fails if it gets it twice.
     config.get("model_args", {}).pop("num_classes", None)
+    if not config["architecture"].startswith("diffvit"):  # a plain twin is timm's own, which does not know these
+        for name in ("base", "attn"):
+            config.get("model_args", {}).pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -183,7 +183,7 @@ model = timm.create_model(f"hf-hub:me/{name}", pretrained=True)
 torch.save(model.state_dict(), out)
 result = type(model).__name__, model.attn, model.num_classes, model.patch_embed.img_size
 """
-    names = timm.list_models("diffvit*", exclude_filters="diffvit")
+    names = timm.list_models("diffvit*", module="diffvit")
     assert len(names) >= 25
     for number, name in enumerate(names):
         attn = {"attn": "plain"} if number % 3 == 0 else {}

@@ -1,6 +1,7 @@
 """Every family of transformers converts: exactly to version 2, and with all that timm's models can do."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -10,6 +11,8 @@ from families import FAMILIES, make_family
 from diffvit_timm import conversion_report, differential_layers, from_vit
 from diffvit_timm.conversion.surgery import channel_freedom, is_rotary
 from diffvit_timm.layers.adapters import check_layers
+from diffvit_timm.layers.base import attention_kind
+from diffvit_timm.models.generic import BASES, plain_name
 from diffvit_timm.models.pretrained import save_pretrained
 
 KINDS = ["diff", "diff_v2"]
@@ -140,6 +143,38 @@ def test_the_generic_architecture_takes_any_base():
     assert plain.pretrained_cfg["architecture"] == "vit_tiny_patch16_224"
     features = timm.create_model("diffvit", base="vit_tiny_patch16_224", features_only=True, img_size=64)
     assert [tuple(t.shape) for t in features(x)] == [(2, 192, 4, 4)] * 3
+
+
+@pytest.mark.parametrize("version", ["diffvit", "diffvit2"])
+def test_popular_backbones_have_names_and_tags_of_their_own(version, tmp_path):
+    tagged = f"{version}_small_patch16_dinov3.lvd1689m"
+    assert tagged in timm.list_pretrained(f"{version}*")
+    ours, theirs = (timm.models.get_pretrained_cfg(name) for name in (tagged, "vit_small_patch16_dinov3.lvd1689m"))
+    for field in ("mean", "std", "crop_pct", "input_size"):
+        assert getattr(ours, field) == getattr(theirs, field)
+    assert plain_name(tagged) == "vit_small_patch16_dinov3.lvd1689m"
+    model, x = timm.create_model(tagged, **FAMILIES["DINOv3"][1]).eval(), pictures()
+    assert attention_kind(model) == ("diff" if version == "diffvit" else "diff_v2")
+    save_pretrained(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["architecture"] == f"{version}_small_patch16_dinov3"
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_the_plain_twin_of_a_named_backbone_is_saved_as_timms_own(tmp_path):
+    twin = timm.create_model("diffvit_small_patch16_dinov3", attn="plain", **FAMILIES["DINOv3"][1])
+    save_pretrained(twin, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "vit_small_patch16_dinov3"
+    assert not {"attn", "base"} & config["model_args"].keys()
+
+
+def test_every_named_backbone_is_known_to_timm_with_the_tags_of_its_plain_network():
+    for name, base in BASES.items():
+        tags = {tagged.split(".", 1)[1] for tagged in timm.list_pretrained(f"{name}.*")}
+        assert tags == {tagged.split(".", 1)[1] for tagged in timm.list_pretrained(f"{base}.*")}
+        assert timm.models.get_pretrained_cfg(name).tag == timm.models.get_pretrained_cfg(base).tag
 
 
 def test_the_generic_architecture_refuses_a_missing_base_and_one_that_cannot_be_converted():
