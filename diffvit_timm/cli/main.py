@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "name the most likely classes of images",
     "explain": "draw what a model attends to on images",
     "compare conversions": "measure what each conversion keeps, before any training",
+    "compare coverage": "list which pretrained transformers of timm convert, and how exactly",
     "compare clip": "compare CLIP's zero-shot classifier, converted CLIP and a supervised network",
     "compare faithfulness": "measure whether heat maps show what a network uses",
     "benchmark models": "time networks in several precisions and batch sizes",

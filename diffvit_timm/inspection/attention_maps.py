@@ -19,11 +19,19 @@ import torch
 from timm.layers import DiffAttention, maybe_add_mask
 from torch import Tensor, nn
 
-from ..layers.adapters import adapter_of, known_layers, plain_inputs
+from ..layers.adapters import adapter_of, is_windowed, known_layers, plain_inputs
 from ..layers.base import DifferentialLayer
 from ..layers.functional import differential_maps, head_norm
 
-__all__ = ["AttentionMaps", "CapturedAttention", "CapturedLayer", "can_capture", "capture_attention", "stochastic"]
+__all__ = [
+    "AttentionMaps",
+    "CapturedAttention",
+    "CapturedLayer",
+    "capture_attention",
+    "check_heat_maps",
+    "has_heat_maps",
+    "stochastic",
+]
 
 
 def stochastic(matrix: Tensor) -> Tensor:
@@ -222,10 +230,30 @@ class CapturedAttention:
         return patches.unflatten(-1, (height, width))
 
 
-def can_capture(model: nn.Module) -> bool:
-    """Return whether `capture_attention` supports a model."""
+def check_heat_maps(model: Any) -> None:
+    """Check that heat maps of whole images can be made from a model's attention.
+
+    Raises:
+        TypeError: attention that cannot be captured, attention within windows, or a model whose patches have no grid
+            that timm's PatchEmbed describes.
+    """
+    captured = CapturedAttention(model)
+    kind = type(model).__name__
+    for name, layer in zip(captured.names, captured.attention_layers, strict=True):
+        if is_windowed(layer):
+            raise TypeError(
+                f"{name} of the {kind} attends within windows, so it has no heat map of the whole image: "
+                "capture_attention gives its maps, one per window"
+            )
+    patch_embed = getattr(model, "patch_embed", None)
+    if not hasattr(patch_embed, "dynamic_feat_size") or not hasattr(patch_embed, "patch_size"):
+        raise TypeError(f"the patches of a {kind} do not come from timm's PatchEmbed, so their grid is not known")
+
+
+def has_heat_maps(model: Any) -> bool:
+    """Return whether heat maps of whole images can be made from a model's attention."""
     try:
-        CapturedAttention(model)
+        check_heat_maps(model)
     except TypeError:
         return False
     return True

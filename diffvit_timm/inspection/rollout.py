@@ -4,14 +4,13 @@
 `Generic Attention-model Explainability` - https://arxiv.org/abs/2103.15679, equations 5 and 6 (class relevance)
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor
 
 from ..layers.hooks import evaluating
-from .attention_maps import AttentionMaps, CapturedAttention, capture_attention, stochastic
+from .attention_maps import AttentionMaps, CapturedAttention, capture_attention, check_heat_maps, stochastic
 
 __all__ = ["HeatMaps", "Part", "class_relevance", "heat_maps", "mixing", "rollout"]
 
@@ -61,9 +60,11 @@ def rollout(captured: CapturedAttention, part: Part = "clamp", residual: float =
 
     Raises:
         ValueError: a residual out of range, an unknown part, or no forward pass.
+        TypeError: as `check_heat_maps`.
     """
     if not 0 <= residual <= 1:
         raise ValueError(f"residual={residual} must be in [0, 1]")
+    check_heat_maps(captured.model)
     product = None
     for layer in captured:
         matrix = mixing(layer.maps(), part)  # (B, N, N)
@@ -74,7 +75,7 @@ def rollout(captured: CapturedAttention, part: Part = "clamp", residual: float =
 
 
 def class_relevance(
-    model: VisionTransformer, images: Tensor, targets: Tensor | None = None
+    model: Any, images: Tensor, targets: Tensor | None = None
 ) -> tuple[Tensor, Tensor, CapturedAttention]:
     """Compute how much each token contributes to the logit of a class.
 
@@ -93,10 +94,11 @@ def class_relevance(
 
     Raises:
         ValueError: a model without a head.
-        TypeError: a model that `capture_attention` does not support.
+        TypeError: as `check_heat_maps`.
     """
     if model.num_classes == 0:
         raise ValueError("the model has no head, so it has no classes: create it with num_classes")
+    check_heat_maps(model)
     checkpointing = model.grad_checkpointing
     try:
         model.set_grad_checkpointing(False)  # a checkpointed block does not record the nodes that the gradient needs
@@ -132,7 +134,7 @@ class HeatMaps(NamedTuple):
     logits: Tensor
 
 
-def heat_maps(model: VisionTransformer, images: Tensor, targets: Tensor | None = None) -> HeatMaps:
+def heat_maps(model: Any, images: Tensor, targets: Tensor | None = None) -> HeatMaps:
     """Compute three kinds of heat maps of images.
 
     The images are processed in batches of 4, so that the memory does not grow with their number. The arguments and
@@ -144,7 +146,7 @@ def heat_maps(model: VisionTransformer, images: Tensor, targets: Tensor | None =
     return HeatMaps(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _heat_maps(model: VisionTransformer, images: Tensor, targets: Tensor | None) -> HeatMaps:
+def _heat_maps(model: Any, images: Tensor, targets: Tensor | None) -> HeatMaps:
     relevance, logits, captured = class_relevance(model, images, targets)
     matrices = captured[-1].maps().attended.mean(dim=1), rollout(captured), relevance  # (B, N, N) each
     last_layer, through_layers, relevance = (captured.on_patches(captured.output_rows(matrix)) for matrix in matrices)

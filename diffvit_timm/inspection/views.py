@@ -168,7 +168,7 @@ def position_similarity(model: Any) -> tuple[np.ndarray, tuple[int, int]] | None
     """
     grid = model.patch_embed.grid_size
     tables = [module.table()[0] for module in model.patch_embed.modules() if isinstance(module, PosEmbed2d)]
-    if model.pos_embed is not None:
+    if getattr(model, "pos_embed", None) is not None:
         tables.append(model.pos_embed[0, -grid[0] * grid[1] :])  # without those of the prefix tokens
     if not tables:
         return None

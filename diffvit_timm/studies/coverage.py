@@ -14,7 +14,7 @@ from ..conversion.surgery import channel_freedom, is_rotary
 from ..layers.adapters import check_layers
 from ..models.from_vit import from_vit
 
-__all__ = ["FAMILIES", "Coverage", "measure_coverage", "small_random_network"]
+__all__ = ["FAMILIES", "Coverage", "family_rows", "measure_coverage", "small_random_network"]
 
 # timm's modules of transformers. The first group has tokens of one size in all blocks.
 FAMILIES = {
@@ -78,6 +78,36 @@ def measure_coverage(pattern: str = "*", families: tuple[str, ...] = ()) -> Iter
                     yield _measure(Coverage(group, family, name, tags[name]))
 
 
+def family_rows(rows: list[Coverage]) -> list[dict[str, Any]]:
+    """Sum the architectures of each family, and of each group.
+
+    Returns:
+        One row per family, and one per group after its families: its name, the number of its pretrained tags and of
+        those that convert, the number of tags for each freedom of version 1, and the largest difference of version 2.
+    """
+    table = []
+    for group in dict.fromkeys(row.group for row in rows):
+        members = [row for row in rows if row.group == group]
+        for family in dict.fromkeys(row.family for row in members):
+            table.append(_sum(family, [row for row in members if row.family == family]))
+        table.append(_sum(group, members))
+    return table
+
+
+def _sum(name: str, rows: list[Coverage]) -> dict[str, Any]:
+    converted = [row for row in rows if row.reason is None]
+    return {
+        "family": name,
+        "tags": sum(row.tags for row in rows),
+        "convertible": sum(row.tags for row in converted),
+        **{
+            kind: sum(row.tags for row in converted if row.freedom == kind)
+            for kind in ("rotation", "pairs", "channels")
+        },
+        "difference": max((row.difference for row in converted if row.difference is not None), default=None),
+    }
+
+
 def _measure(row: Coverage) -> Coverage:
     plain = small_random_network(row.name)
     try:
@@ -86,7 +116,7 @@ def _measure(row: Coverage) -> Coverage:
         from_vit(plain, "slice")  # version 1
         model = from_vit(plain, attn="diff_v2", lambda_init=LAMBDA)
     except ValueError as error:
-        return dataclasses.replace(row, reason=str(error).partition(": ")[2] or str(error))
+        return dataclasses.replace(row, reason=str(error))
     images = torch.randn(1, *plain.pretrained_cfg["input_size"])
     with torch.inference_mode():
         expected, actual = plain.forward_features(images), model.forward_features(images)

@@ -14,7 +14,7 @@ from torch import nn
 from ..data.images import MODES, decode_image
 from ..data.loading import model_data_config
 from ..errors import InputError
-from ..inspection.attention_maps import CapturedAttention
+from ..inspection.attention_maps import check_heat_maps
 from ..inspection.figures import Picture, plot_overlays, save
 from ..inspection.overlay import patched_box
 from ..inspection.rollout import heat_maps
@@ -39,7 +39,7 @@ class AttentionPictures:
 
     def __init__(self, model: nn.Module, split: Dataset, class_names: list[str], folder: Path) -> None:
         try:
-            CapturedAttention(model)
+            check_heat_maps(model)
         except TypeError as error:
             raise InputError(f"`attention_every`: {error}") from error
         self.folder = folder

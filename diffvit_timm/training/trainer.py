@@ -18,7 +18,7 @@ from ..data.loading import evaluation_images, image_batches, model_data_config, 
 from ..data.splits import Splits
 from ..errors import DivergedError, InputError
 from ..inspection.accuracy import Accuracy
-from ..inspection.attention_maps import can_capture
+from ..inspection.attention_maps import has_heat_maps
 from ..inspection.statistics import LayerStatistics, layer_statistics
 from ..layers.base import differential_layers
 from .attention_pictures import AttentionPictures
@@ -109,7 +109,7 @@ class Trainer:
         self.layers = differential_layers(model)
         self.statistics_images = list(image_batches(model, val, STATISTICS_IMAGES)) if self.layers else []
         self.pictures = None
-        if run.attention_every or (run.push_to_hub and can_capture(model)):
+        if run.attention_every or (run.push_to_hub and has_heat_maps(model)):
             self.pictures = AttentionPictures(model, val, self.splits.class_names, self.output / "attention")
 
     def fit(self, checkpoint: Path | None = None) -> dict:

@@ -20,7 +20,7 @@ from ...data.config import DatasetConfig
 from ...errors import InputError, require_at_least, require_device
 from ...files import output_folder, write_atomically
 from ...inspection import figures
-from ...inspection.attention_maps import can_capture
+from ...inspection.attention_maps import has_heat_maps
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
 from ...studies.faithfulness import area_summary, measure_faithfulness
@@ -79,7 +79,7 @@ def main(options: Options) -> dict:
 
 def _load(name: str) -> Any:
     model = load_model(name, parameter="models")
-    if not can_capture(model) or not model.num_classes:
+    if not has_heat_maps(model) or not model.num_classes:
         raise InputError(f"`models={name}` is not a ViT with a head, which the heat maps need: leave it out")
     return model
 

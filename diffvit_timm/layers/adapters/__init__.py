@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..base import DifferentialLayer
 from . import relative, vit
 
-__all__ = ["ADAPTERS", "Adapter", "adapter_of", "check_layers", "known_layers", "plain_inputs"]
+__all__ = ["ADAPTERS", "Adapter", "adapter_of", "check_layers", "is_windowed", "known_layers", "plain_inputs"]
 
 
 class Adapter(NamedTuple):
@@ -33,6 +33,7 @@ class Adapter(NamedTuple):
         diff, diff_v2: classes of its differential layers, version 1 and version 2.
         rotary: whether a rotary embedding may act on queries and keys.
         cosine: whether queries and keys are divided by their lengths.
+        windowed: whether the layer attends within windows, each of which is a row of its input.
     """
 
     view: Any
@@ -40,6 +41,7 @@ class Adapter(NamedTuple):
     diff_v2: Any
     rotary: bool = False
     cosine: bool = False
+    windowed: bool = False
 
 
 ADAPTERS: dict[type[nn.Module], Adapter] = {
@@ -48,9 +50,11 @@ ADAPTERS: dict[type[nn.Module], Adapter] = {
     EvaAttention: Adapter(vit.EvaAdapter, vit.DiffEvaAttention, vit.DiffEvaAttentionV2, rotary=True),
     BeitAttention: Adapter(relative.BeitAdapter, relative.DiffBeitAttention, relative.DiffBeitAttentionV2),
     RelPosAttention: Adapter(relative.RelPosAdapter, relative.DiffRelPosAttention, relative.DiffRelPosAttentionV2),
-    SwinAttention: Adapter(relative.SwinAdapter, relative.DiffSwinAttention, relative.DiffSwinAttentionV2),
+    SwinAttention: Adapter(
+        relative.SwinAdapter, relative.DiffSwinAttention, relative.DiffSwinAttentionV2, windowed=True
+    ),
     Swin2Attention: Adapter(
-        relative.Swin2Adapter, relative.DiffSwin2Attention, relative.DiffSwin2AttentionV2, cosine=True
+        relative.Swin2Adapter, relative.DiffSwin2Attention, relative.DiffSwin2AttentionV2, cosine=True, windowed=True
     ),
 }
 
@@ -75,6 +79,11 @@ REASONS = {
 def adapter_of(layer: nn.Module) -> Adapter | None:
     """Return the adapter of a plain attention layer, or None. A subclass of timm's class does not count."""
     return ADAPTERS.get(type(layer))
+
+
+def is_windowed(layer: nn.Module) -> bool:
+    """Return whether an attention layer, plain or differential, attends within windows."""
+    return any(isinstance(layer, kind) and adapter.windowed for kind, adapter in ADAPTERS.items())
 
 
 def plain_inputs(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
