@@ -158,7 +158,7 @@ def is_basic(plain: nn.Module) -> bool:
 def _make_basic(
     plain: Attention,
     attn: str,
-    method: str | None,
+    method: str,
     calibration: Calibration,
     lambda_init: float,
     branch_dims: tuple[int, int] | None,

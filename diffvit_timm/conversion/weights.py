@@ -13,7 +13,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from ..layers.attention import DifferentialAttention
-from ..layers.base import DifferentialLayer
+from ..layers.base import DifferentialLayer, TokenLayer
 
 __all__ = [
     "METHODS",
@@ -122,7 +122,7 @@ def rotate_heads(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) ->
 
 def convert_layer(
     plain: dict[str, Tensor],
-    layer: DifferentialLayer,
+    layer: TokenLayer,
     method: str,
     calibration: tuple[Tensor, Tensor] | list[int] | None,
 ) -> dict[str, Tensor]:

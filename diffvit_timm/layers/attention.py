@@ -13,7 +13,7 @@ import torch
 from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
-from .base import Version1
+from .base import TokenLayer, Version1
 from .functional import additive_mask
 from .kernels.layout import HEAD_NORM_EPS
 
@@ -27,7 +27,7 @@ def lambda_init_schedule(depth: int) -> float:
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
-class DifferentialAttention(Version1):
+class DifferentialAttention(TokenLayer, Version1):
     """Multi-head differential self-attention (V1).
 
     Each head has a pair of maps. All heads of the layer share one

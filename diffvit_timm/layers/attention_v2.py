@@ -7,7 +7,7 @@ import torch
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from .base import Version2
+from .base import TokenLayer, Version2
 from .functional import additive_mask
 
 __all__ = ["DifferentialAttentionV2"]
@@ -15,7 +15,7 @@ __all__ = ["DifferentialAttentionV2"]
 torch.fx.wrap("additive_mask")
 
 
-class DifferentialAttentionV2(Version2):
+class DifferentialAttentionV2(TokenLayer, Version2):
     """Multi-head differential self-attention, version 2.
 
     Each head has two queries over one key and one value, and no norm.

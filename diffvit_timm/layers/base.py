@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from .functional import differential_attention
 from .kernels.layout import BranchDims
 
-__all__ = ["Branches", "DifferentialLayer", "Version1", "Version2", "attention_kind", "differential_layers"]
+__all__ = [
+    "Branches",
+    "DifferentialLayer",
+    "TokenLayer",
+    "Version1",
+    "Version2",
+    "attention_kind",
+    "differential_layers",
+]
 
 torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
 
@@ -33,8 +41,8 @@ class Branches(NamedTuple):
 class DifferentialLayer(nn.Module):
     """Base class of the differential self-attention layers.
 
-    A subclass defines how the tokens are projected and how the heads are merged; `Version1` and `Version2` define
-    lambda. `project_qkv`, `attend` and `forward` of a subclass take the same arguments.
+    A subclass defines `forward`, how the tokens are projected and how the heads are merged; `Version1` and `Version2`
+    define lambda. `project_qkv`, `attend` and `forward` of a subclass take the same arguments.
 
     Shapes: B images, N tokens, H heads.
     """
@@ -48,14 +56,16 @@ class DifferentialLayer(nn.Module):
     scale: float
     lambda_init: Tensor
 
-    def project_qkv(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Compute all that the maps depend on from the tokens x, (B, N, dim).
+    def project_qkv(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute all that the maps depend on from the arguments of `forward`.
 
         Returns:
             q, k and v, and the bias of the logits or None.
         """
+        raise NotImplementedError
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the input of the output projection, (B, N, dim), from the arguments of `forward`."""
         raise NotImplementedError
 
     def arrange(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +126,12 @@ class DifferentialLayer(nn.Module):
             norm_weight=None if norm_weight is None else norm_weight.to(q.dtype),
             fused=self.fused_attn,
         )
+
+
+class TokenLayer(DifferentialLayer):
+    """A differential layer whose forward pass takes tokens and masks, as that of timm's Attention does."""
+
+    qkv: nn.Linear
 
     def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the input of the output projection, (B, N, dim). The arguments are those of `forward`."""

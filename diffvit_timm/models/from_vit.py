@@ -72,33 +72,34 @@ def from_vit(
     elif model_kwargs:
         name, value = next(iter(model_kwargs.items()))
         raise ValueError(f"{name}={value!r} is an argument of create_model: pass it there, when the source is made")
-    check_layers(source)
+    plain: Any = source
+    check_layers(plain)
     calibration: Any = None
     fit_images: list[Tensor] = []
     if images is not None:
         if method == "pairs":
-            calibration = head_pairs(source, images)
+            calibration = head_pairs(plain, images)
         else:
-            batches = _keep_first(batches_for(source, images), FIT_IMAGES, fit_images)
-            calibration = logit_moments(source, batches)
-    model: Any = copy.deepcopy(source)
+            batches = _keep_first(batches_for(plain, images), FIT_IMAGES, fit_images)
+            calibration = logit_moments(plain, batches)
+    model: Any = copy.deepcopy(plain)
     replace_layers(model, attn, method, calibration, lambda_init, branch_dims)
     if method == "calibrated":
-        fit_projections(source, model.eval(), fit_images)
+        fit_projections(plain, model.eval(), fit_images)
     # The heads that 'pairs' joins have another shape; no other method changes what is built.
     settings = {"lambda_init": lambda_init, "branch_dims": branch_dims, "conversion": method}
     changed = {k: v for k, v in settings.items() if v is not None and (k != "conversion" or v == "pairs")}
-    _name(model, source, attn, changed)
+    _name(model, plain, attn, changed)
     if img_size is not None:
         model.set_input_size(img_size=img_size)
-    return model.train(source.training)
+    return model.train(plain.training)
 
 
 def _name(model: Any, source: Any, attn: str, settings: dict[str, Any]) -> None:
     """Record by which architecture and arguments timm.create_model rebuilds a converted network."""
     if isinstance(model, DiffVisionTransformer):  # its architecture knows `attn` itself
         model.attn = attn
-    head = model.get_classifier()
+    head = model.get_classifier() if hasattr(model, "get_classifier") else None  # encoders have no head
     if isinstance(head, (nn.Linear, nn.Identity)):  # num_classes is wrong if the head was replaced
         model.num_classes = getattr(head, "out_features", 0)
     cfg = getattr(source, "pretrained_cfg", None)

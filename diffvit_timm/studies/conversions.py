@@ -56,7 +56,8 @@ def list_conversions(source: Any, images: Sequence[Tensor]) -> dict[str, Callabl
 
 def reason_against_pairs(source: Any) -> str | None:
     """Return why the heads of a network cannot be merged in pairs, or None if they can."""
-    for name, layer in check_layers(source).items():
+    layers: dict[str, Any] = check_layers(source)
+    for name, layer in layers.items():
         if not is_basic(layer):
             return f"{name}, a {type(layer).__name__}, is not timm's Attention without norms and gate"
         if layer.num_heads % 2:
@@ -74,7 +75,8 @@ def with_timm_attention(source: Any) -> Any:
         source: a plain network that `from_vit` converts.
     """
     model = copy.deepcopy(source)
-    for index, (name, plain) in enumerate(check_layers(model).items()):
+    layers: dict[str, Any] = check_layers(model)
+    for index, (name, plain) in enumerate(layers.items()):
         attn = DiffAttention(
             plain.qkv.in_features, plain.num_heads, qkv_bias=plain.qkv.bias is not None,
             proj_bias=plain.proj.bias is not None, attn_drop=plain.attn_drop.p, proj_drop=plain.proj_drop.p,

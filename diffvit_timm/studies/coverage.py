@@ -29,6 +29,8 @@ FAMILIES = {
     "other": ("cait", "xcit", "volo", "levit", "crossvit", "tnt", "convit", "visformer", "coat"),
 }  # fmt: skip
 
+FREEDOMS = ("rotation", "pairs", "channels")  # what version 1 may choose from: see `channel_freedom`
+
 LAMBDA = 0.3  # of version 2; with 0.5 the factor of the values would be a power of two, and nothing would be rounded
 
 BLOCKS = 2  # blocks that are kept of each list of blocks: all blocks of a list are alike
@@ -100,10 +102,7 @@ def _sum(name: str, rows: list[Coverage]) -> dict[str, Any]:
         "family": name,
         "tags": sum(row.tags for row in rows),
         "convertible": sum(row.tags for row in converted),
-        **{
-            kind: sum(row.tags for row in converted if row.freedom == kind)
-            for kind in ("rotation", "pairs", "channels")
-        },
+        **{kind: sum(row.tags for row in converted if row.freedom == kind) for kind in FREEDOMS},
         "difference": max((row.difference for row in converted if row.difference is not None), default=None),
     }
 

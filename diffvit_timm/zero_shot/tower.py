@@ -70,8 +70,8 @@ def convert_tower(clip: Clip, method: str | None = None, images: Tensor | Iterab
     Raises:
         ValueError: the image tower cannot be converted, with the reason.
     """
-    settings = {"attn": "diff_v2"} if method == "mirror" else {}
-    tower = from_vit(timm_tower(clip), method, images, **settings).eval()
+    attn = "diff_v2" if method == "mirror" else "diff"
+    tower = from_vit(timm_tower(clip), method, images, attn=attn).eval()
     # A shallow copy with its own table of modules, so that only the copy gets the new tower.
     model: Any = copy.copy(clip.model)
     model._modules = dict(clip.model._modules)

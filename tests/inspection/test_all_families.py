@@ -85,7 +85,8 @@ def test_heat_maps_have_the_grid_of_the_patches(family, attn):
             heat_maps(model, images)
         return
     maps = heat_maps(model, images)
-    assert maps.last_layer.shape == maps.rollout.shape == maps.relevance.shape == (2, 4, 4)
+    grid = model.patch_embed.grid_size
+    assert maps.last_layer.shape == maps.rollout.shape == maps.relevance.shape == (2, *grid)
     for heat in maps[:3]:
         assert torch.isfinite(heat).all()
         assert heat.std() > 0

@@ -49,7 +49,7 @@ def _separate_biases(layer: Any) -> bool:
     return getattr(layer, "q_bias", None) is not None
 
 
-def read_qkv(layer: nn.Module, head_dim: int) -> list[Tensor]:
+def read_qkv(layer: Any, head_dim: int) -> list[Tensor]:
     """Read the weights of queries, keys and values in float64 on the CPU.
 
     Args:
