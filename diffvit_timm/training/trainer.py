@@ -20,7 +20,7 @@ from ..errors import DivergedError, InputError
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
 from ..inspection.statistics import LayerStatistics, layer_statistics
-from ..layers.base import differential_layers
+from ..layers.base import attention_kind, differential_layers
 from .attention_pictures import AttentionPictures
 from .batches import TrainingBatches, evaluation_batches
 from .checkpoint import Checkpoints, load_checkpoint
@@ -297,6 +297,11 @@ class Trainer:
             self.run.write_json("result.json", result)  # last, because a run that has it is finished
         return result
 
+    def _attention(self) -> str:
+        """Return the kind of attention: 'diff', 'diff_v2', 'plain' for a plain twin, 'timm' for another timm model."""
+        kind = attention_kind(self.learner.net)
+        return getattr(self.learner.net, "attn", "timm") if kind == "plain" else kind
+
     def test(self) -> dict:
         """Test the present weights on the test split; returns a part of the result."""
         test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
@@ -310,7 +315,7 @@ class Trainer:
             "test_split": "held out of train" if held_out else str(self.splits.test.split or "test"),
             "test_confusions": [[names[label], names[predicted], count] for label, predicted, count in test.confusions],
             "model": self.config.model.model,
-            "attn": getattr(self.learner.net, "attn", "timm"),
+            "attn": self._attention(),
             "seed": self.config.run.seed,
             "conversion": self.conversion,
             "lambda": statistics.lambdas,

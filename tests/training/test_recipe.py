@@ -52,6 +52,21 @@ def test_a_finished_run_is_a_model_to_continue_from(image_folder, splits, tmp_pa
     assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
 
 
+def test_another_backbone_is_converted_trained_saved_and_continued_from(image_folder, tmp_path):
+    shape = ("embed_dim=32", "depth=2", "num_heads=2")
+    config = small(image_folder, tmp_path).replace(
+        model="vit_small_patch16_dinov3", attn="diff_v2", img_size=(32,), model_kwargs=shape, freeze="1"
+    )
+    result = train(config, "recipe")
+    assert result["attn"] == "diff_v2"
+    assert len(result["lambda"]) == 2
+    again = config.replace(
+        model=f"{tmp_path}/run", attn="model", pretrained=True, img_size=(), model_kwargs=(), lr=1e-12,
+        output=str(tmp_path / "more"),
+    )  # fmt: skip
+    assert train(again, "recipe")["test_accuracy"] == result["test_accuracy"]
+
+
 def test_a_part_of_the_training_images_is_drawn_and_the_result_says_how_many(image_folder, tmp_path):
     result = train(small(image_folder, tmp_path, max_train_samples=20), "recipe")
     assert (result["train_images"], result["updates"], result["test_images"]) == (20, 3, 18)

@@ -137,7 +137,10 @@ def check_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
-    """Return whether a module computes attention itself: it has heads and projections, and none of its parts does."""
-    inside = any(hasattr(part, "num_heads") for part in module.modules() if part is not module)
-    own_layers = any(isinstance(part, (nn.Linear, nn.Conv2d)) for part in module.children())
-    return hasattr(module, "num_heads") and own_layers and not inside
+    """Return whether a module computes attention itself: it has heads and weights, and none of its parts has heads."""
+    inside = any(_has_heads(part) for part in module.modules() if part is not module)
+    return _has_heads(module) and not inside and any(True for _ in module.parameters())
+
+
+def _has_heads(module: nn.Module) -> bool:
+    return hasattr(module, "num_heads") or hasattr(module, "heads")
