@@ -25,7 +25,7 @@ from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
 from .weights import METHODS, convert_layer, pairs_kwargs, rotate_heads
 
-__all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "replace_layers"]
+__all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "refuse_plain_file", "replace_layers"]
 
 # Moments of queries and keys, (H, d, d) each, or the order of the heads for 'pairs'; None: from the weights only.
 Calibration = tuple[Tensor, Tensor] | list[int] | None
@@ -94,7 +94,22 @@ def replace_layers(
     # accelerate and FSDP keep the modules of these classes on one device
     parents = {type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in layers}
     model._no_split_modules = sorted(parents)  # type: ignore[assignment]
+    if hasattr(model, "load_pretrained"):
+        model.load_pretrained = refuse_plain_file
     return model
+
+
+@torch.jit.ignore
+def refuse_plain_file(checkpoint_path: str, prefix: str = "") -> None:
+    """Take the place of timm's `load_pretrained`, which would fill a differential network without converting.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        f"checkpoint_path={checkpoint_path} has the weights of a plain network: load it into the plain network, and "
+        "convert that with from_vit"
+    )
 
 
 def make_layer(

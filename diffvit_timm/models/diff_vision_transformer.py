@@ -9,6 +9,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from ..conversion.surgery import refuse_plain_file
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer, differential_layers
@@ -142,6 +143,17 @@ class DiffVisionTransformer(VisionTransformer):
             # TorchScript does not support.
             self.patch_embed.norm = nn.Sequential(self.patch_embed.norm, embed)
         self._no_split_modules = [type(self.blocks[0]).__name__]  # modules that accelerate keeps on one device
+
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load the weights of an .npz file, as timm does, into a plain twin.
+
+        Raises:
+            ValueError: a differential network, which the file would fill without converting its weights.
+        """
+        if self.attn != "plain":
+            refuse_plain_file(checkpoint_path)
+        super().load_pretrained(checkpoint_path, prefix)
 
     @torch.jit.ignore
     def set_input_size(self, img_size=None, patch_size=None) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -203,3 +204,11 @@ def test_another_image_size_resamples_the_saved_position_embedding(tmp_path):
     model.set_input_size(img_size=96)
     with torch.no_grad():
         torch.testing.assert_close(larger(pictures(side=96)), model(pictures(side=96)))
+
+
+@pytest.mark.parametrize("name", ["diffvit_tiny_patch16", "diffvit"])
+def test_a_file_of_plain_weights_does_not_fill_a_differential_network(name, tmp_path):
+    np.savez(tmp_path / "plain.npz", kernel=np.zeros(3))
+    options = {"base": "vit_tiny_patch16_224"} if name == "diffvit" else {}
+    with pytest.raises(ValueError, match="has the weights of a plain network: load it into the plain network"):
+        timm.create_model(name, checkpoint_path=str(tmp_path / "plain.npz"), **options)

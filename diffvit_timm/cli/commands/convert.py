@@ -1,4 +1,4 @@
-"""Convert a pretrained ViT into a Diff-ViT, and report what the conversion kept.
+"""Convert a pretrained transformer of timm into a differential one, and report what the conversion kept.
 
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT                      # from the weights only
     diffvit convert deit_tiny_patch16_224.fb_in1k OUT --images FOLDER      # calibrated, with a report on other images

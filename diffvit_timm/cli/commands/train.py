@@ -4,7 +4,7 @@
     diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
     diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
     diffvit train --config pets --attn plain                  # the plain twin under the same options
-    diffvit train --config pets --model vit_base_patch16_224.augreg_in21k --attn diff    # converts another ViT
+    diffvit train --config pets --model vit_small_patch16_dinov3.lvd1689m --attn diff_v2 --img-size 224    # another ViT
     diffvit train --config cifar10_micro                      # from scratch
     accelerate launch -m diffvit_timm train --config pets     # on several GPUs
 

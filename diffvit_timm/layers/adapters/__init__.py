@@ -61,6 +61,9 @@ ADAPTERS: dict[type[nn.Module], Adapter] = {
 # Attention that pools the tokens of the last layer. It is no self-attention and remains plain.
 POOLING = (AttentionPoolLatent, AttentionPoolPrr)
 
+# Names of the projections of attention layers in timm.
+PROJECTIONS = ("qkv", "qk", "q", "q_proj", "in_proj", "proj")
+
 # Why a class has no adapter, by the name of the class.
 REASONS = {
     "TalkingHeadAttn": "it mixes its heads before and after the softmax",
@@ -137,10 +140,12 @@ def check_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
-    """Return whether a module computes attention itself: it has heads and weights, and none of its parts has heads."""
-    inside = any(_has_heads(part) for part in module.modules() if part is not module)
-    return _has_heads(module) and not inside and any(True for _ in module.parameters())
+    """Return whether a module computes attention itself: it has heads and projections, and none of its parts has."""
+    return _has_projections(module) and not any(
+        _has_projections(part) for part in module.modules() if part is not module
+    )
 
 
-def _has_heads(module: nn.Module) -> bool:
-    return hasattr(module, "num_heads") or hasattr(module, "heads")
+def _has_projections(module: nn.Module) -> bool:
+    has_heads = hasattr(module, "num_heads") or hasattr(module, "heads")
+    return has_heads and any(isinstance(getattr(module, name, None), nn.Module) for name in PROJECTIONS)
