@@ -59,5 +59,5 @@ def test_bad_input_is_one_line_and_nothing_is_written(refusal, photographs, argu
 def test_a_network_without_attention_is_named(refusal, photographs, tmp_path):
     save_pretrained(timm.create_model("test_convnext", num_classes=3), tmp_path / "net")
     message = refusal("explain", photographs[0], "--model", tmp_path / "net", "--output", tmp_path / "out")
-    assert message.startswith(f"--model {tmp_path / 'net'}: ConvNeXt is not a timm VisionTransformer")
+    assert message.startswith(f"--model {tmp_path / 'net'}: the attention of a ConvNeXt cannot be captured")
     assert not (tmp_path / "out").exists()

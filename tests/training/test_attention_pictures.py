@@ -77,7 +77,7 @@ def test_a_tracker_that_accepts_pictures_gets_them(tiny_model, splits, tmp_path)
 
 
 def test_a_network_without_attention_is_refused_before_the_training(config, tmp_path):
-    with pytest.raises(InputError, match="`attention_every`: ConvNeXt is not a timm VisionTransformer"):
+    with pytest.raises(InputError, match="`attention_every`: the attention of a ConvNeXt cannot be captured"):
         train(config.replace(model="test_convnext", img_size=(), model_kwargs=(), attention_every=1), "recipe")
     assert not list(tmp_path.iterdir())
     assert timm.is_model("test_convnext")
