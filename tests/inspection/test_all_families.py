@@ -75,7 +75,7 @@ def test_the_difference_of_version_2_is_one_minus_lambda_times_the_plain_map(fam
         torch.testing.assert_close(difference, 0.7 * plain, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attn", ["plain", "diff", "diff_v2"])
+@pytest.mark.parametrize("attn", ["plain", "diff"])
 def test_heat_maps_have_the_grid_of_the_patches(family, attn):
     model, images = make_family(family), images_for(family)
     model = model if attn == "plain" else from_vit(model, attn=attn)

@@ -105,7 +105,7 @@ def make_case(name):
         norm.weight.data.uniform_(0.5, 1.5)
     if hasattr(layer, "num_prefix_tokens"):
         layer.num_prefix_tokens = prefix
-    return layer.double().eval(), torch.randn(4, prefix + 16, DIM, dtype=torch.float64), kwargs
+    return layer.double().eval(), torch.randn(2, prefix + 16, DIM, dtype=torch.float64), kwargs
 
 
 def formula(q, k, v, bias, scale):
