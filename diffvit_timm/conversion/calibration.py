@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..layers.adapters import check_layers, plain_inputs
 from ..layers.base import differential_layers
 from ..layers.hooks import Call, observe_layers
+from .surgery import head_width
 
 __all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_logits"]
 
@@ -64,10 +65,8 @@ def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[
         ValueError: no images.
     """
     layers: list[Any] = list(check_layers(source).values())
-    widths = [layer.proj.in_features // layer.num_heads for layer in layers]
-    grams = [
-        torch.zeros(2, layer.num_heads, d, d, dtype=torch.float64) for layer, d in zip(layers, widths, strict=True)
-    ]
+    shapes = [(2, layer.num_heads, head_width(layer), head_width(layer)) for layer in layers]
+    grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
 
     def accumulate(index: int, layer: nn.Module, call: Call) -> None:
         q, k, logits = plain_logits(layer, call)  # (B, H, N, d) twice and (B, H, N, N)

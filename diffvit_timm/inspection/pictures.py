@@ -10,7 +10,7 @@ __all__ = ["PICTURES", "draw_image", "draw_models"]
 
 LINE = 5  # panels per line of heat maps of one image
 
-# What each file shows. IMAGE is the name of an image. The files of the second model end in -1, of the third in -2, ...
+# Content of each file. IMAGE is the name of an image. The files of the second model end in -1, of the third in -2, ...
 PICTURES = {
     "IMAGE-heads": "attention of the output token in every layer and head: A1 - lambda A2 if it is differential",
     "IMAGE-layers": "its positive part over the image, for every layer, mean of the heads",

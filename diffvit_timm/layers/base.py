@@ -1,4 +1,4 @@
-"""What all differential attention layers share: the pair of maps of each head, and their two versions of lambda."""
+"""Base classes of the differential attention layers: the pair of maps of each head, and both versions of lambda."""
 
 from typing import Any, NamedTuple
 

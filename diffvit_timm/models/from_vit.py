@@ -18,7 +18,7 @@ from ..layers.hooks import batches_for
 from .diff_vision_transformer import DiffVisionTransformer
 from .pretrained import load_model
 
-__all__ = ["from_vit", "reconstruction_args"]
+__all__ = ["GENERIC", "from_vit"]
 
 # `calibrated` keeps this many images in memory for its least squares, because `images` is read only once.
 FIT_IMAGES = 256
@@ -105,7 +105,7 @@ def _name(model: Any, source: Any, attn: str, settings: dict[str, Any]) -> None:
     cfg = getattr(source, "pretrained_cfg", None)
     if not cfg or not cfg.get("architecture"):
         return  # timm.create_model did not make it, so no name rebuilds it
-    args = reconstruction_args(source, attn, settings)
+    args = _reconstruction_args(source, attn, settings)
     model._model_args = args
     architecture = GENERIC if "base" in args else cfg["architecture"]
     model.pretrained_cfg = model.default_cfg = {
@@ -113,7 +113,7 @@ def _name(model: Any, source: Any, attn: str, settings: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
-def reconstruction_args(source: Any, attn: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _reconstruction_args(source: Any, attn: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of timm.create_model that rebuild a converted network.
 
     Args:

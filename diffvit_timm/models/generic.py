@@ -33,7 +33,7 @@ __all__ = ["BASES", "plain_name"]
 # Backbones with names of their own, as patterns of timm's names.
 PATTERNS = ("vit_*dinov2*", "vit_*_dinov3*", "vit_*siglip*", "eva02_*", "vit_pe_*")
 
-# The plain network behind each of these names: timm's, with diffvit or diffvit2 in the place of vit.
+# Each registered name, and its plain network in timm. The name has diffvit or diffvit2 instead of timm's vit.
 BASES = {
     f"{version}_{base.removeprefix('vit_')}": base
     for version in ("diffvit", "diffvit2")

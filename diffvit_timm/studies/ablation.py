@@ -58,10 +58,10 @@ BASELINE = {"attention": "plain", "lambda": "schedule"}
 
 @dataclasses.dataclass(frozen=True)
 class AblationConfig(StudyConfig):
-    """Trainings that differ in one setting, with differential attention and, beside it, plain attention."""
+    """Trainings that differ in one setting. Each setting is trained with differential and with plain attention."""
 
     study: Study = "pos_embed"
-    """What to vary."""
+    """Setting to vary."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

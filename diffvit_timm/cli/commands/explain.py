@@ -35,7 +35,7 @@ class Options(Checks):
     compare: tuple[str, ...] = ()
     """More models in the same forms, to draw beside the first."""
     part: Part = "clamp"
-    """What rollout uses of A1 - lambda A2: clamp sets negatives in each head to 0; others act on the heads' mean."""
+    """Part of A1 - lambda A2 for rollout: clamp drops negative values per head; the others use the mean over heads."""
     output: str = "auto"
     """Folder of the pictures, new or empty; auto: runs/explain-DATE-TIME."""
 
