@@ -29,12 +29,12 @@ def main(diff_run: str, plain_run: str, dataset: str) -> None:
     image = rows[list(rows["image_id"]).index(IMAGE_ID)]["image"].convert("RGB")
     diff, plain = (view_images(load_model(run).eval(), run, {IMAGE_ID: image}) for run in (diff_run, plain_run))
     print(diff.predictions, plain.predictions)
-    maps = diff.maps
+    maps = diff.maps[-1]  # of the last layer
     assert maps.map2 is not None, "DIFF has plain attention"
     assert maps.lam is not None
-    last_layer = (maps.map1[-1, 0], maps.map2[-1, 0], maps.difference[-1, 0], plain.maps.map1[-1, 0])
+    last_layer = (maps.map1[0], maps.map2[0], maps.difference[0], plain.maps[-1].map1[0])
     map1, map2, difference, plain_map = (heads.mean(axis=0) for heads in last_layer)  # (rows, columns) each
-    lam = maps.lam[-1, 0, 0]  # all heads of a layer have the same lambda
+    lam = maps.lam[0, 0]  # all heads of a layer have the same lambda
     panels = (
         ("Plain ViT", plain_map / plain_map.mean(), AMOUNT, 0, None),
         ("Diff-ViT: A1", map1 / map1.mean(), AMOUNT, 0, None),

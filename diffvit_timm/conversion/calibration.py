@@ -9,6 +9,7 @@ from timm.layers import maybe_add_mask
 from torch import Tensor, nn
 
 from ..layers.adapters import check_layers, plain_inputs
+from ..layers.adapters.projections import output_projection
 from ..layers.base import differential_layers
 from ..layers.hooks import Call, observe_layers
 from .surgery import head_width
@@ -92,11 +93,11 @@ def _add_ridge(gram: Tensor) -> Tensor:
 
 
 def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterable[Tensor]) -> None:
-    """Fit the output projection `proj` of every layer of a converted network to the source's attention output.
+    """Fit the output projection of every layer of a converted network to the source's attention output.
 
-    For each layer this is a ridge regression of the source's attention output on the input of `proj`, both computed
-    from the source's own tokens. It restores part of what the second branch and lambda took away. The weights are
-    changed in place.
+    For each layer this is a ridge regression of the source's attention output on the input of the projection, both
+    computed from the source's own tokens. It restores part of what the second branch and lambda took away. The weights
+    are changed in place.
 
     Args:
         source: the plain network; it is not changed.
@@ -108,22 +109,22 @@ def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterab
         ValueError: no images.
     """
     layers = differential_layers(model)
-    # In each layer, X is the input of proj and a column of ones for the bias, and Y the source's output.
-    sizes = [(layer.proj.in_features + (layer.proj.bias is not None), layer.proj.out_features) for layer in layers]
+    projections = [output_projection(layer) for layer in layers]
+    # In each layer, X is the input of the projection and a column of ones for the bias, and Y the source's output.
+    sizes = [(proj.in_features + (proj.bias is not None), proj.out_features) for proj in projections]
     grams = [torch.zeros(rows, rows + columns, dtype=torch.float64) for rows, columns in sizes]
 
     def accumulate(index: int, plain: nn.Module, call: Call) -> None:
         layer = layers[index]
         heads = layer.attend(*call.args, **call.kwargs).flatten(0, 1).float()  # (B * N, width of the heads)
         target = call.output.flatten(0, 1).float()  # (B * N, dim)
-        if layer.proj.bias is not None:
+        if projections[index].bias is not None:
             heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
         grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
 
     observe_layers(source, list(check_layers(source).values()), images, accumulate)
-    for layer, gram, (size, _) in zip(layers, grams, sizes, strict=True):
+    for proj, gram, (size, _) in zip(projections, grams, sizes, strict=True):
         xx, xy = gram[:, :size], gram[:, size:]  # X^T X (size, size) and X^T Y (size, dim)
-        proj = layer.proj
         start = proj.weight.T if proj.bias is None else torch.cat([proj.weight.T, proj.bias[None]])
         start = start.detach().cpu().double()  # (size, dim)
         ridge = FIT_RIDGE * xx.diagonal()[: proj.in_features].mean()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..layers.adapters import check_layers
-from ..layers.base import DifferentialLayer, differential_layers
+from ..layers.adapters import attention_output, check_layers
+from ..layers.adapters.projections import input_projections, output_projection
+from ..layers.base import differential_layers
 from ..layers.hooks import Call, evaluating, observe_layers
 
 __all__ = ["distill_layers"]
@@ -41,9 +42,9 @@ def distill_layers(
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and convert it afterwards")
     layers = differential_layers(model)
-    projections = [_projections(layer) for layer in layers]
+    projections = [[*input_projections(layer), output_projection(layer)] for layer in layers]
     if not all(linear.weight.requires_grad for linears in projections for linear in linears):
-        raise ValueError("frozen layers cannot learn: set requires_grad of qkv and proj")
+        raise ValueError("frozen layers cannot learn: set requires_grad of their projections")
     old_layers = copy.deepcopy(layers)
     errors = torch.zeros(len(layers), 2, dtype=torch.float64)  # squared error of each layer before and after
     optimizers = [
@@ -52,14 +53,14 @@ def distill_layers(
 
     def train_layer(index: int, plain: nn.Module, call: Call) -> None:
         with torch.enable_grad():
-            error = layers[index](*call.args, **call.kwargs) - call.output
+            error = attention_output(layers[index], call.args, call.kwargs) - call.output
             loss = error.square().sum() / call.output.square().sum()
             loss.backward()
         optimizers[index].step()
         layers[index].zero_grad()  # the layer's, not the optimizer's: lambda has a gradient too
 
     def compare_layer(index: int, plain: nn.Module, call: Call) -> None:
-        outputs = [layer(*call.args, **call.kwargs) for layer in (old_layers[index], layers[index])]
+        outputs = [attention_output(layer, call.args, call.kwargs) for layer in (old_layers[index], layers[index])]
         both = [(output - call.output).square().sum() for output in outputs]
         errors[index] += torch.stack(both).cpu()
 
@@ -73,9 +74,3 @@ def distill_layers(
         for layer, old_layer, (old_error, error) in zip(layers, old_layers, errors.tolist(), strict=True):
             if not error < old_error:  # also true for NaN
                 layer.load_state_dict(old_layer.state_dict())
-
-
-def _projections(layer: DifferentialLayer) -> list[nn.Linear]:
-    """Return the Linear layers of an attention layer that are distilled: those of queries, keys, values and outputs."""
-    names = ("qkv", "q_proj", "k_proj", "v_proj", "proj")
-    return [linear for name in names if isinstance(linear := getattr(layer, name, None), nn.Linear)]

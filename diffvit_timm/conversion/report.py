@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.adapters import check_layers, plain_inputs
+from ..layers.adapters import attention_output, check_layers, plain_inputs
 from ..layers.base import DifferentialLayer, differential_layers
-from ..layers.hooks import Call, batches_for, evaluating
+from ..layers.hooks import Call, batches_for, evaluating, observing
 from ..layers.kernels.layout import split_branches
 
 __all__ = ["ConversionReport", "conversion_report"]
@@ -88,7 +88,8 @@ def _compare_layers(plain: nn.Module, layer: DifferentialLayer, call: Call, imag
     branch1, tail = (_centred_logits(*branch, layer.scale) for branch in split_branches(q, k, layer.branch_dims))
     if branch1.shape != logits.shape:  # two heads became one, so there is no source head to compare branch 1 with
         branch1 = torch.full_like(logits, torch.nan)
-    terms = (layer(*call.args, **call.kwargs) - call.output, call.output, branch1 - logits, logits)
+    error = attention_output(layer, call.args, call.kwargs) - call.output
+    terms = (error, call.output, branch1 - logits, logits)
     sums = [t.float().square().sum() for t in terms]
     sums += [tail.float().square().mean() * images, lam.mean() * images]
     return torch.stack(sums).cpu().double()  # first to the CPU: some devices do not have float64
@@ -114,29 +115,22 @@ def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[T
 
     # Arguments and output of each of the source's attention layers for the current batch, first layer first.
     seen: list[Call] = []
-    hooks = [
-        plain.register_forward_hook(lambda _, *call: seen.append(Call(*call)), with_kwargs=True)
-        for plain, _ in layer_pairs
-    ]
-    try:
-        with evaluating(source, model):
-            for batch in batches_for(source, images):
-                seen.clear()
-                expected, actual = source(batch).cpu().double(), model(batch).cpu().double()  # (B, classes) each
-                if expected.shape != actual.shape:
-                    shapes = f"{tuple(expected.shape)} and {tuple(actual.shape)}"
-                    raise ValueError(f"outputs of {shapes} cannot be compared: give both networks the same classes")
-                log_probs = actual.log_softmax(-1), expected.log_softmax(-1)
-                count += len(batch)
-                agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
-                kl += F.kl_div(*log_probs, log_target=True, reduction="sum").item()
-                error += (actual - expected).square().sum().item()
-                norm += expected.square().sum().item()
-                for row, (plain, layer), call in zip(sums, layer_pairs, seen, strict=True):
-                    row += _compare_layers(plain, layer, call, len(batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    plain_layers = [plain for plain, _ in layer_pairs]
+    with evaluating(source, model), observing(plain_layers, lambda _index, _layer, call: seen.append(call)):
+        for batch in batches_for(source, images):
+            seen.clear()
+            expected, actual = source(batch).cpu().double(), model(batch).cpu().double()  # (B, classes) each
+            if expected.shape != actual.shape:
+                shapes = f"{tuple(expected.shape)} and {tuple(actual.shape)}"
+                raise ValueError(f"outputs of {shapes} cannot be compared: give both networks the same classes")
+            log_probs = actual.log_softmax(-1), expected.log_softmax(-1)
+            count += len(batch)
+            agree += int((expected.argmax(-1) == actual.argmax(-1)).sum())
+            kl += F.kl_div(*log_probs, log_target=True, reduction="sum").item()
+            error += (actual - expected).square().sum().item()
+            norm += expected.square().sum().item()
+            for row, (plain, layer), call in zip(sums, layer_pairs, seen, strict=True):
+                row += _compare_layers(plain, layer, call, len(batch))
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
 

@@ -2,7 +2,8 @@
 
 Version 2 ('mirror') is exact for every layer with an adapter, because its output is linear in its maps: both maps of a
 head start as the pretrained one, and their difference has rows that sum to 1 - lambda. The factor 1 / (1 - lambda) is
-put into the values. Behind the heads it could be lost, because a norm may stand before the output projection.
+put into the values. Behind the heads it could be lost, because a norm may stand before the output projection. It is put
+into the output projection where a norm acts on the values.
 
 Version 1 has to divide the channels of each head between its two maps. What is free before that depends on the layer:
     - Queries and keys that nothing acts on can be rotated together (`logit_rotation`).
@@ -19,7 +20,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from ..layers.adapters import ADAPTERS, check_layers
-from ..layers.adapters.projections import read_qkv, write_qkv
+from ..layers.adapters.projections import output_projection, read_qkv, scale_output, write_qkv
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
@@ -33,7 +34,7 @@ Calibration = tuple[Tensor, Tensor] | list[int] | None
 
 def head_width(layer: Any) -> int:
     """Return the width of a head of a plain layer."""
-    return layer.proj.in_features // layer.num_heads
+    return output_projection(layer).in_features // layer.num_heads
 
 
 def is_rotary(model: nn.Module) -> bool:
@@ -52,10 +53,10 @@ def channel_freedom(layer: Any, rotary: bool = True) -> str:
         'rotation', 'pairs' or 'channels', as at the top of this file.
     """
     adapter = ADAPTERS[type(layer)]
-    if adapter.rotary and rotary:
+    if adapter.rotary_pairs and rotary:
         return "pairs"
     normed = any(not isinstance(getattr(layer, name, None), (nn.Identity, type(None))) for name in ("q_norm", "k_norm"))
-    return "channels" if normed or adapter.cosine else "rotation"
+    return "channels" if normed or adapter.fixed_channels else "rotation"
 
 
 def replace_layers(
@@ -92,11 +93,17 @@ def replace_layers(
             raise ValueError(f"{name}: {error}") from error
         model.set_submodule(name, layer)
     # accelerate and FSDP keep the modules of these classes on one device
-    parents = {type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in layers}
-    model._no_split_modules = sorted(parents)  # type: ignore[assignment]
+    model._no_split_modules = sorted({_block_class(model, name) for name in layers})  # type: ignore[assignment]
     if hasattr(model, "load_pretrained"):
         model.load_pretrained = refuse_plain_file
     return model
+
+
+def _block_class(model: nn.Module, name: str) -> str:
+    """Return the name of the class of the block that an attention layer is a part of, or that it is itself."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    block = model.get_submodule(name) if isinstance(parent, (nn.Sequential, nn.ModuleList)) else parent
+    return type(block).__name__
 
 
 @torch.jit.ignore
@@ -139,8 +146,12 @@ def make_layer(
     head_dim = head_width(plain)
     q, k, v = read_qkv(plain, head_dim)  # (H, d, dim + 1) each
     width = q.shape[-1] - 1
-    v = v / (1 - torch.tensor(lambda_init, dtype=torch.float32).item())
     adapter = ADAPTERS[type(plain)]
+    factor = 1 / (1 - torch.tensor(lambda_init, dtype=torch.float32).item())
+    if adapter.normed_values:
+        scale_output(plain, factor)
+    else:
+        v = v * factor
     order = None
     if attn == "diff":
         freedom = channel_freedom(plain, rotary)
@@ -247,9 +258,9 @@ def _channel_order(plain: Any, q: Tensor, k: Tensor, moments: tuple[Tensor, Tens
         return (energy_q * energy_k).argsort(dim=-1, descending=True, stable=True)
     # In a pair the embedding turns query and key by an angle that changes with their distance, so on average all four
     # products of their channels count: the energy of the pair is that of the query times that of the key.
-    half = bool(getattr(plain, "rotate_half", False))
-    d = q.shape[1]
-    pairs = torch.arange(d).reshape(2, d // 2).T if half else torch.arange(d).reshape(d // 2, 2)  # (d / 2, 2)
+    rotary_pairs = ADAPTERS[type(plain)].rotary_pairs
+    assert rotary_pairs is not None
+    pairs = rotary_pairs(plain, q.shape[1])  # (d / 2, 2)
     energy = energy_q[:, pairs].sum(-1) * energy_k[:, pairs].sum(-1)  # (H, d / 2)
     return pairs[energy.argsort(dim=-1, descending=True, stable=True)].flatten(1)  # (H, d)
 

@@ -13,15 +13,19 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DiffAttention, maybe_add_mask
+from timm.layers import maybe_add_mask
 from torch import Tensor, nn
 
 from ..layers.adapters import adapter_of, is_windowed, known_layers, plain_inputs
+from ..layers.adapters.projections import output_projection
+from ..layers.adapters.timm_differential import TIMM_DIFFERENTIAL, read_branches, read_heads
 from ..layers.base import DifferentialLayer
 from ..layers.functional import differential_maps, head_norm
+from .layout import Layout, global_layout, join_windows, patch_embedding, patch_grid, window_layout
 
 __all__ = [
     "AttentionMaps",
@@ -30,6 +34,7 @@ __all__ = [
     "capture_attention",
     "check_heat_maps",
     "has_heat_maps",
+    "has_windows",
     "stochastic",
 ]
 
@@ -70,36 +75,24 @@ class AttentionMaps:
 
 def _maps_and_values(layer: Any, args: tuple, kwargs: dict) -> tuple[AttentionMaps, Tensor]:
     """Compute the maps of a layer, and its values, (B, H, N, Dv), from the arguments of its forward pass."""
-    if isinstance(layer, DifferentialLayer):
-        q, k, v, lam, bias = layer.branches(*args, **kwargs)
-        map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)
+    if isinstance(layer, (DifferentialLayer, *TIMM_DIFFERENTIAL)):
+        if isinstance(layer, DifferentialLayer):
+            (q, k, v, lam, bias), widths = layer.branches(*args, **kwargs), layer.branch_dims
+        else:
+            (q, k, v, lam, bias), widths = read_branches(layer, *args, **kwargs), (layer.head_dim, layer.head_dim)
+        map1, map2 = differential_maps(q, k, widths, layer.scale, bias)
         return AttentionMaps(map1.float(), map2.float(), lam), v
-    if isinstance(layer, DiffAttention):
-        return _timm_differential(layer, *args, **kwargs)
     q, k, v, bias, scale = plain_inputs(layer, args, kwargs)
     logits = maybe_add_mask((q * scale) @ k.mT, bias)  # (B, H, N, N)
     return AttentionMaps(logits.softmax(dim=-1).float()), v
-
-
-def _timm_differential(
-    layer: DiffAttention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> tuple[AttentionMaps, Tensor]:
-    """Compute the maps and values of timm's differential attention from its tokens x, (B, N, dim)."""
-    B, N, _ = x.shape
-    qkv = layer.qkv(x).reshape(B, N, 3, layer.num_heads, 2, layer.head_dim)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4, 5)  # (B, H, N, 2, d) each
-    q, k = layer.q_norm(q).flatten(-2), layer.k_norm(k).flatten(-2)  # (B, H, N, 2 d), branch 1 first
-    map1, map2 = differential_maps(q, k, (layer.head_dim, layer.head_dim), layer.scale, attn_mask, is_causal)
-    return AttentionMaps(map1.float(), map2.float(), layer._compute_lambda()), v.flatten(-2)
 
 
 def _merge_heads(layer: Any, heads: Tensor, tokens: Tensor) -> Tensor:
     """Turn the outputs of the heads, (B, H, N, Dv), into the input of the output projection, (B, N, dim)."""
     if isinstance(layer, DifferentialLayer):
         return layer.merge_heads(head_norm(heads, layer.head_norm_weight()), tokens)
-    if isinstance(layer, DiffAttention):
-        heads = layer.sub_norm(heads) * (1 - layer.lambda_init)
-        return layer.norm(heads.transpose(1, 2).flatten(2))
+    if isinstance(layer, TIMM_DIFFERENTIAL):
+        return read_heads(layer, heads)
     adapter = adapter_of(layer)
     assert adapter is not None
     return adapter.view.merge_heads(layer, heads, tokens)
@@ -113,14 +106,17 @@ class CapturedLayer:
 
     Attributes:
         layer: attention layer.
-        tokens: input of the layer, (B, N, dim).
+        tokens: first argument of the layer; (B, N, dim) for most layers.
         arguments: the other arguments of the layer, such as masks and rotary embeddings, by name.
-        merged: input of its output projection, (B, N, dim). If the forward pass recorded a graph, it is a node of it.
+        layout: where the tokens lie in the image.
+        merged: input of its output projection, (B, N, dim), in which the features of an MLP may follow the heads. If
+            the forward pass recorded a graph, it is a node of it.
     """
 
     layer: nn.Module
     tokens: Tensor
     arguments: dict[str, Any]
+    layout: Layout
     merged: Tensor
 
     @torch.no_grad()
@@ -146,7 +142,8 @@ class CapturedLayer:
             return _merge_heads(self.layer, heads, self.tokens)
 
         backward: Any = torch.func.vjp(merge, maps.difference @ values)[1]
-        heads_gradient = backward(gradient.to(values))[0]  # (B, H, N, Dv)
+        width = values.shape[1] * values.shape[-1]  # features of an MLP may follow in `merged`
+        heads_gradient = backward(gradient[..., :width].to(values))[0]  # (B, H, N, Dv)
         return maps, heads_gradient @ values.mT
 
     def _maps_and_values(self) -> tuple[AttentionMaps, Tensor]:
@@ -214,6 +211,23 @@ class CapturedAttention:
             return matrix[..., 0, :]
         return matrix[..., self.num_prefix_tokens :, :].mean(dim=-2)
 
+    def output_attention(self, layer: CapturedLayer, matrix: Tensor) -> Tensor:
+        """Select the attention of the model's output in one layer, and arrange the patches as a grid.
+
+        In a layer with windows it is the attention that each patch gets from its window, as the mean over the window's
+        queries.
+
+        Args:
+            layer: a captured layer.
+            matrix: a map of the layer, (B, H, N, N), or (B * windows, H, N, N) with windows.
+
+        Returns:
+            The attention, (B, H, rows, columns). The grid of a hierarchical network shrinks from stage to stage.
+        """
+        if layer.layout.places is None:
+            return self.on_patches(self.output_rows(matrix))
+        return join_windows(matrix.mean(dim=-2), layer.layout)
+
     def on_patches(self, rows: Tensor) -> Tensor:
         """Drop the prefix tokens of rows, (..., N), and arrange the patches as a grid, (..., rows, columns).
 
@@ -230,24 +244,26 @@ class CapturedAttention:
         return patches.unflatten(-1, (height, width))
 
 
+def has_windows(model: nn.Module) -> bool:
+    """Return whether layers of a model attend within windows of the image."""
+    return any(map(is_windowed, known_layers(model).values()))
+
+
 def check_heat_maps(model: Any) -> None:
-    """Check that heat maps of whole images can be made from a model's attention.
+    """Check that heat maps of whole images can be made from a model's attention through all layers.
 
     Raises:
         TypeError: attention that cannot be captured, attention within windows, or a model whose patches have no grid
-            that timm's PatchEmbed describes.
+            that is known.
     """
     captured = CapturedAttention(model)
-    kind = type(model).__name__
     for name, layer in zip(captured.names, captured.attention_layers, strict=True):
         if is_windowed(layer):
             raise TypeError(
-                f"{name} of the {kind} attends within windows, so it has no heat map of the whole image: "
-                "capture_attention gives its maps, one per window"
+                f"{name} of the {type(model).__name__} attends within windows, so it has no attention from patch to "
+                "patch of the whole image"
             )
-    patch_embed = getattr(model, "patch_embed", None)
-    if not hasattr(patch_embed, "dynamic_feat_size") or not hasattr(patch_embed, "patch_size"):
-        raise TypeError(f"the patches of a {kind} do not come from timm's PatchEmbed, so their grid is not known")
+    patch_embedding(model)
 
 
 def has_heat_maps(model: Any) -> bool:
@@ -273,9 +289,15 @@ def capture_attention(model: Any) -> Iterator[CapturedAttention]:
     """
     captured = CapturedAttention(model)
     inputs: dict[nn.Module, tuple[Tensor, dict[str, Any]]] = {}
+    layouts: dict[nn.Module, Layout] = {}  # of layers with windows
 
-    def store_grid(patch_embed: Any, args: tuple) -> None:
-        captured.grid = patch_embed.dynamic_feat_size(args[0].shape[-2:])
+    def store_grid(embedding: Any, args: tuple) -> None:
+        if torch.is_tensor(args[0]) and args[0].ndim == 4:
+            height, width = args[0].shape[-2:]
+            captured.grid = patch_grid(embedding, (height, width))
+
+    def store_layout(block: nn.Module, args: tuple, layer: nn.Module) -> None:
+        layouts[layer] = window_layout(block, args[0].shape[1:3])  # a block with windows gets (B, rows, columns, dim)
 
     def store_input(layer: nn.Module, args: tuple, kwargs: dict) -> None:
         if layer is captured.attention_layers[0]:  # a new forward pass
@@ -285,15 +307,20 @@ def capture_attention(model: Any) -> Iterator[CapturedAttention]:
         inputs[layer] = given.pop("x"), given
 
     def store_layer(layer: nn.Module, merged: Tensor) -> None:
-        captured.layers.append(CapturedLayer(layer, *inputs.pop(layer), merged))
+        layout = layouts.get(layer) or global_layout(captured.grid)
+        captured.layers.append(CapturedLayer(layer, *inputs.pop(layer), layout, merged))
 
     hooks = []
-    if hasattr(getattr(model, "patch_embed", None), "dynamic_feat_size"):
-        hooks.append(model.patch_embed.register_forward_pre_hook(store_grid))
+    with contextlib.suppress(TypeError):  # the maps of a model without a known grid can be captured too
+        hooks.append(patch_embedding(model).register_forward_pre_hook(store_grid))
     try:
-        for layer in captured.attention_layers:
+        for name, layer in zip(captured.names, captured.attention_layers, strict=True):
+            if is_windowed(layer):
+                block = model.get_submodule(name.rpartition(".")[0])
+                hooks.append(block.register_forward_pre_hook(partial(store_layout, layer=layer)))
             hooks.append(layer.register_forward_pre_hook(store_input, with_kwargs=True))
-            hooks.append(layer.proj.register_forward_pre_hook(lambda _, args, layer=layer: store_layer(layer, args[0])))
+            projection = output_projection(layer)
+            hooks.append(projection.register_forward_pre_hook(lambda _, args, layer=layer: store_layer(layer, args[0])))
         with torch.compiler.set_stance("force_eager"):  # a compiled model would compile its hooks too
             yield captured
     finally:

@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from torchvision import transforms
 
+from .layout import patch_grid
+
 __all__ = ["Box", "patched_box", "visible_box"]
 
 
@@ -35,34 +37,40 @@ def visible_box(size: tuple[int, int], transform: transforms.Compose) -> Box:
     Raises:
         ValueError: the transformed image is less than two pixels wide or high.
     """
-    width, height = size
-    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)  # (height, width) each
-    steps = [_with_zero_fill(step) for step in transform.transforms if not _is_tensor_step(step)]
-    columns, rows = _apply(steps, columns), _apply(steps, rows)
+    columns, rows = _transformed_coordinates(size, transform)
     # Padding does not cover the middle row and the middle column.
     left, right = _extent(columns[len(columns) // 2])
     top, bottom = _extent(rows[:, rows.shape[1] // 2])
     return Box(left, top, right, bottom)
 
 
-def patched_box(size: tuple[int, int], transform: transforms.Compose, patch_embed: Any) -> Box:
+def patched_box(size: tuple[int, int], transform: transforms.Compose, embedding: Any) -> Box:
     """Return the part of an image that the patches of a ViT cover.
 
     It is the `visible_box` without the pixels at the right and bottom that do not fill a patch.
 
     Args:
         size, transform: as in `visible_box`.
-        patch_embed: the model's timm PatchEmbed.
+        embedding: module that divides images into patches, from `patch_embedding`.
 
     Raises:
         ValueError: as in `visible_box`.
     """
     left, top, right, bottom = visible_box(size, transform)
-    (height, width), (patch_height, patch_width) = patch_embed.img_size, patch_embed.patch_size
-    rows, columns = patch_embed.dynamic_feat_size((height, width))
+    height, width = _transformed_coordinates(size, transform)[0].shape
+    patch_height, patch_width = embedding.patch_size
+    rows, columns = patch_grid(embedding, (height, width))
     right = left + columns * patch_width / width * (right - left)
     bottom = top + rows * patch_height / height * (bottom - top)
     return Box(left, top, right, bottom)
+
+
+def _transformed_coordinates(size: tuple[int, int], transform: transforms.Compose) -> tuple[np.ndarray, np.ndarray]:
+    """Send images of their own coordinates through a transform: the column and the row of each pixel that it shows."""
+    width, height = size
+    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)  # (height, width) each
+    steps = [_with_zero_fill(step) for step in transform.transforms if not _is_tensor_step(step)]
+    return _apply(steps, columns), _apply(steps, rows)
 
 
 def _is_tensor_step(step: Callable[[Any], Any]) -> bool:

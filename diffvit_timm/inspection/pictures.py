@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from . import figures
 from .views import ModelView
 
@@ -12,7 +14,7 @@ LINE = 5  # panels per line of heat maps of one image
 
 # Content of each file. IMAGE is the name of an image. The files of the second model end in -1, of the third in -2, ...
 PICTURES = {
-    "IMAGE-heads": "attention of the output token in every layer and head: A1 - lambda A2 if it is differential",
+    "IMAGE-heads": "attention of the output in every layer and head: A1 - lambda A2 if it is differential",
     "IMAGE-layers": "its positive part over the image, for every layer, mean of the heads",
     "IMAGE-last-layer": "its positive part over the image, for the heads of the last layer",
     "IMAGE-branches": "A1, A2 and A1 - lambda A2 of the heads of the last layer",
@@ -35,32 +37,36 @@ def draw_image(view: ModelView, index: int, folder: Path) -> None:
         folder: folder to write to.
     """
     picture, maps = view.pictures[index], view.maps
-    is_signed = maps.map2 is not None
-    reader = "the class token looks" if view.reads_class_token else "patches look, on average"
+    is_signed = maps[0].map2 is not None
     where = f"{view.name}, {picture.name}: {view.predictions[index]}".removesuffix(": ")
 
-    heads = maps.difference[:, index]  # (L, H, rows, columns)
-    title = f"Where {reader}: {'A1 - lambda A2' if is_signed else 'attention'}\n{where}"
-    figures.save(figures.plot_heads(heads, title, is_signed), folder / f"{picture.name}-heads.png", maps=heads)
+    heads = [layer.difference[index] for layer in maps]  # (H, rows, columns) each
+    title = f"Attention of {view.reader}{': A1 - lambda A2' if is_signed else ''}\n{where}"
+    figure = figures.plot_heads(heads, title, is_signed)
+    figures.save(figure, folder / f"{picture.name}-heads.png", **_by_layer(heads))
 
-    attended = maps.attended[:, index]  # (L, H, rows, columns)
-    means = attended.mean(axis=1)  # (L, rows, columns)
+    attended = [layer.attended[index] for layer in maps]  # (H, rows, columns) each
+    means = [layer.mean(axis=0) for layer in attended]  # (rows, columns) each
     kind = "Positive part of A1 - lambda A2" if is_signed else "Attention"
     layers = {f"layer {i}": layer[None] for i, layer in enumerate(means)}
-    title = f"{kind}, mean of the heads: where {reader}\n{where}"
+    title = f"{kind}, mean of the heads: attention of {view.reader}\n{where}"
     figure = figures.plot_overlays([picture], layers, title, width=LINE)
-    figures.save(figure, folder / f"{picture.name}-layers.png", maps=means)
+    figures.save(figure, folder / f"{picture.name}-layers.png", **_by_layer(means))
 
     last = {f"head {i}": head[None] for i, head in enumerate(attended[-1])} | {"mean": means[-1][None]}
-    title = f"{kind} in the last layer: where {reader}\n{where}"
+    title = f"{kind} in the last layer: attention of {view.reader}\n{where}"
     figure = figures.plot_overlays([picture], last, title, width=LINE)
     figures.save(figure, folder / f"{picture.name}-last-layer.png", maps=attended[-1])
 
-    if maps.map2 is not None and maps.lam is not None:
-        branches = {"map1": maps.map1, "map2": maps.map2, "difference": maps.difference, "lam": maps.lam}
-        last_layer = {name: values[-1, index] for name, values in branches.items()}
-        figure = figures.plot_branches(picture, **last_layer, title=f"Last layer: where {reader}\n{where}")
+    if is_signed:
+        last_layer = {name: values[index] for name, values in maps[-1]._asdict().items() if name != "attended"}
+        figure = figures.plot_branches(picture, **last_layer, title=f"Last layer: attention of {view.reader}\n{where}")
         figures.save(figure, folder / f"{picture.name}-branches.png", **last_layer)
+
+
+def _by_layer(arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Name the arrays of the layers, which may have different shapes: layer_0, layer_1, ..."""
+    return {f"layer_{index}": array for index, array in enumerate(arrays)}
 
 
 def draw_models(views: Sequence[ModelView], folder: Path) -> None:
@@ -77,9 +83,9 @@ def draw_models(views: Sequence[ModelView], folder: Path) -> None:
         _draw_model(view, folder, suffix=f"-{number}" if number else "")
     if len(views) > 1:
         _draw_comparison(views, folder)
-    lambdas = {view.name: lam.mean(axis=1) for view in views if (lam := view.maps.lam) is not None}  # (L, H) each
+    lambdas = {view.name: view.lambdas() for view in views if view.maps[0].lam is not None}  # (L, H) each
     if lambdas:
-        figure = figures.plot_lambdas(lambdas, "Lambda of the output token, mean over the images")
+        figure = figures.plot_lambdas(lambdas, "Lambda of the output, mean over the images")
         figures.save(figure, folder / "lambda.png", **lambdas)
     statistics = {view.name: view.statistics for view in views}
     title = f"Statistics of the heads: {len(views[0].pictures)} images, one dot per head"
@@ -93,8 +99,9 @@ def _draw_model(view: ModelView, folder: Path, suffix: str) -> None:
         picture._replace(name=f"{picture.name}: {prediction}".removesuffix(": "))
         for picture, prediction in zip(view.pictures, view.predictions, strict=True)
     ]
-    figure = figures.plot_overlays(pictures, view.heat_maps(), view.name)
-    figures.save(figure, folder / f"rollout{suffix}.png", **view.heat_maps())
+    if view.heat_maps():
+        figure = figures.plot_overlays(pictures, view.heat_maps(), view.name)
+        figures.save(figure, folder / f"rollout{suffix}.png", **view.heat_maps())
     if view.positions is not None:
         figure = figures.plot_positions(*view.positions, f"Similarity of position embeddings\n{view.name}")
         figures.save(figure, folder / f"positions{suffix}.png", similarity=view.positions[0])
@@ -103,10 +110,11 @@ def _draw_model(view: ModelView, folder: Path, suffix: str) -> None:
 def _draw_comparison(views: Sequence[ModelView], folder: Path) -> None:
     """Draw the heat maps of several models side by side, with one row per image."""
     columns, seen = {}, {}
-    for kind in views[0].heat_maps():
+    for kind in ("rollout", "for its prediction"):
         for view in views:
             if kind in view.heat_maps():  # a model without a head has no prediction
                 columns[f"{kind}\n{view.name}"] = view.heat_maps()[kind]
                 seen[f"{kind}\n{view.name}"] = view.pictures
-    figure = figures.plot_overlays(views[0].pictures, columns, "The same images, several models", seen=seen)
-    figures.save(figure, folder / "compare.png", **columns)
+    if columns:
+        figure = figures.plot_overlays(views[0].pictures, columns, "The same images, several models", seen=seen)
+        figures.save(figure, folder / "compare.png", **columns)

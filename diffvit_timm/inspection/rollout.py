@@ -99,9 +99,10 @@ def class_relevance(
     if model.num_classes == 0:
         raise ValueError("the model has no head, so it has no classes: create it with num_classes")
     check_heat_maps(model)
-    checkpointing = model.grad_checkpointing
+    checkpointing = [module for module in model.modules() if getattr(module, "grad_checkpointing", False)]
     try:
-        model.set_grad_checkpointing(False)  # a checkpointed block does not record the nodes that the gradient needs
+        for module in checkpointing:  # a checkpointed block does not record the nodes that the gradient needs
+            module.grad_checkpointing = False
         with torch.enable_grad(), evaluating(model), capture_attention(model) as captured:
             # The input requires a gradient so that there is a graph even if all parameters are frozen.
             logits = model(images.detach().requires_grad_())  # (B, classes)
@@ -109,7 +110,8 @@ def class_relevance(
             score = logits.gather(-1, chosen[:, None]).sum()  # images do not mix, so each keeps its own gradient
             gradients = torch.autograd.grad(score, [layer.merged for layer in captured])  # (B, N, dim) per layer
     finally:
-        model.set_grad_checkpointing(checkpointing)
+        for module in checkpointing:
+            module.grad_checkpointing = True
     relevance = torch.eye(captured[0].tokens.shape[1], device=images.device)
     for layer, gradient in zip(captured, gradients, strict=True):
         maps, map_gradient = layer.map_gradient(gradient)  # (B, H, N, N) each

@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.base import DifferentialLayer, differential_layers
 from ..layers.functional import differential_maps
 from ..layers.hooks import Call, observe_layers
 from .attention_maps import AttentionMaps, CapturedAttention
+from .layout import patch_embedding
 
 __all__ = [
     "HeadStatistics",
@@ -27,6 +29,7 @@ __all__ = [
     "head_statistics",
     "layer_statistics",
     "prefix_share",
+    "stack_heads",
 ]
 
 Which = Literal["attended", "map1", "map2"]
@@ -77,6 +80,8 @@ def layer_statistics(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Lay
 class HeadStatistics(NamedTuple):
     """Statistics of every layer and head, (L, H) each: means over the images and over the query tokens.
 
+    They are NaN for heads that a layer does not have: the stages of a hierarchical network have different numbers.
+
     Attributes:
         entropy: entropy of a query's attention, in nats. It is log N if the query attends to all N tokens equally.
         distance: distance between a patch and the patches that it attends to, in pixels.
@@ -100,7 +105,7 @@ def attention_entropy(attention: Tensor) -> Tensor:
     return -torch.special.xlogy(attention, attention).sum(dim=-1).mean(dim=(0, 2))  # xlogy(0, 0) is 0
 
 
-def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+def attention_distance(attention: Tensor, grid: tuple[int, int], patch_size: tuple[float, ...]) -> Tensor:
     """Compute the mean distance between the centre of a patch and the centres of the patches that it attends to.
 
     Attention to prefix tokens, and the rows of prefix tokens, are left out.
@@ -146,14 +151,27 @@ def head_statistics(captured: CapturedAttention, which: Which = "attended") -> H
 
     Raises:
         ValueError: 'map2' of plain attention.
+        TypeError: a model whose grid of patches is not known.
     """
+    patch_size = patch_embedding(captured.model).patch_size
     rows = []
     for layer in captured:
         attention = _select(layer.maps(), which)
-        distance = attention_distance(attention, captured.grid, captured.model.patch_embed.patch_size)
+        # The patches of a later stage of a hierarchical network are larger.
+        size = tuple(
+            pixels * first / own
+            for pixels, first, own in zip(patch_size, captured.grid, layer.layout.grid, strict=True)
+        )
+        distance = attention_distance(attention, layer.layout.window, size)
         share = prefix_share(attention, captured.num_prefix_tokens)
         rows.append(torch.stack([attention_entropy(attention), distance, share]))  # (3, H)
-    return HeadStatistics(*torch.stack(rows, dim=1))  # three of (L, H)
+    return HeadStatistics(*stack_heads(rows).unbind(1))  # three of (L, H)
+
+
+def stack_heads(rows: list[Tensor]) -> Tensor:
+    """Stack values of heads, (..., H) for each layer, to (L, ..., H), with NaN for heads that a layer does not have."""
+    heads = max(row.shape[-1] for row in rows)
+    return torch.stack([F.pad(row, (0, heads - row.shape[-1]), value=torch.nan) for row in rows])
 
 
 def _select(maps: AttentionMaps, which: Which) -> Tensor:

@@ -16,26 +16,25 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..layers.pos_embed import PosEmbed2d
 from ..models.pretrained import class_names
-from .attention_maps import CapturedAttention, capture_attention
+from .attention_maps import CapturedAttention, capture_attention, has_windows
 from .figures import Picture
+from .layout import patch_embedding
 from .overlay import patched_box
 from .rollout import Part, heat_maps, rollout
-from .statistics import HeadStatistics, head_statistics
+from .statistics import HeadStatistics, head_statistics, stack_heads
 
 __all__ = ["ModelView", "OutputMaps", "output_maps", "position_similarity", "view_images"]
 
 
 class OutputMaps(NamedTuple):
-    """Attention of the output token to the patches in every layer and head.
-
-    The output token is the class token, or the mean over the patches if the head reads them.
+    """Attention of the model's output to the patches in every head of a layer, as `output_attention` defines it.
 
     Attributes:
-        difference: A1 - lambda A2, (L, B, H, rows, columns); for plain attention its only map.
-        attended: the positive part of the difference, (L, B, H, rows, columns), as in `AttentionMaps`.
-        map1: A1, (L, B, H, rows, columns).
-        map2: A2, (L, B, H, rows, columns); None for plain attention.
-        lam: lambda of the output token, (L, B, H); None for plain attention.
+        difference: A1 - lambda A2, (B, H, rows, columns); for plain attention its only map.
+        attended: the positive part of the difference, (B, H, rows, columns), as in `AttentionMaps`.
+        map1: A1, (B, H, rows, columns).
+        map2: A2, (B, H, rows, columns); None for plain attention.
+        lam: lambda, (B, H), as the mean over the tokens that count for the output; None for plain attention.
     """
 
     difference: np.ndarray
@@ -54,10 +53,11 @@ class ModelView:
     Attributes:
         name: name of the model.
         pictures: the images, each with the part that the model sees.
-        reads_class_token: whether the output token is the class token.
-        maps: attention of the output token.
-        rollout: attention rollout through all layers, (B, rows, columns).
-        relevance: relevance for the predicted class, by gradients, (B, rows, columns); None for a model without a head.
+        reader: what attends in the maps: 'the class token', 'patches, on average' or 'the patches of each window'.
+        maps: attention of the output in each layer.
+        rollout: attention rollout through all layers, (B, rows, columns); None for a model with windows.
+        relevance: relevance for the predicted class, by gradients, (B, rows, columns); None for a model with windows or
+            without a head.
         predictions: most likely class of each image with its probability, such as 'cat 93%'; empty without a head.
         statistics: statistics of the heads, (L, H) each, as means over the images.
         positions: result of `position_similarity`.
@@ -65,18 +65,23 @@ class ModelView:
 
     name: str
     pictures: list[Picture]
-    reads_class_token: bool
-    maps: OutputMaps
-    rollout: np.ndarray
+    reader: str
+    maps: list[OutputMaps]
+    rollout: np.ndarray | None
     relevance: np.ndarray | None
     predictions: list[str]
     statistics: HeadStatistics
     positions: tuple[np.ndarray, tuple[int, int]] | None
 
+    def lambdas(self) -> np.ndarray:
+        """Return lambda of each layer and head, (L, H), mean over the images; NaN for heads that a layer lacks."""
+        lams = [torch.from_numpy(layer.lam.mean(axis=0)) for layer in self.maps if layer.lam is not None]
+        return stack_heads(lams).numpy()
+
     def heat_maps(self) -> dict[str, np.ndarray]:
         """Return the heat maps through all layers by their name in figures, (B, rows, columns) each."""
-        maps = {"rollout": self.rollout}
-        return maps if self.relevance is None else maps | {"for its prediction": self.relevance}
+        maps = {"rollout": self.rollout, "for its prediction": self.relevance}
+        return {name: heat for name, heat in maps.items() if heat is not None}
 
 
 def view_images(model: Any, name: str, images: Mapping[str, Image.Image], part: Part = "clamp") -> ModelView:
@@ -91,59 +96,79 @@ def view_images(model: Any, name: str, images: Mapping[str, Image.Image], part: 
     Raises:
         InputError: an image is so narrow that nothing is left of it after the model's transform, or the model reads
             neither grey nor colour images.
-        TypeError: a model that `capture_attention` does not support.
+        TypeError: a model that `capture_attention` does not support, or whose grid of patches is not known.
     """
+    embedding = patch_embedding(model)
     config = model_data_config(model)
     transform: Any = create_transform(**config, is_training=False)
     pictures, inputs = [], []
     for title, image in images.items():
         image = image.convert(MODES[config["input_size"][0]])
         try:
-            box = patched_box(image.size, transform, model.patch_embed)
+            box = patched_box(image.size, transform, embedding)
         except ValueError as error:
             raise InputError(f"`images={title}` is too long and narrow for {name}: {error}") from error
         pictures.append(Picture(image, box, title))
         inputs.append(transform(image))  # (C, H, W)
-    views = [_view_image(model, image[None], part) for image in inputs]  # one at a time, because maps are large
-    reads_class_token, maps, rollouts, statistics = zip(*views, strict=True)
-    fields: Any = (None if parts[0] is None else np.concatenate(parts, axis=1) for parts in zip(*maps, strict=True))
-    heat = heat_maps(model, torch.stack(inputs)) if model.num_classes else None
+    # One image at a time, because the maps are large.
+    captures = [_capture(model, image[None], part) for image in inputs]
+    maps, rollouts, statistics, logits = zip(*captures, strict=True)
+    windowed = has_windows(model)
+    relevance = None
+    if model.num_classes and not windowed:
+        relevance = heat_maps(model, torch.stack(inputs)).relevance.numpy()
     return ModelView(
         name=name,
         pictures=pictures,
-        reads_class_token=reads_class_token[0],
-        maps=OutputMaps(*fields),
-        rollout=np.concatenate(rollouts),
-        relevance=None if heat is None else heat.relevance.numpy(),
-        predictions=[""] * len(images) if heat is None else _predictions(model, heat.logits),
+        reader=_reader(model),
+        maps=[_join_images(layer) for layer in zip(*maps, strict=True)],
+        rollout=None if windowed else np.concatenate(rollouts),
+        relevance=relevance,
+        predictions=_predictions(model, torch.cat(logits)) if model.num_classes else [""] * len(images),
         statistics=HeadStatistics(*(torch.stack(parts).mean(dim=0) for parts in zip(*statistics, strict=True))),
         positions=position_similarity(model),
     )
 
 
-def _view_image(model: Any, image: Tensor, part: Part) -> tuple[bool, OutputMaps, np.ndarray, HeadStatistics]:
-    """Run a model on one image, (1, C, H, W)."""
+def _capture(
+    model: Any, image: Tensor, part: Part
+) -> tuple[list[OutputMaps], np.ndarray | None, HeadStatistics, Tensor]:
+    """Run a model on one image, (1, C, H, W): its maps, rollout, statistics and logits."""
     with capture_attention(model) as captured, torch.no_grad():
-        model(image)
-    flow = captured.on_patches(captured.output_rows(rollout(captured, part)))  # (1, rows, columns)
-    return captured.reads_class_token, output_maps(captured), flow.numpy(), head_statistics(captured)
+        logits = model(image)
+    flow = None
+    if not has_windows(model):
+        flow = captured.on_patches(captured.output_rows(rollout(captured, part))).numpy()  # (1, rows, columns)
+    return output_maps(captured), flow, head_statistics(captured), logits
 
 
-def output_maps(captured: CapturedAttention) -> OutputMaps:
-    """Select the attention of the output token in every layer. Only one layer's maps are in memory at a time."""
-    rows: dict[str, list[Tensor]] = {}
+def _reader(model: Any) -> str:
+    """Return what attends in the maps of a model."""
+    if has_windows(model):
+        return "the patches of each window"
+    return "the class token" if CapturedAttention(model).reads_class_token else "patches, on average"
+
+
+def _join_images(images: tuple[OutputMaps, ...]) -> OutputMaps:
+    """Join the maps of one layer on several images."""
+    fields: Any = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*images, strict=True))
+    return OutputMaps(*fields)
+
+
+def output_maps(captured: CapturedAttention) -> list[OutputMaps]:
+    """Select the attention of the model's output in every layer. Only one layer's maps are in memory at a time."""
+    layers = []
     for layer in captured:
         maps = layer.maps()
         matrices = {"difference": maps.difference, "attended": maps.attended, "map1": maps.map1}
         if maps.map2 is not None and maps.lam is not None:
             # Lambda has one value per query token in version 2, so it is selected like the maps.
             matrices |= {"map2": maps.map2, "lam": maps.lam.expand_as(maps.map1)}
-        for name, matrix in matrices.items():  # (B, H, N, N) each
-            rows.setdefault(name, []).append(captured.output_rows(matrix))
-    # (L, B, H, rows, columns) each
-    grids = {name: captured.on_patches(torch.stack(layers)).numpy() for name, layers in rows.items()}
-    lam = grids.pop("lam", None)
-    return OutputMaps(**grids, lam=None if lam is None else lam[..., 0, 0])  # all key tokens have the same lambda
+        grids = {name: captured.output_attention(layer, matrix).numpy() for name, matrix in matrices.items()}
+        if "lam" in grids:  # all key tokens have the same lambda, but the windows have not
+            grids["lam"] = grids["lam"].mean(axis=(-2, -1))  # (B, H)
+        layers.append(OutputMaps(**grids))
+    return layers
 
 
 def _predictions(model: Any, logits: Tensor) -> list[str]:
@@ -160,16 +185,20 @@ def position_similarity(model: Any) -> tuple[np.ndarray, tuple[int, int]] | None
     """Compute the cosine similarity between the position embeddings of all pairs of patches.
 
     Args:
-        model: timm VisionTransformer, or a subclass.
+        model: transformer of timm.
 
     Returns:
         The similarities, (patches, patches), and the rows and columns of the grid of patches; None for a model without
-        position embeddings.
+        a table of position embeddings.
     """
-    grid = model.patch_embed.grid_size
-    tables = [module.table()[0] for module in model.patch_embed.modules() if isinstance(module, PosEmbed2d)]
-    if getattr(model, "pos_embed", None) is not None:
-        tables.append(model.pos_embed[0, -grid[0] * grid[1] :])  # without those of the prefix tokens
+    grid = getattr(patch_embedding(model), "grid_size", None)
+    if grid is None:
+        return None
+    tables = [module.table()[0] for module in model.modules() if isinstance(module, PosEmbed2d)]
+    pos_embed = getattr(model, "pos_embed", None)
+    if isinstance(pos_embed, Tensor):
+        # Without those of the prefix tokens. SAM's have a dimension for rows and one for columns.
+        tables.append(pos_embed[0].flatten(0, -2)[-grid[0] * grid[1] :])
     if not tables:
         return None
     unit = F.normalize(tables[0].detach(), dim=-1)  # (patches, dim)

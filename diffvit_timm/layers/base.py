@@ -49,8 +49,6 @@ class DifferentialLayer(nn.Module):
 
     fused_attn: bool
     attn_drop: nn.Dropout
-    proj: nn.Linear
-    proj_drop: nn.Dropout
     branch_dims: BranchDims
     num_heads: int
     scale: float
@@ -67,6 +65,10 @@ class DifferentialLayer(nn.Module):
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the input of the output projection, (B, N, dim), from the arguments of `forward`."""
         raise NotImplementedError
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return the tokens that are projected, (B, N, dim), from the first argument of `forward`."""
+        return x
 
     def arrange(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Bring the queries and keys of `project_qkv` into the layout that `differential_attention` takes."""
@@ -103,7 +105,7 @@ class DifferentialLayer(nn.Module):
         """Compute all that determines the maps and outputs of the heads. The arguments are those of `forward`."""
         q, k, v, bias = self.project_qkv(*args, **kwargs)
         x = args[0] if args else kwargs["x"]
-        return Branches(*self.arrange(q, k), v, self.compute_lambda(x), bias)
+        return Branches(*self.arrange(q, k), v, self.compute_lambda(self.tokens(x)), bias)
 
     def mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the outputs of the heads, (B, H, N, head width).
@@ -132,6 +134,8 @@ class TokenLayer(DifferentialLayer):
     """A differential layer whose forward pass takes tokens and masks, as that of timm's Attention does."""
 
     qkv: nn.Linear
+    proj: nn.Linear
+    proj_drop: nn.Dropout
 
     def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the input of the output projection, (B, N, dim). The arguments are those of `forward`."""

@@ -7,20 +7,45 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "batches_for", "evaluating", "observe_layers"]
+from .adapters.projections import output_projection
+
+__all__ = ["Call", "batches_for", "evaluating", "observe_layers", "observing"]
 
 
 class Call(NamedTuple):
-    """The arguments of a layer in a forward pass, and its output."""
+    """The arguments of an attention layer in a forward pass, and the output of its output projection, (B, N, dim)."""
 
     args: tuple
     kwargs: dict
     output: Tensor
 
-    @property
-    def tokens(self) -> Tensor:
-        """Input of the layer, (B, N, dim)."""
-        return self.args[0] if self.args else self.kwargs["x"]
+
+@contextlib.contextmanager
+def observing(layers: Sequence[nn.Module], callback: Callable[..., None]) -> Iterator[None]:
+    """Context manager: call a function after each forward pass of attention layers.
+
+    Args:
+        layers: attention layers.
+        callback: function that is called as `callback(index, layer, call)`. If it stores the tensors, memory use grows
+            with the number of images.
+    """
+    outputs: dict[int, Tensor] = {}
+    hooks = []
+    for index, layer in enumerate(layers):
+
+        def store(_module, _args, output, index=index) -> None:
+            outputs[index] = output
+
+        def report(module, args, kwargs, _output, index=index) -> None:
+            callback(index, module, Call(args, kwargs, outputs.pop(index)))
+
+        hooks.append(output_projection(layer).register_forward_hook(store))
+        hooks.append(layer.register_forward_hook(report, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager
@@ -68,10 +93,9 @@ def observe_layers(
 
     Args:
         model: model with timm's forward_features. It is not changed.
-        layers: layers of the model whose first argument is the tokens, (B, N, dim).
+        layers: attention layers of the model.
         images: images, (n, C, H, W), normalised for the model, or batches of such images, which are read once.
-        callback: function that is called as `callback(index, layer, call)`. If it stores the tensors, memory use grows
-            with the number of images.
+        callback: as in `observing`.
 
     Returns:
         The number of images.
@@ -79,22 +103,11 @@ def observe_layers(
     Raises:
         ValueError: no images, or batches that `batches_for` does not accept.
     """
-    hooks = [
-        layer.register_forward_hook(
-            lambda module, args, kwargs, output, index=index: callback(index, module, Call(args, kwargs, output)),
-            with_kwargs=True,
-        )
-        for index, layer in enumerate(layers)
-    ]
     count = 0
-    try:
-        with evaluating(model):
-            for batch in batches_for(model, images):
-                model.forward_features(batch)
-                count += len(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(model), observing(layers, callback):
+        for batch in batches_for(model, images):
+            model.forward_features(batch)
+            count += len(batch)
     if not count:
         raise ValueError("images is empty: pass at least one image")
     return count

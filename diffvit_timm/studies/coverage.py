@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import model_entrypoint
+from timm.models.gemma4_vit import Gemma4ClippableLinear
 from torch import nn
 
 from ..conversion.surgery import channel_freedom, is_rotary
@@ -160,7 +161,7 @@ def small_random_network(name: str, **kwargs) -> Any:
         else:
             # Queries and keys of variance 4 have logits with a standard deviation of 4.
             nn.init.normal_(parameter, std=2 / math.sqrt(parameter[0].numel()))
-    for key, buffer in model.named_buffers():
-        if key in model.state_dict():  # statistics of batch norms
-            nn.init.constant_(buffer, 1.0 if key.endswith("var") else 0.0)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, Gemma4ClippableLinear)):
+            module.reset_parameters()  # they have buffers
     return model

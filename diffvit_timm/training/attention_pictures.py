@@ -16,6 +16,7 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.attention_maps import check_heat_maps
 from ..inspection.figures import Picture, plot_overlays, save
+from ..inspection.layout import patch_embedding
 from ..inspection.overlay import patched_box
 from ..inspection.rollout import heat_maps
 
@@ -51,7 +52,7 @@ class AttentionPictures:
         self.batch = torch.stack([transform(image) for image in images])
         self.labels = torch.tensor([row["label"] for row in rows])
         self.pictures = [
-            Picture(image, patched_box(image.size, transform, model.patch_embed), class_names[row["label"]])
+            Picture(image, patched_box(image.size, transform, patch_embedding(model)), class_names[row["label"]])
             for image, row in zip(images, rows, strict=True)
         ]
 

@@ -276,7 +276,7 @@ def test_a_vit_from_its_constructor_converts_and_cannot_be_saved_because_no_name
         ("cait_xxs24_224", dict(), "blocks.0.attn is a TalkingHeadAttn, and it mixes its heads"),
         ("xcit_nano_12_p16_224", dict(), "blocks.0.attn is a XCA, and it attends over channels"),
         ("convit_tiny", dict(), "blocks.0.attn is a GPSA, and it adds a second map"),
-        ("gemma4_vit_167m", dict(), "is a Gemma4Attention, and the class has no adapter"),
+        ("vit_dpwee_patch16_reg1_gap_256", dict(), "differential already: blocks.0 is a DiffParallelScalingBlock"),
         ("hiera_tiny_224", dict(), "is a MaskUnitAttention, and the class has no adapter"),
         ("twins_svt_small", dict(), "is a LocallyGroupedAttn, and the class has no adapter"),
     ],

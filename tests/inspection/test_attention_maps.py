@@ -3,7 +3,7 @@
 import pytest
 import torch
 from timm.layers import DiffAttention
-from timm.models import VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock
 from vits import KINDS, explicit_maps, make_vit
 
 from diffvit_timm.inspection.attention_maps import AttentionMaps, capture_attention, stochastic
@@ -194,12 +194,17 @@ def test_unsupported_models_are_errors():
         capture_attention(torch.nn.Linear(2, 2)),
     ):
         pass
-    from timm.models.vision_transformer import ParallelScalingBlock
+    from timm.models.nest import Attention as NestAttention
 
-    model = VisionTransformer(depth=1, embed_dim=32, num_heads=2, block_fn=ParallelScalingBlock)
     with (
-        pytest.raises(TypeError, match=r"blocks\.0 is a ParallelScalingBlock, and the class has no adapter"),
-        capture_attention(model),
+        pytest.raises(TypeError, match=r"1 is a Attention, and the class has no adapter"),
+        capture_attention(torch.nn.Sequential(torch.nn.Linear(2, 2), NestAttention(4, 2))),
+    ):
+        pass
+    fused = ParallelScalingBlock(4, 2, fuse_out_proj=True)
+    with (
+        pytest.raises(TypeError, match=r"ParallelScalingBlock, and its attention and MLP share one output projection"),
+        capture_attention(torch.nn.Sequential(fused)),
     ):
         pass
 

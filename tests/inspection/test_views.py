@@ -22,14 +22,14 @@ def test_the_maps_are_those_of_the_output_token(any_vit, images):
     with capture_attention(model) as captured, torch.no_grad():
         model(images)
     maps = output_maps(captured)
-    for index, layer in enumerate(captured):
+    for own, layer in zip(maps, captured, strict=True):
         expected = layer.maps()
-        np.testing.assert_array_equal(maps.map1[index], expected.map1[:, :, 0, 1:].unflatten(-1, (4, 4)))
-        np.testing.assert_array_equal(maps.attended[index], expected.attended[:, :, 0, 1:].unflatten(-1, (4, 4)))
-    assert (maps.map2 is None) == (maps.lam is None) == (expected.map2 is None)
-    if maps.map2 is not None:
-        lam = maps.lam[..., None, None]  # (L, B, H, 1, 1)
-        np.testing.assert_allclose(maps.map1 - lam * maps.map2, maps.difference, atol=1e-6)
+        np.testing.assert_array_equal(own.map1, expected.map1[:, :, 0, 1:].unflatten(-1, (4, 4)))
+        np.testing.assert_array_equal(own.attended, expected.attended[:, :, 0, 1:].unflatten(-1, (4, 4)))
+        assert (own.map2 is None) == (own.lam is None) == (expected.map2 is None)
+        if own.map2 is not None:
+            lam = own.lam[..., None, None]  # (B, H, 1, 1)
+            np.testing.assert_allclose(own.map1 - lam * own.map2, own.difference, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["plain", "diff_v2"])
@@ -39,7 +39,8 @@ def test_images_are_viewed_one_by_one_and_keep_their_order(kind, named_images):
     assert [picture.name for picture in both.pictures] == ["cat", "dog"]
     for index, (name, image) in enumerate(named_images.items()):
         one = view_images(model, "net", {name: image})
-        np.testing.assert_array_equal(both.maps.difference[:, index], one.maps.difference[:, 0])
+        for two, layer in zip(both.maps, one.maps, strict=True):
+            np.testing.assert_array_equal(two.difference[index], layer.difference[0])
         np.testing.assert_array_equal(both.rollout[index], one.rollout[0])
         assert both.predictions[index] == one.predictions[0]
 

@@ -23,6 +23,24 @@ FAMILIES = {
     "ViT, relative positions": ("vit_relpos_small_patch16_224", dict(SMALL, img_size=64)),
     "ViT, shared relative positions": ("vit_srelpos_small_patch16_224", dict(SMALL, img_size=64)),
     "NaFlexViT": ("naflexvit_base_patch16_gap", dict(SMALL)),
+    "Gemma 4": (
+        "gemma4_vit_167m",
+        dict(
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            head_dim=16,
+            intermediate_size=96,
+            position_embedding_size=64,
+            img_size=64,
+            num_classes=5,
+        ),
+    ),
+    "ViT, attention and MLP in one block": ("vit_pwee_patch16_reg1_gap_256", dict(SMALL, img_size=64)),
+    "SAM": (
+        "samvit_base_patch16",
+        dict(SMALL, img_size=64, window_size=3, global_attn_indexes=(1,), neck_chans=16),
+    ),
     "Swin": (
         "swin_tiny_patch4_window7_224",
         dict(embed_dim=24, depths=(2, 2), num_heads=(2, 2), img_size=64, window_size=4, num_classes=5),
@@ -34,5 +52,14 @@ FAMILIES = {
 }
 
 
+# timm's own differential networks. They are not converted.
+TIMM_DIFFERENTIAL = {
+    "dwee": ("vit_dwee_patch16_reg1_gap_256", dict(SMALL, img_size=64)),
+    "dlittle": ("vit_dlittle_patch16_reg1_gap_256", dict(SMALL, img_size=64)),
+    "dpwee": ("vit_dpwee_patch16_reg1_gap_256", dict(SMALL, img_size=64)),
+}
+
+
 def make_family(name):
-    return small_random_network(FAMILIES[name][0], **FAMILIES[name][1])
+    architecture, arguments = (FAMILIES | TIMM_DIFFERENTIAL)[name]
+    return small_random_network(architecture, **arguments)

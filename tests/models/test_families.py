@@ -124,8 +124,8 @@ def test_calibration_brings_the_output_of_every_layer_nearer_to_the_source(famil
 def test_what_version_1_may_do_with_the_channels_is_known(family):
     source = make_family(family)
     freedoms = {channel_freedom(layer, is_rotary(source)) for layer in check_layers(source).values()}
-    rotary = family in ("DINOv3", "EVA-02", "Perception Encoder", "ViT, rotary", "ViT, mixed rotary")
-    normed = family in ("ViT, qk_norm, norms in the MLP and before the blocks", "Swin v2")
+    rotary = family in ("DINOv3", "EVA-02", "Perception Encoder", "ViT, rotary", "ViT, mixed rotary", "Gemma 4")
+    normed = family in ("ViT, qk_norm, norms in the MLP and before the blocks", "Swin v2", "SAM")
     assert freedoms == {"pairs" if rotary else "channels" if normed else "rotation"}
 
 

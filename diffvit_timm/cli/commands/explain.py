@@ -17,7 +17,8 @@ import tyro
 from ...console import log0
 from ...errors import InputError, require_files
 from ...files import output_folder
-from ...inspection.attention_maps import check_heat_maps
+from ...inspection.attention_maps import CapturedAttention
+from ...inspection.layout import patch_embedding
 from ...inspection.pictures import PICTURES, draw_image, draw_models
 from ...inspection.rollout import Part
 from ...inspection.views import ModelView, view_images
@@ -74,7 +75,8 @@ def _load(name: str, parameter: str) -> Any:
     """Load a network whose attention can be drawn, in evaluation mode."""
     network = load_model(name, parameter=parameter).eval()
     try:
-        check_heat_maps(network)
+        CapturedAttention(network)
+        patch_embedding(network)
     except TypeError as error:
         raise InputError(f"`{parameter}={name}`: {error}") from error
     return network

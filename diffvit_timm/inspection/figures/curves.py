@@ -21,14 +21,14 @@ def plot_lambdas(models: Mapping[str, np.ndarray], title: str) -> Figure:
 
     Args:
         models: name of each model -> its lambdas, (L,), or (L, n) for n heads or tokens. The line of the latter is
-            their mean, and its band is one standard deviation wide on each side.
+            their mean without NaN, and its band is one standard deviation wide on each side.
         title: title of the figure.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for colour, (name, lam) in zip(itertools.cycle(LINES), models.items(), strict=False):
         lam = lam.reshape(len(lam), -1)
-        mean, deviation = lam.mean(axis=1), lam.std(axis=1)
+        mean, deviation = np.nanmean(lam, axis=1), np.nanstd(lam, axis=1)
         axis.plot(mean, "o-", color=colour, label=name, ms=4)
         if lam.shape[1] > 1:
             axis.fill_between(range(len(lam)), mean - deviation, mean + deviation, color=colour, alpha=0.2, lw=0)
@@ -60,7 +60,7 @@ def plot_statistics(models: Mapping[str, HeadStatistics], title: str) -> Figure:
             # Shift the models sideways, so that their dots do not hide each other.
             layers = np.arange(len(values)) + 0.12 * (number - (len(models) - 1) / 2)
             axis.scatter(np.repeat(layers, values.shape[1]), values.ravel(), s=10, color=colour, alpha=0.5, lw=0)
-            axis.plot(layers, values.mean(axis=1), color=colour, label=name)
+            axis.plot(layers, np.nanmean(values, axis=1), color=colour, label=name)
         axis.set_ylim(bottom=0)
         axis.set_xlabel("Layer")
         axis.set_ylabel(label)

@@ -1,5 +1,7 @@
 """Maps without the image under them: attention of every head, the two branches of a layer, position embeddings."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -11,17 +13,17 @@ from .picture import Picture, draw_picture, hide_ticks, label_colour_bar, padded
 __all__ = ["plot_branches", "plot_heads", "plot_positions"]
 
 
-def plot_heads(maps: np.ndarray, title: str, signed: bool) -> Figure:
-    """Plot the attention of the output token to the patches, with one row per layer and one column per head.
+def plot_heads(maps: Sequence[np.ndarray], title: str, signed: bool) -> Figure:
+    """Plot the attention of the output to the patches, with one row per layer and one column per head.
 
     The panels of a row share one colour scale, whose limits are written at its left.
 
     Args:
-        maps: attention to the patches, (L, H, rows, columns).
+        maps: attention to the patches in each layer, (H, rows, columns). Layers may have different shapes.
         title: title of the figure.
         signed: whether the maps have a sign. If so, the scale is symmetric around 0; otherwise it starts at 0.
     """
-    layers, heads = maps.shape[:2]
+    layers, heads = len(maps), max(map(len, maps))
     width = max(1.08 * heads + 2.2, 5.5)  # inches; the title needs 5.5
     figure = padded_figure(width, 0.92 * layers + 1.2, compress=True)
     figure.suptitle(title, wrap=True)
@@ -30,9 +32,12 @@ def plot_heads(maps: np.ndarray, title: str, signed: bool) -> Figure:
         limit = np.abs(maps[layer]).max() or 1.0
         for head in range(heads):
             axis = axes[layer, head]
+            if head >= len(maps[layer]):
+                axis.set_axis_off()
+                continue
             hide_ticks(axis)
             low = -limit if signed else 0
-            axis.imshow(maps[layer, head], cmap=SIGNED if signed else AMOUNT, vmin=low, vmax=limit)
+            axis.imshow(maps[layer][head], cmap=SIGNED if signed else AMOUNT, vmin=low, vmax=limit)
             if layer == 0:
                 axis.set_title(f"head {head}", fontsize=8)
         sign = "±" if signed else "0 to "
@@ -52,8 +57,8 @@ def plot_branches(
 
     Args:
         picture: image, and the part of it that the model sees.
-        map1, map2, difference: attention of the output token to the patches, (H, rows, columns) each.
-        lam: lambda of the output token, (H,).
+        map1, map2, difference: attention of the output to the patches, (H, rows, columns) each.
+        lam: lambda of the output, (H,).
         title: title of the figure.
     """
     heads = len(map1)

@@ -1,7 +1,8 @@
-"""Read and replace the query, key and value projections of an attention layer, in whichever form timm stores them.
+"""Read and replace the projections of an attention layer, in whichever form timm stores them.
 
-timm has three forms: one Linear `qkv` with its own bias; one Linear `qkv` without a bias, beside the parameters
-`q_bias` and `v_bias`; and three Linears `q_proj`, `k_proj` and `v_proj`.
+timm has four forms of the query, key and value projections: one Linear `qkv` with its own bias; one Linear `qkv`
+without a bias, beside the parameters `q_bias` and `v_bias`; one Linear `in_proj`, whose first rows are those of an MLP;
+and three Linears `q_proj`, `k_proj` and `v_proj`. The output projection has three names.
 """
 
 from typing import Any
@@ -9,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["merge_heads", "read_qkv", "split_heads", "split_qkv", "write_qkv"]
+__all__ = [
+    "input_projections",
+    "merge_heads",
+    "output_projection",
+    "read_qkv",
+    "scale_output",
+    "split_heads",
+    "split_qkv",
+    "write_qkv",
+]
+
+OUTPUT_PROJECTIONS = ("proj", "o_proj", "attn_out_proj", "out_proj")
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -39,9 +51,35 @@ def merge_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def _linears(layer: Any) -> list[nn.Linear]:
+def input_projections(layer: Any) -> list[nn.Linear]:
     """Return the Linear layers that project the tokens to queries, keys and values: one or three."""
-    return [layer.q_proj, layer.k_proj, layer.v_proj] if getattr(layer, "qkv", None) is None else [layer.qkv]
+    for name in ("qkv", "in_proj"):
+        if getattr(layer, name, None) is not None:
+            return [getattr(layer, name)]
+    # The Linear is a part of Gemma's projections, which may clip their inputs and outputs.
+    return [getattr(part, "linear", part) for part in (layer.q_proj, layer.k_proj, layer.v_proj)]
+
+
+def output_projection(layer: Any) -> nn.Linear:
+    """Return the Linear layer that projects the merged heads."""
+    name = next(name for name in OUTPUT_PROJECTIONS if getattr(layer, name, None) is not None)
+    part = getattr(layer, name)
+    return getattr(part, "linear", part)
+
+
+@torch.no_grad()
+def scale_output(layer: Any, factor: float) -> None:
+    """Multiply what the output projection makes of the merged heads, in place."""
+    output_projection(layer).weight.mul_(factor)
+    if getattr(layer, "o_proj", None) is not None and layer.o_proj.use_clipped:
+        # The merged heads will be smaller by the factor, and are clipped accordingly.
+        layer.o_proj.input_min.div_(factor)
+        layer.o_proj.input_max.div_(factor)
+
+
+def _mlp_rows(layer: Any) -> int:
+    """Return the number of rows of a fused Linear before those of the queries: those of the MLP of a parallel block."""
+    return layer.in_split[0] if hasattr(layer, "in_split") else 0
 
 
 def _separate_biases(layer: Any) -> bool:
@@ -60,12 +98,12 @@ def read_qkv(layer: Any, head_dim: int) -> list[Tensor]:
         q, k and v, (H, d, dim + 1) each. The last column is the bias; it is 0 where the layer has none.
     """
     parts = []
-    for linear in _linears(layer):
+    for linear in input_projections(layer):
         weight = linear.weight.detach().cpu().double()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu().double()
         parts.append(torch.cat([weight, bias[:, None]], dim=1))  # (rows, dim + 1)
     if len(parts) == 1:
-        parts = list(parts[0].chunk(3))
+        parts = list(parts[0][_mlp_rows(layer) :].chunk(3))
     if _separate_biases(layer):
         for part, bias in ((parts[0], layer.q_bias), (parts[2], layer.v_bias)):
             part[:, -1] = bias.detach().cpu().double()
@@ -82,9 +120,9 @@ def write_qkv(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
             the layer does not have must be 0, except for the keys, whose bias does not change a softmax.
     """
     parts = [part.flatten(0, 1) for part in (q, k, v)]
-    linears = _linears(layer)
+    linears = input_projections(layer)
     if len(linears) == 1:
-        _replace_rows(linears[0], torch.cat(parts))
+        _replace_rows(linears[0], torch.cat(parts), keep=_mlp_rows(layer))
     else:
         for linear, part in zip(linears, parts, strict=True):
             _replace_rows(linear, part)
@@ -94,10 +132,12 @@ def write_qkv(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
             setattr(layer, name, nn.Parameter(part[:, -1].to(old), requires_grad=old.requires_grad))
 
 
-def _replace_rows(linear: nn.Linear, rows: Tensor) -> None:
-    """Give a Linear new weights and a new bias, (rows, dim + 1), and with them another number of outputs."""
+def _replace_rows(linear: nn.Linear, rows: Tensor, keep: int = 0) -> None:
+    """Give a Linear new weights and a new bias, (rows, dim + 1), after its first `keep` rows, which do not change."""
     weight, bias = linear.weight, linear.bias
-    linear.weight = nn.Parameter(rows[:, :-1].to(weight).contiguous(), requires_grad=weight.requires_grad)
-    linear.out_features = len(rows)
+    new_weight = torch.cat([weight[:keep], rows[:, :-1].to(weight)])
+    linear.weight = nn.Parameter(new_weight.contiguous(), requires_grad=weight.requires_grad)
+    linear.out_features = len(new_weight)
     if bias is not None:
-        linear.bias = nn.Parameter(rows[:, -1].to(bias).contiguous(), requires_grad=bias.requires_grad)
+        new_bias = torch.cat([bias[:keep], rows[:, -1].to(bias)])
+        linear.bias = nn.Parameter(new_bias.contiguous(), requires_grad=bias.requires_grad)

@@ -4,10 +4,13 @@ import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 from timm.models.beit import Attention as BeitAttention
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer_v2 import WindowAttention as Swin2Attention
 from timm.models.vision_transformer_relpos import RelPosAttention
+from timm.models.vision_transformer_sam import Attention as SamAttention
+from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from torch import Tensor
 
 from .projections import merge_heads, split_qkv
@@ -19,11 +22,14 @@ __all__ = [
     "DiffBeitAttentionV2",
     "DiffRelPosAttention",
     "DiffRelPosAttentionV2",
+    "DiffSamAttention",
+    "DiffSamAttentionV2",
     "DiffSwin2Attention",
     "DiffSwin2AttentionV2",
     "DiffSwinAttention",
     "DiffSwinAttentionV2",
     "RelPosAdapter",
+    "SamAdapter",
     "Swin2Adapter",
     "SwinAdapter",
 ]
@@ -143,6 +149,40 @@ class Swin2Adapter(Swin2Attention):
         return self.proj_drop(self.proj(self.attend(x, mask)))
 
 
+class SamAdapter(SamAttention):
+    """timm's Attention of SAM: x is an image or windows, (B, height, width, dim); the bias depends on the queries.
+
+    The bias of both maps of a head is that of its first query.
+    """
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2)
+
+    def project_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        size = (x.shape[1], x.shape[2])
+        q, k, v = split_qkv(self.qkv(x.flatten(1, 2)), self.proj.in_features, self.head_dim)
+        q, k = self.q_norm(q), self.k_norm(k)
+        bias: Tensor | None = None
+        if self.use_rel_pos:
+            first = q[:, :: q.shape[1] // self.num_heads].flatten(0, 1)  # (B * H, N, d)
+            per_head = get_decomposed_rel_pos_bias(first, self.rel_pos_h, self.rel_pos_w, size, size)  # (B * H, N, N)
+            bias = per_head.unflatten(0, (-1, self.num_heads)).to(q.dtype)  # (B, H, N, N)
+        elif self.rope is not None:
+            rope = self.rope.get_embed()
+            q, k = apply_rot_embed_cat(q, rope), apply_rot_embed_cat(k, rope)
+        return q.to(v.dtype), k.to(v.dtype), v, bias
+
+    def merge_heads(self, heads: Tensor, x: Tensor) -> Tensor:
+        return merge_heads(heads)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v, bias = self.project_qkv(x)
+        return self.merge_heads(self.mix(self.tokens(x), q, k, v, bias), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(self.attend(x))).view(x.shape)
+
+
 class DiffBeitAttention(BeitAdapter, AdaptedVersion1):
     """BEiT's Attention with differential attention, version 1."""
 
@@ -157,6 +197,14 @@ class DiffRelPosAttention(RelPosAdapter, AdaptedVersion1):
 
 class DiffRelPosAttentionV2(RelPosAdapter, AdaptedVersion2):
     """RelPosAttention with differential attention, version 2."""
+
+
+class DiffSamAttention(SamAdapter, AdaptedVersion1):
+    """SAM's Attention with differential attention, version 1."""
+
+
+class DiffSamAttentionV2(SamAdapter, AdaptedVersion2):
+    """SAM's Attention with differential attention, version 2."""
 
 
 class DiffSwinAttention(SwinAdapter, AdaptedVersion1):
