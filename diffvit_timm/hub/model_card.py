@@ -83,11 +83,11 @@ def _needs_package(model: dict) -> bool:
 
 
 def _attention(model: dict, result: dict) -> str:
-    """Return the kind of attention: 'diff', 'diff_v2', 'plain', or 'timm' for any other timm model."""
+    """Return the kind of attention: 'diff', 'diff_v2' or 'plain'."""
     if attn := result.get("attn") or model.get("model_args", {}).get("attn"):
         return attn
     if not _needs_package(model):
-        return "timm"
+        return "plain"
     return "diff_v2" if model["architecture"].startswith("diffvit2") else "diff"  # the defaults of the variants
 
 
@@ -132,8 +132,6 @@ def _description(model: dict, config: dict, result: dict) -> str:
         "diff": f"It uses differential attention ({PAPER}), which subtracts a second attention map from the first.",
         "diff_v2": f"It uses version 2 of differential attention ({VERSION_2}), which subtracts a second attention map "
         "from the first.",
-        "plain": "It uses the plain softmax attention of timm's `VisionTransformer`: it is the plain twin of a "
-        "differential model, for comparison.",
     }
     sentences = [
         f"This is an image classifier for [timm](https://github.com/huggingface/pytorch-image-models). Its "

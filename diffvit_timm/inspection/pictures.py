@@ -19,7 +19,7 @@ PICTURES = {
     "IMAGE-last-layer": "its positive part over the image, for the heads of the last layer",
     "IMAGE-branches": "A1, A2 and A1 - lambda A2 of the heads of the last layer",
     "rollout": "attention through all layers (rollout), and relevance for the predicted class by gradients",
-    "compare": "both of these for all models, side by side",
+    "compare": "rollout and relevance of all models, side by side",
     "lambda": "lambda of every layer",
     "statistics": "how widely and how far each head attends, and how much to tokens that are not patches",
     "positions": "similarity of the position embeddings of all pairs of patches",

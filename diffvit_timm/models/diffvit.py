@@ -29,20 +29,24 @@ from ..conversion.weights import METHODS, convert_state_dict, is_differential, p
 from ..layers.pos_embed import resample_axis
 from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
 
-__all__ = ["FROM_SCRATCH", "SOURCES", "converted_cfg"]
+__all__ = ["FROM_SCRATCH", "SOURCES", "converted_cfg", "timm_architecture"]
 
 
 def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
-    """Check that a checkpoint has exactly the tensors of the model, except for the classifier.
+    """Check that a checkpoint has exactly the tensors of the model, except for those of its head.
 
     timm loads with strict=False if num_classes differs, so a block that is missing in the checkpoint would stay random.
+    Then the final norm is a part of the head, as for timm: with global_pool='avg' it stands behind the pooling, and
+    starts anew.
 
     Raises:
         RuntimeError: missing or unexpected tensors.
     """
-    head = ("head.weight", "head.bias")
-    missing = [key for key in model.state_dict() if key not in state_dict and key not in head]
-    unexpected = [key for key in state_dict if key not in model.state_dict() and key not in head]
+    head: tuple[str, ...] = ("head.",)
+    if model.num_classes != model.pretrained_cfg.get("num_classes"):
+        head = ("head.", "norm.", "fc_norm.")
+    missing = [key for key in model.state_dict() if key not in state_dict and not key.startswith(head)]
+    unexpected = [key for key in state_dict if key not in model.state_dict() and not key.startswith(head)]
     # A layer with the schedule has no lambda_init in its state dict, but loads one from a checkpoint.
     unexpected = [key for key in unexpected if not key.endswith(".lambda_init")]
     if missing or unexpected:
@@ -188,6 +192,12 @@ FROM_SCRATCH = {
     "diffvit_25m_patch16_512": (3, 512, 512),
     "diffvit_50m_patch16_512": (3, 512, 512),
 }
+
+
+def timm_architecture(variant: str) -> str:
+    """Return the name of timm's own architecture of a variant's plain twin, which may have other sizes."""
+    source = next((source for tag, source in SOURCES.items() if tag.split(".")[0] == variant), "vit_tiny_patch16_224")
+    return source.split(".")[0]
 
 
 def _scratch_cfg(input_size: tuple[int, int, int]) -> PretrainedCfg:

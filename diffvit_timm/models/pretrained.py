@@ -9,6 +9,7 @@ Every function and command that takes a model takes the same four forms:
 
 import difflib
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from timm.models import is_model, parse_model_name, save_for_hf, split_model_nam
 from torch import nn
 
 from ..errors import InputError
+from ..layers.base import attention_kind
+from ..layers.pos_embed import POS_EMBEDS_2D
+from .diff_vision_transformer import DiffVisionTransformer
+from .diffvit import timm_architecture
 
 __all__ = ["check_model", "class_names", "load_model", "resolve_model_name", "save_pretrained", "short_names"]
 
@@ -27,6 +32,8 @@ MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weight
 
 # What timm.create_model raises for arguments that the model does not take, and for weights of another model.
 CREATE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, SafetensorError)
+
+ERROR_LENGTH = 400  # characters; PyTorch lists every tensor that is missing in a checkpoint
 
 
 def resolve_model_name(given: str, parameter: str = "model") -> str:
@@ -115,7 +122,8 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
             f"({type(error).__name__}); check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
     except CREATE_ERRORS as error:
-        raise InputError(f"`{parameter}={name}` cannot be created: {error}") from error
+        reason = textwrap.shorten(str(error), ERROR_LENGTH, placeholder=" ...")
+        raise InputError(f"`{parameter}={name}` cannot be created: {reason}") from error
 
 
 def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
@@ -172,7 +180,24 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
     config = json.loads(path.read_text())
     # num_classes is also at the top level, and the TimmWrapper of transformers 5 fails if it gets it twice.
     config.get("model_args", {}).pop("num_classes", None)
-    if not config["architecture"].startswith("diffvit"):  # a plain twin is timm's own, which does not know these
-        for name in ("base", "attn"):
-            config.get("model_args", {}).pop(name, None)
+    if attention_kind(model) == "plain":
+        _name_timms_own(model, config)
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _name_timms_own(model: Any, config: dict) -> None:
+    """Let the config of a plain twin name timm's own architecture, so that timm loads it without this package.
+
+    A twin with a position embedding or an eps that timm's function does not take keeps its name.
+    """
+    args = config.get("model_args", {})
+    if isinstance(model, DiffVisionTransformer):
+        if args.get("pos_embed") in POS_EMBEDS_2D or "norm_eps" in args:
+            return
+        config["architecture"] = timm_architecture(config["architecture"])
+        block: Any = model.blocks[0]
+        args["patch_size"] = list(model.patch_embed.patch_size)
+        args |= {"embed_dim": model.embed_dim, "depth": len(model.blocks), "num_heads": block.attn.num_heads}
+        args["mlp_ratio"] = block.mlp.fc1.out_features / model.embed_dim
+    for name in ("base", "attn", "head_norm", "lambda_init", "branch_dims"):
+        args.pop(name, None)

@@ -297,11 +297,6 @@ class Trainer:
             self.run.write_json("result.json", result)  # last, because a run that has it is finished
         return result
 
-    def _attention(self) -> str:
-        """Return the kind of attention: 'diff', 'diff_v2', 'plain' for a plain twin, 'timm' for another timm model."""
-        kind = attention_kind(self.learner.net)
-        return getattr(self.learner.net, "attn", "timm") if kind == "plain" else kind
-
     def test(self) -> dict:
         """Test the present weights on the test split; returns a part of the result."""
         test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
@@ -315,7 +310,7 @@ class Trainer:
             "test_split": "held out of train" if held_out else str(self.splits.test.split or "test"),
             "test_confusions": [[names[label], names[predicted], count] for label, predicted, count in test.confusions],
             "model": self.config.model.model,
-            "attn": self._attention(),
+            "attn": attention_kind(self.learner.net),
             "seed": self.config.run.seed,
             "conversion": self.conversion,
             "lambda": statistics.lambdas,

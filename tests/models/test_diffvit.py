@@ -262,6 +262,23 @@ class TestLoading:
             expected = source.blocks[1].mlp.fc1.weight
             assert torch.equal(model.blocks[1].mlp.fc1.weight, expected)
 
+    @pytest.mark.parametrize("attn", ["plain", "diff", "diff_v2"])
+    def test_another_pooling_starts_a_new_norm_with_a_new_head_as_in_timm(self, checkpoint, attn):
+        source, path = checkpoint
+        file = dict(file=str(path), num_classes=5, input_size=(3, 32, 32))
+        options = dict(pretrained=True, global_pool="avg", pretrained_cfg_overlay=file)
+        timms = timm.create_model("vit_tiny_patch16_224", **{**SMALL, "num_classes": 9, **options})
+        model = self.load(path, attn=attn, num_classes=9, global_pool="avg")
+        assert torch.equal(model.fc_norm.weight, timms.fc_norm.weight)
+        assert isinstance(model.norm, torch.nn.Identity)
+        assert torch.equal(model.blocks[2].mlp.fc1.weight, source.blocks[2].mlp.fc1.weight)
+        with pytest.raises(RuntimeError, match="fc_norm"):
+            timm.create_model("vit_tiny_patch16_224", **{**SMALL, "num_classes": 5, **options})
+        with pytest.raises(RuntimeError, match="pass fc_norm=False to keep the checkpoint's final norm"):
+            self.load(path, attn=attn, global_pool="avg")
+        kept = self.load(path, attn=attn, global_pool="avg", fc_norm=False)
+        assert torch.equal(kept.norm.weight, source.norm.weight)
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_a_half_precision_checkpoint_is_rotated_without_a_second_rounding(self, checkpoint, dtype):
         source, path = checkpoint
@@ -315,12 +332,6 @@ class TestLoading:
         assert torch.equal(self.load(path)(x), model(x))
         with pytest.raises(RuntimeError, match="attn='diff'"):
             self.load(path, attn="plain")
-
-    def test_average_pooling_says_how_to_keep_the_final_norm(self, checkpoint):
-        _, path = checkpoint
-        with pytest.raises(RuntimeError, match="fc_norm=False"):
-            self.load(path, global_pool="avg", num_classes=9)
-        self.load(path, global_pool="avg", num_classes=9, fc_norm=False)
 
     def test_a_type_error_in_the_filter_is_not_swallowed_by_timm(self, checkpoint):
         with pytest.raises(RuntimeError, match="could not be converted"):

@@ -1,6 +1,8 @@
 """Models are found by any of their four forms, and a saved model comes back by timm's own loading."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -193,3 +195,38 @@ def test_a_config_of_version_0_1_still_loads(tmp_path):
     assert torch.equal(loaded(x), model(x))
     assert list(loaded.pretrained_cfg["mean"]) == [0.5, 0.5, 0.5]
     assert list(loaded.pretrained_cfg["label_names"]) == ["cat", "dog"]
+
+
+TWINS = {
+    "diffvit_tiny_patch16": "vit_tiny_patch16_224",
+    "diffvit_small_patch16_deit3": "deit3_small_patch16_224",
+    "diffvit_base_patch16_clip_quickgelu": "vit_base_patch16_clip_quickgelu_224",
+    "diffvit_nano": "vit_tiny_patch16_224",
+    "diffvit_micro_patch4_32": "vit_tiny_patch16_224",
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_timm_loads_a_plain_twin_without_this_package(name, tmp_path):
+    size = {} if TWINS[name] == "vit_tiny_patch16_224" else dict(embed_dim=48, depth=2, num_heads=3)
+    twin = timm.create_model(name, attn="plain", num_classes=3, **size).eval()
+    save_pretrained(twin, tmp_path / "twin", ["a", "b", "c"])
+    images = torch.randn(2, *twin.pretrained_cfg["input_size"])
+    torch.save((images, twin(images).detach()), tmp_path / "expected.pt")
+    code = (
+        "import sys, timm, torch; images, expected = torch.load('expected.pt');"
+        "model = timm.create_model('local-dir:twin', pretrained=True).eval();"
+        "assert 'diffvit_timm' not in sys.modules;"
+        "assert torch.equal(model(images), expected); print(model.pretrained_cfg['architecture'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == TWINS[name]
+
+
+@pytest.mark.parametrize("pos_embed", ["learn_2d", "sincos"])
+def test_a_plain_twin_with_a_position_embedding_of_this_package_keeps_its_name(pos_embed, tmp_path):
+    twin = timm.create_model("diffvit_nano", attn="plain", pos_embed=pos_embed).eval()
+    save_pretrained(twin, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "diffvit_nano"
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images), twin(images))
