@@ -101,8 +101,10 @@ def replace_layers(
 
 def _block_class(model: nn.Module, name: str) -> str:
     """Return the name of the class of the block that an attention layer is a part of, or that it is itself."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    block = model.get_submodule(name) if isinstance(parent, (nn.Sequential, nn.ModuleList)) else parent
+    parent = name.rpartition(".")[0]
+    while isinstance(model.get_submodule(parent), (nn.Sequential, nn.ModuleList)):
+        parent = parent.rpartition(".")[0]
+    block = model.get_submodule(parent or name)  # a layer in a list of the network itself is a block
     return type(block).__name__
 
 

@@ -89,7 +89,11 @@ def test_features_intermediates_and_gradient_checkpointing_work_as_in_the_source
     model.set_grad_checkpointing()
     torch.testing.assert_close(model.train()(x).shape, expected.shape)
     assert model.get_classifier() is not None
-    assert model._no_split_modules  # FSDP keeps the modules of these classes whole
+    # FSDP keeps the modules of these classes whole: each contains attention and MLP.
+    whole = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    inside = {layer for block in whole for layer in differential_layers(block)}
+    assert inside == set(differential_layers(model))
+    assert all(any("mlp" in name for name, _ in block.named_modules()) for block in whole)
 
 
 def test_it_can_be_scripted_if_its_source_can(family):

@@ -5,7 +5,15 @@ import timm
 import torch
 from timm.layers import DiffAttention
 
-from diffvit_timm.studies.conversions import list_conversions, reason_against_pairs, with_timm_attention
+from diffvit_timm import from_vit
+from diffvit_timm.layers.denoising import DenoisingAttention
+from diffvit_timm.studies.conversions import (
+    list_conversions,
+    query_gradient_ratio,
+    reason_against_pairs,
+    with_denoising_attention,
+    with_timm_attention,
+)
 
 SHAPE = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
 
@@ -61,3 +69,45 @@ def test_timms_attention_is_the_one_of_create_model_with_the_same_weights(settin
     with torch.no_grad():
         assert torch.equal(model(images), expected(images))
     assert type(source.blocks[0].attn) is timm.layers.Attention
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_denoising_attention_computes_its_formula(qkv_bias):
+    torch.manual_seed(0)
+    layer = DenoisingAttention(12, 3, qkv_bias=qkv_bias).double()
+    layer.negative_scale.data = torch.tensor([0.5, 1.0, -2.0], dtype=torch.float64)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    q, q_negative, k, v, v_negative = layer.qkv(x).chunk(5, dim=-1)
+    heads = []
+    for head in range(3):
+        own = slice(4 * head, 4 * head + 4)
+        positive = (q[..., own] @ k[..., own].mT / 2).softmax(-1) @ v[..., own]
+        negative = (-q_negative[..., own] @ k[..., own].mT / 2).softmax(-1) @ v_negative[..., own]
+        heads.append(positive - layer.negative_scale[head] * negative)
+    torch.testing.assert_close(layer(x), layer.proj(torch.cat(heads, dim=-1)))
+
+
+def test_denoising_attention_starts_as_the_source_and_a_copy_that_hardly_learns():
+    source, images = plain_vit(), torch.randn(4, 3, 16, 16)
+    model = with_denoising_attention(source)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), source(images), atol=1e-3, rtol=1e-3)
+    width, depth = SHAPE["embed_dim"], SHAPE["depth"]
+    more = depth * (2 * width * (width + 1) + SHAPE["num_heads"])
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in source.parameters()) + more
+    assert query_gradient_ratio(model, images) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("vit_tiny_patch16_224", {}), ("vit_small_patch16_dinov3", dict(img_size=32))]
+)
+def test_the_gradients_of_both_queries_are_those_of_their_weights(name, more):
+    torch.manual_seed(0)
+    source = timm.create_model(name, **{**SHAPE, **more}).eval()
+    images = torch.randn(4, 3, *source.patch_embed.img_size)
+    # The two queries of a mirror get opposite gradients, whose sizes are in the ratio of lambda to 1.
+    for lambda_init in (0.2, 0.5):
+        model = from_vit(source, attn="diff_v2", lambda_init=lambda_init)
+        assert query_gradient_ratio(model, images) == pytest.approx(lambda_init, rel=1e-3)
+    assert query_gradient_ratio(from_vit(source, lambda_init=0.0), images) == 0.0
+    assert query_gradient_ratio(timm.create_model(name, **{**SHAPE, **more, "num_classes": 0}), images) is None

@@ -20,11 +20,15 @@ from ...data.loading import image_batches
 from ...errors import InputError, require_at_least
 from ...layers.adapters import check_layers
 from ...models.pretrained import check_model, load_model
-from ...studies.conversions import list_conversions, reason_against_pairs
+from ...studies.conversions import list_conversions, query_gradient_ratio, reason_against_pairs
+
+GRADIENT_IMAGES = 16
 
 COLUMNS = """
 agreement: share of the images with the source's top-1 class; KL: KL(source || converted) of the class probabilities in
-nats; output error: relative error of the logits; seconds: time to convert.
+nats; output error: relative error of the logits; more parameters: than the source has; gradient: that of the second
+queries, relative to that of the first, on 16 images (near 0, the second map hardly learns at first); seconds: time to
+convert.
 """
 
 
@@ -61,15 +65,21 @@ def main(options: Options) -> dict:
         f"{sum(map(len, calibration)):,} training images.{COLUMNS}"
     )
     width = max(map(len, conversions))
-    log0(f"{'conversion':{width}s}  agreement  KL (nats)  output error  seconds")
-    result = {}
+    log0(f"{'conversion':{width}s}  agreement  KL (nats)  output error  more parameters  gradient  seconds")
+    size = sum(p.numel() for p in source.parameters())
+    result: dict[str, dict] = {}
     for name, convert in conversions.items():
         start = time.perf_counter()
         model = convert()
         seconds = time.perf_counter() - start
         report = conversion_report(source, model, image_batches(source, splits.test, count))
-        result[name] = {**report.summary(), "seconds": round(seconds, 2)}
-        log0(f"{name:{width}s}  {_row(report)}  {seconds:7.2f}")
+        more = sum(p.numel() for p in model.parameters()) / size - 1
+        gradient = query_gradient_ratio(model, calibration[0][:GRADIENT_IMAGES])
+        result[name] = {
+            **report.summary(), "more_parameters": more, "gradient_ratio": gradient, "seconds": round(seconds, 2)
+        }  # fmt: skip
+        shown = "-" if gradient is None else f"{gradient:.2g}"
+        log0(f"{name:{width}s}  {_row(report)}  {more:15.2%}  {shown:>8s}  {seconds:7.2f}")
     return result
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 __all__ = [
     "input_projections",
     "merge_heads",
+    "mlp_rows",
     "output_projection",
     "read_qkv",
     "scale_output",
@@ -77,7 +78,7 @@ def scale_output(layer: Any, factor: float) -> None:
         layer.o_proj.input_max.div_(factor)
 
 
-def _mlp_rows(layer: Any) -> int:
+def mlp_rows(layer: Any) -> int:
     """Return the number of rows of a fused Linear before those of the queries: those of the MLP of a parallel block."""
     return layer.in_split[0] if hasattr(layer, "in_split") else 0
 
@@ -103,7 +104,7 @@ def read_qkv(layer: Any, head_dim: int) -> list[Tensor]:
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu().double()
         parts.append(torch.cat([weight, bias[:, None]], dim=1))  # (rows, dim + 1)
     if len(parts) == 1:
-        parts = list(parts[0][_mlp_rows(layer) :].chunk(3))
+        parts = list(parts[0][mlp_rows(layer) :].chunk(3))
     if _separate_biases(layer):
         for part, bias in ((parts[0], layer.q_bias), (parts[2], layer.v_bias)):
             part[:, -1] = bias.detach().cpu().double()
@@ -122,7 +123,7 @@ def write_qkv(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> None:
     parts = [part.flatten(0, 1) for part in (q, k, v)]
     linears = input_projections(layer)
     if len(linears) == 1:
-        _replace_rows(linears[0], torch.cat(parts), keep=_mlp_rows(layer))
+        _replace_rows(linears[0], torch.cat(parts), keep=mlp_rows(layer))
     else:
         for linear, part in zip(linears, parts, strict=True):
             _replace_rows(linear, part)
