@@ -4,7 +4,9 @@ import contextlib
 import difflib
 import importlib.resources
 import io
+import itertools
 import sys
+import typing
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,11 +51,12 @@ def parse_options(
         prog: name of the command.
 
     Raises:
-        InputError: an unknown option, a preset that cannot be read, or a value that an option refuses.
-        SystemExit: help (0), or a value that does not parse (2).
+        InputError: an unknown or missing option, a preset that cannot be read, or a value that an option refuses.
+        SystemExit: help (0).
     """
     argv = [part for word in (sys.argv[1:] if argv is None else argv) for part in _split_equals(word)]
     fields = option_fields(options_type)
+    _check_lists(argv, fields)
     argv = _expand_presets(argv, fields, prog or "this command")
     _check_flags(argv, fields, positional_names(options_type), prog or "this command")
     return _call_tyro(options_type, argv, description, prog)
@@ -64,7 +67,7 @@ def _split_equals(word: str) -> list[str]:
 
 
 def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, prog: str | None) -> OptionsT:
-    """Parse by tyro. An InputError of a dataclass comes through, which tyro would put into a box of its own."""
+    """Parse by tyro. Its errors, and those of the dataclasses, become an InputError; tyro would print a box."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -77,8 +80,37 @@ def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, 
             cause = cause.__context__
         if cause is not None:
             raise cause from None
+        if exit.code:
+            raise InputError(_one_line(printed.getvalue(), prog or "this command")) from None
         print(printed.getvalue(), end="", file=sys.stderr)
         raise
+
+
+def _one_line(box: str, prog: str) -> str:
+    """Turn an error that tyro has written into a box into one line."""
+    lines = [line.rstrip(" │") for line in box.splitlines()[1:]]  # without the title
+    rules = [index for index, line in enumerate(lines) if line and not line.strip(" │─╰╯-")]
+    start = 1 if 0 in rules else 0
+    lines = lines[start : next((index for index in rules if index), len(lines))]  # without the help
+    first, *rest = lines
+    if "Missing from" in first:
+        indents = [len(line) - len(line.lstrip(" │")) for line in rest]  # an explanation is indented more than its name
+        names = [
+            line.strip(" │").split()[0] for line, indent in zip(rest, indents, strict=True) if indent == min(indents)
+        ]
+        cause = f"{prog} needs {' and '.join(names)}"
+    else:
+        cause = " ".join(line.strip(" │") for line in lines).removeprefix("Error parsing ").rstrip(".")
+        cause = cause[:1].lower() + cause[1:]
+    return f"{cause}: {prog} --help explains the options"
+
+
+def _check_lists(argv: list[str], fields: dict[str, Any]) -> None:
+    """Refuse options that take several values but are given none; tyro reads them as an empty list."""
+    for word, following in itertools.pairwise([*argv, "--"]):
+        kind = fields.get(word.removeprefix("--").replace("-", "_")) if word.startswith("--") else None
+        if typing.get_origin(kind) is tuple and following.startswith("--"):
+            raise InputError(f"{word} needs at least one value")
 
 
 def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str], prog: str) -> None:

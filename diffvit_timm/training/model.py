@@ -13,7 +13,7 @@ from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
 from ..layers.base import attention_kind
-from ..models.from_vit import from_vit
+from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import check_model, load_model
 from ..options import named
 from .config import ModelConfig
@@ -67,9 +67,15 @@ def check_source(config: ModelConfig) -> bool:
         `reset_head` replaces it; the head of a model that timm names is not.
 
     Raises:
-        InputError: as `check_model`, or a folder without its weights.
+        InputError: as `check_model`, or a folder without its weights, or the architecture `diffvit` without a base.
     """
-    name = check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
+    is_generic = config.model == GENERIC
+    name = check_model(config.model, config.pretrained and not is_generic, hint=WITHOUT_WEIGHTS)
+    if is_generic:
+        base = config.keyword_arguments.get("base")
+        if base is None:
+            raise InputError(f"`model={GENERIC}` needs the name of a plain network: pass `model_kwargs=base=NAME`")
+        check_model(str(base), config.pretrained, "model_kwargs=base", WITHOUT_WEIGHTS)
     if name.startswith("local-dir:") and not config.pretrained:
         raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
     return name.startswith(("local-dir:", "hf-hub:")) and config.pretrained

@@ -26,7 +26,8 @@ def test_the_table_of_conversions_explains_its_columns_and_why_there_are_no_pair
     assert "no pairs, because the number of heads, 1, is odd" in rows
     assert f"{source} and its conversions on 4 test images, calibrated on 32 training images." in rows
     for part in ("share of the images with the source's top-1 class", "KL(source || converted)", "in\nnats",
-                 "relative error of the logits", "more parameters: than the source has", "gradient: that of the second"):  # fmt: skip
+                 "relative error of the logits", "more parameters: than the source has",
+                 "gradient: that of the second"):  # fmt: skip
         assert part in printed.err
     assert list(json.loads(printed.out)) == [row.rsplit(maxsplit=4)[0] for row in rows[-9:]]
 

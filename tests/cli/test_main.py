@@ -183,3 +183,32 @@ def test_a_reader_that_leaves_ends_the_command_without_a_traceback():
     process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (process.returncode, process.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train", "diffvit train needs --dataset and --model"),
+        ("convert", "diffvit convert needs SOURCE and OUT"),
+        ("train --dataset x --model y --lr abc", "--lr: could not convert string to float: 'abc'"),
+        (
+            "train --dataset x --model y --opt foo",
+            "invalid choice 'foo' for argument '--opt'. Expected one of ('adamw', ",
+        ),
+        ("train --dataset x --model y stray", "unrecognized options: stray"),
+        ("train --dataset x --model y --lr", "missing value for argument '--lr'. Expected 1 values"),
+        ("train --dataset x --model y --img-size --lr 1", "--img-size needs at least one value"),
+        ("train --dataset x --model y --model-kwargs", "--model-kwargs needs at least one value"),
+    ],
+)
+def test_a_value_that_does_not_parse_is_one_line(words, message, boxes, capsys, monkeypatch):
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", boxes)  # tyro draws no boxes if stdout is not UTF-8
+    with pytest.raises(SystemExit) as caught:
+        main(words.split())
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert printed.err.startswith(f"error: {message}")
+    assert printed.err.count("\n") == 1
+    assert "needs at least" in message or "--help explains the options" in printed.err

@@ -13,6 +13,7 @@ from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.loading import image_batches, model_data_config
 from diffvit_timm.data.splits import Splits
 from diffvit_timm.errors import InputError
+from diffvit_timm.layers.base import attention_kind
 from diffvit_timm.models.pretrained import save_pretrained
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.model import create_model
@@ -85,6 +86,23 @@ def test_attn_chooses_the_layer():
 def test_any_timm_model_can_be_trained():
     model = made(config("test_vit", img_size=(), model_kwargs=()))
     assert model.num_classes == 3
+
+
+@pytest.mark.parametrize("attn", ["model", "diff", "diff_v2", "plain"])
+def test_the_generic_architecture_is_trained_with_a_base(attn):
+    model = made(config("diffvit", attn=attn, model_kwargs=("base=beit_base_patch16_224", "embed_dim=48", "depth=2")))
+    assert attention_kind(model) == ("diff" if attn == "model" else attn)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert "`model=diffvit` needs the name of a plain network: pass `model_kwargs=base=" in refusal(config("diffvit"))
+    unknown = config("diffvit", model_kwargs=("base=vit_tinyest_patch16_224",))
+    assert refusal(unknown).startswith("`model_kwargs=base=vit_tinyest_patch16_224` is not known to timm: did you mean")
+
+
+@pytest.mark.parametrize("name", ["vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"])
+def test_timms_own_differential_networks_are_trained_as_they_are(name):
+    model = made(config(name))
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert "is differential already" in refusal(config(name, attn="diff"))
 
 
 def test_an_unknown_model_is_refused_with_a_suggestion():
