@@ -99,23 +99,30 @@ def diffvit(
     cfg = pretrained_cfg or {
         **filter_pretrained_cfg(get_pretrained_cfg(base).to_dict(), remove_source=True), "architecture": GENERIC
     }  # fmt: skip
+    feature_cfg = dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter")
+
+    def load(img_size: Any) -> Any:
+        return build_model_with_cfg(
+            build,
+            GENERIC,
+            pretrained,
+            pretrained_cfg=cfg,
+            pretrained_model_args=pretrained_model_args,
+            pretrained_filter_fn=_check_checkpoint,
+            feature_cfg=dict(feature_cfg),
+            **kwargs,
+            **({} if img_size is None else {"img_size": img_size}),
+        )
+
     # The position embeddings of a saved network have its size, so another size is set after the weights are loaded.
-    img_size = kwargs.get("img_size")
+    img_size = kwargs.pop("img_size", None)
     saved_size = (pretrained_model_args or {}).get("img_size")
-    if saved_size is not None:
-        kwargs["img_size"] = saved_size
-    model: Any = build_model_with_cfg(
-        build,
-        GENERIC,
-        pretrained,
-        pretrained_cfg=cfg,
-        pretrained_model_args=pretrained_model_args,
-        pretrained_filter_fn=_check_checkpoint,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", 3), feature_cls="getter"),
-        **kwargs,
-    )
-    if saved_size is not None and img_size != saved_size:
-        model.set_input_size(img_size)
+    model = load(saved_size or img_size)
+    if saved_size is None or img_size == saved_size:
+        return model
+    if not hasattr(model, "set_input_size"):  # networks whose weights do not depend on the size
+        return load(img_size)
+    model.set_input_size(img_size)
     return model
 
 
