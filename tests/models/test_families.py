@@ -200,7 +200,7 @@ def test_weights_of_a_plain_network_are_converted_where_they_stand_for_the_base_
         timm.create_model("diffvit", pretrained_cfg=file, **options)
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # of timm's interpolation
+@pytest.mark.filterwarnings("ignore:(?s).*(non-tuple sequence|non-contiguous):UserWarning")  # of timm's interpolation
 def test_another_image_size_changes_a_saved_network_as_it_changes_the_plain_one(family, tmp_path):
     source = make_family(family)
     save_pretrained(from_vit(source, attn="diff_v2"), tmp_path)
