@@ -137,7 +137,8 @@ def make_layer(
     method = method or METHODS[attn][0]
     if lambda_init is None:
         lambda_init = 0.05 if attn == "diff" else 0.5
-    if not torch.tensor(lambda_init, dtype=torch.float32).item() < 1:
+    rounded = torch.tensor(lambda_init, dtype=torch.float32, device="cpu").item()  # as the layer stores it
+    if not rounded < 1:
         raise ValueError(f"lambda_init={lambda_init:g} must be below 1, or the two maps cancel")
     if attn == "diff_v2" and branch_dims is not None:
         raise ValueError(f"branch_dims={branch_dims!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
@@ -149,7 +150,7 @@ def make_layer(
     q, k, v = read_qkv(plain, head_dim)  # (H, d, dim + 1) each
     width = q.shape[-1] - 1
     adapter = ADAPTERS[type(plain)]
-    factor = 1 / (1 - torch.tensor(lambda_init, dtype=torch.float32).item())
+    factor = 1 / (1 - rounded)
     if adapter.normed_values:
         scale_output(plain, factor)
     else:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
                 save(temporary)
             if form == "onnx_int8":
                 _quantize(temporary)
-            run = (_load_pt2 if form == "pt2" else _load_onnx)(temporary)
+            run = _load_pt2(temporary) if form == "pt2" else _load_onnx(temporary, form)
             # A batch of one, too: an exporter can specialise a program on the batch size that it has seen.
             difference = max(
                 ((run(batch) - target).abs().max() / expected.abs().max()).item()
@@ -108,8 +109,15 @@ def _exporter(model: nn.Module, form: Format, images: Tensor) -> Callable[[Path]
     try:
         return (_export_pt2 if form == "pt2" else _export_onnx)(model, images)
     except RuntimeError as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}".replace("`", "'")
-        raise InputError(f"torch cannot export this network with `form={form}` ({reason}): try another form") from error
+        raise _cannot_export(form, error) from error
+
+
+def _cannot_export(form: Format, error: Exception) -> InputError:
+    """Return the error for a network that a format cannot represent, with the first line of the cause."""
+    first = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines()[0].replace("`", "'")
+    return InputError(
+        f"torch cannot export this network with `form={form}` ({type(error).__name__}: {first}): try another form"
+    )
 
 
 def _export_pt2(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
@@ -137,10 +145,13 @@ def _export_onnx(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
     return program.save
 
 
-def _load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def _load_onnx(path: Path, form: Format) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes of errors have no common base
+        raise _cannot_export(form, error) from error
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 

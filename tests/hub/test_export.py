@@ -71,3 +71,17 @@ def test_a_network_that_cannot_be_exported_is_not_blamed_on_the_disk(tmp_path):
     with pytest.raises(InputError, match=r"^torch cannot export this network with `form=pt2`"):
         export_model(Branching().eval(), tmp_path / "net.pt2", "pt2", torch.rand(2, 3, 4, 4))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_onnxruntime_refuses_is_one_line_and_is_deleted(tiny_model, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def refuse(path, providers):
+        raise Exception("\x1b[96mInvalid model.\x1b[0m Node input x is not a graph input\nmore")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(
+        InputError, match=r"`form=onnx` \(Exception: Invalid model\. Node input x .* input\): try another"
+    ):
+        export_model(tiny_model().eval(), tmp_path / "net.onnx", "onnx", IMAGES)
+    assert not list(tmp_path.iterdir())

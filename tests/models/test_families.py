@@ -223,3 +223,20 @@ def test_a_file_of_plain_weights_does_not_fill_a_differential_network(name, tmp_
     options = {"base": "vit_tiny_patch16_224"} if name == "diffvit" else {}
     with pytest.raises(ValueError, match="has the weights of a plain network: load it into the plain network"):
         timm.create_model(name, checkpoint_path=str(tmp_path / "plain.npz"), **options)
+
+
+@pytest.mark.parametrize("version", ["diffvit", "diffvit2"])
+def test_networks_are_built_without_memory_like_timms(version):
+    with torch.device("meta"):
+        big = timm.create_model(f"{version}_7b_patch16_dinov3")
+        small = timm.create_model(f"{version}_small_patch16_dinov3", **FAMILIES["DINOv3"][1])
+    assert all(parameter.is_meta for parameter in big.parameters())
+    assert sum(parameter.numel() for parameter in big.parameters()) > 6e9
+    saved = timm.create_model(f"{version}_small_patch16_dinov3", **FAMILIES["DINOv3"][1]).eval()
+    small = small.to_empty(device="cpu").eval()
+    for module in small.modules():
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    small.load_state_dict(saved.state_dict())
+    with torch.no_grad():
+        assert torch.equal(small(pictures()), saved(pictures()))

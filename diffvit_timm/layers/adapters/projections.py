@@ -88,8 +88,13 @@ def _separate_biases(layer: Any) -> bool:
     return getattr(layer, "q_bias", None) is not None
 
 
+def _double(parameter: Tensor) -> Tensor:
+    """Return a parameter in float64; on the CPU, because some devices do not have float64."""
+    return (parameter if parameter.is_meta else parameter.cpu()).detach().double()
+
+
 def read_qkv(layer: Any, head_dim: int) -> list[Tensor]:
-    """Read the weights of queries, keys and values in float64 on the CPU.
+    """Read the weights of queries, keys and values in float64, on the CPU or on the meta device.
 
     Args:
         layer: a plain attention layer.
@@ -100,14 +105,14 @@ def read_qkv(layer: Any, head_dim: int) -> list[Tensor]:
     """
     parts = []
     for linear in input_projections(layer):
-        weight = linear.weight.detach().cpu().double()
-        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu().double()
+        weight = _double(linear.weight)
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else _double(linear.bias)
         parts.append(torch.cat([weight, bias[:, None]], dim=1))  # (rows, dim + 1)
     if len(parts) == 1:
         parts = list(parts[0][mlp_rows(layer) :].chunk(3))
     if _separate_biases(layer):
         for part, bias in ((parts[0], layer.q_bias), (parts[2], layer.v_bias)):
-            part[:, -1] = bias.detach().cpu().double()
+            part[:, -1] = _double(bias)
     return [part.unflatten(0, (-1, head_dim)) for part in parts]
 
 
