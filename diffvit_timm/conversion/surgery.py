@@ -1,14 +1,15 @@
-"""Replace the attention layers of a network by differential layers that are made from them; all else stays timm's own.
+"""Replace the attention layers of a network by differential layers that are made from them. The rest does not change.
 
 Version 2 ('mirror') is exact for every layer with an adapter, because its output is linear in its maps: both maps of a
-head start as the pretrained one, and their difference has rows that sum to 1 - lambda. The factor 1 / (1 - lambda) is
-put into the values. Behind the heads it could be lost, because a norm may stand before the output projection. It is put
-into the output projection where a norm acts on the values.
+head start as the pretrained one. The rows of their difference sum to 1 - lambda, so the values are multiplied by
+1 / (1 - lambda). If a norm acts on the values, the output projection is multiplied instead. That is the exception,
+because a norm may stand before the output projection.
 
-Version 1 has to divide the channels of each head between its two maps. What is free before that depends on the layer:
+Version 1 has to divide the channels of each head between its two maps. How they may be mixed before that depends on the
+layer:
     - Queries and keys that nothing acts on can be rotated together (`logit_rotation`).
-    - A rotary embedding commutes only with one complex number per pair of channels, so whole pairs are chosen.
-    - After a norm of queries and keys, single channels are chosen.
+    - A rotary embedding rotates pairs of channels, so whole pairs are chosen.
+    - After a norm of queries and keys, and where the logits depend on single channels otherwise, these are chosen.
 Channels and pairs are chosen by the energy that they contribute to the logits.
 """
 
@@ -73,7 +74,8 @@ def replace_layers(
         model: a plain network of timm.
         attn: 'diff' (version 1) or 'diff_v2'.
         method: conversion method, as in `convert_state_dict`.
-        calibration: what the images say about each layer, first layer first.
+        calibration: what was measured on images for each layer, first layer first: moments of its queries and keys, or
+            the order of its heads for 'pairs'.
         lambda_init: lambda at the start; None: 0.05 for version 1 and 0.5 for version 2.
         branch_dims: widths of the two branches of a head, for version 1; None: three quarters and one quarter.
 
@@ -176,7 +178,7 @@ def make_layer(
 
 
 def is_basic(plain: nn.Module) -> bool:
-    """Return whether a layer is timm's Attention without norms and gate, which this package's own layers equal."""
+    """Return whether a layer is timm's Attention without norms and gate, for which the package has its own layers."""
     return type(plain) is Attention and (
         all(isinstance(norm, nn.Identity) for norm in (plain.q_norm, plain.k_norm, plain.norm))
         and plain.gate is None
@@ -242,8 +244,8 @@ def _channel_order(plain: Any, q: Tensor, k: Tensor, moments: tuple[Tensor, Tens
     Args:
         plain: the plain layer.
         q, k: weights of the heads with the bias as the last column, (H, d, dim + 1) each.
-        moments: second moments of the queries and keys after norms and rotary embedding, (H, d, d) each, of keys that
-            are centred; None assumes white tokens.
+        moments: second moments of the queries and the centred keys after norms and rotary embedding, (H, d, d) each. If
+            None, the tokens are assumed to be white (uncorrelated, of equal variance).
         freedom: 'pairs' or 'channels'.
 
     Returns:

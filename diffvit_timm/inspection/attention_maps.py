@@ -1,4 +1,4 @@
-"""Attention maps of any plain or differential timm ViT, from an ordinary forward pass.
+"""Attention maps of timm's transformers, plain or differential, from an ordinary forward pass.
 
     with capture_attention(model) as captured, torch.no_grad():
         logits = model(images)
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def stochastic(matrix: Tensor) -> Tensor:
-    """Divide the rows of a non-negative matrix, (..., N, N), by their sums. A row of zeros becomes the identity's."""
+    """Divide the rows of a non-negative matrix, (..., N, N), by their sums; a row of zeros becomes the identity's row."""
     sums = matrix.sum(dim=-1, keepdim=True)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.where(sums > 0, matrix / sums.where(sums > 0, 1), identity)
@@ -102,7 +102,7 @@ def _merge_heads(layer: Any, heads: Tensor, tokens: Tensor) -> Tensor:
 class CapturedLayer:
     """The input of an attention layer in a forward pass.
 
-    The maps are computed with the layer's current weights, so the weights must not change before.
+    The maps are computed with the layer's current weights, so do not change the weights before you read the maps.
 
     Attributes:
         layer: attention layer.
@@ -132,8 +132,8 @@ class CapturedLayer:
             gradient: gradient of the score with respect to `merged`, (B, N, dim).
 
         Returns:
-            The maps, and the gradient with respect to A, (B, H, N, N). With the heads' outputs A v it is the gradient
-            with respect to A v, times v^T.
+            The maps, and the gradient with respect to A, (B, H, N, N). The heads' outputs are A v, so it is the
+            gradient with respect to A v, times v^T.
         """
         maps, values = self._maps_and_values()
         values = values.float()  # (B, H, N, Dv)
@@ -199,7 +199,7 @@ class CapturedAttention:
         return has_class_token and getattr(self.model, "global_pool", None) not in ("avg", "avgmax", "max", "map")
 
     def output_rows(self, matrix: Tensor) -> Tensor:
-        """Select the row of the model's output: that of the class token, or the mean over the patches.
+        """Select the row of the token that the classifier reads: the class token, or the mean over the patches.
 
         Args:
             matrix: attention or a product of it, (..., N, N), with one row per query token.
@@ -250,7 +250,7 @@ def has_windows(model: nn.Module) -> bool:
 
 
 def check_heat_maps(model: Any) -> None:
-    """Check that heat maps of whole images can be made from a model's attention through all layers.
+    """Check that rollout and relevance are possible for a model.
 
     Raises:
         TypeError: attention that cannot be captured, attention within windows, or a model whose patches have no grid
@@ -267,7 +267,7 @@ def check_heat_maps(model: Any) -> None:
 
 
 def has_heat_maps(model: Any) -> bool:
-    """Return whether heat maps of whole images can be made from a model's attention."""
+    """Return whether rollout and relevance are possible for a model."""
     try:
         check_heat_maps(model)
     except TypeError:

@@ -20,7 +20,7 @@ class Layout(NamedTuple):
         grid: rows and columns of the patches of the whole image.
         window: rows and columns of the patches that attend to each other; `grid` for attention to the whole image.
         places: index in the grid, row by row, of each token of each window of an image, (windows, N); -1 for padding.
-            None for attention to the whole image.
+            None for a network without windows.
     """
 
     grid: tuple[int, int]
@@ -32,7 +32,7 @@ def patch_embedding(model: nn.Module) -> Any:
     """Return the module that divides images into patches.
 
     Raises:
-        TypeError: a model without a module of which the grid of patches is known.
+        TypeError: a model whose grid of patches is not known.
     """
     for module in model.modules():
         if hasattr(module, "dynamic_feat_size") or isinstance(module, (NaFlexEmbeds, Gemma4PatchEmbed)):

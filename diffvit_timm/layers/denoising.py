@@ -1,4 +1,6 @@
-"""Denoising attention (DnA), a relative of differential attention with two values, as a reference for comparisons.
+"""Denoising attention (DnA): a variant of differential attention in which each map has its own values.
+
+It is used only for comparison.
 
 `DnA: Denoising Attention for Visual Tasks` - https://arxiv.org/abs/2606.27372
 Reference implementation: https://github.com/rjccv/DnA
@@ -14,10 +16,11 @@ __all__ = ["DenoisingAttention"]
 
 
 class DenoisingAttention(nn.Module):
-    """Multi-head self-attention with a positive and a negative query over the same keys, and values for each of them.
+    """Multi-head self-attention with a positive query q+ and a negative query q- per head.
 
-    `softmax(q+ k^T s) v+ - c softmax(-q- k^T s) v-`, with one learned scale c per head and s = 1 / sqrt(head width).
-    The layer has no norms.
+    Both use the same keys, and each has its own values: `softmax(q+ k^T s) v+ - c softmax(-q- k^T s) v-`. The negative
+    map prefers keys that are unlike q-, hence the sign of its logits. s is 1 / sqrt(head width). Each head learns its
+    scale c, which starts at 0.5. The layer has no norms.
     """
 
     def __init__(

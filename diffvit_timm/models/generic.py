@@ -1,10 +1,11 @@
-"""The architecture `diffvit`: any transformer of timm with differential attention, by the name of its plain network.
+"""The architecture `diffvit` builds any transformer of timm with differential attention, from the plain one's name.
 
     import timm, diffvit_timm
     model = timm.create_model('diffvit', base='beit_base_patch16_224.in22k_ft_in22k', attn='diff_v2', pretrained=True)
 
-The pretrained weights of the plain network are converted. A network that `from_vit` converted is saved under this
-architecture, and loaded by it. The backbones that people use most have names of their own, for both versions:
+The pretrained weights of the plain network are converted. A network that `from_vit` converted is saved with the
+architecture name `diffvit`, so that timm can load it. DINOv2, DINOv3, SigLIP, EVA-02 and Perception Encoder have names
+of their own, for both versions:
 
     model = timm.create_model('diffvit_small_patch16_dinov3.lvd1689m', pretrained=True)     # version 1
     model = timm.create_model('diffvit2_small_patch16_dinov3.lvd1689m', pretrained=True)    # version 2
@@ -33,7 +34,7 @@ __all__ = ["BASES", "plain_name"]
 # Backbones with names of their own, as patterns of timm's names.
 PATTERNS = ("vit_*dinov2*", "vit_*_dinov3*", "vit_*siglip*", "eva02_*", "vit_pe_*")
 
-# Each registered name, and its plain network in timm. The name has diffvit or diffvit2 instead of timm's vit.
+# Each registered name, and its plain network in timm. The name is timm's, without `vit_`, after diffvit_ or diffvit2_.
 BASES = {
     f"{version}_{base.removeprefix('vit_')}": base
     for version in ("diffvit", "diffvit2")
@@ -43,7 +44,7 @@ BASES = {
 
 
 def _pretrained_cfgs(name: str) -> dict[str, PretrainedCfg]:
-    """Return the pretrained configs of a name, one per tag of its plain network, whose default tag is the first."""
+    """Return the pretrained configs of a name, one per tag of its plain network, the default tag first."""
     base = BASES[name]
     default = get_pretrained_cfg(base).tag
     tags = sorted((tagged.split(".", 1)[1] for tagged in timm.list_pretrained(f"{base}.*")), key=lambda t: t != default)
@@ -149,7 +150,7 @@ for _name in BASES:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of the plain network whose weights a model's are converted from; other names are not changed."""
+    """Return the name of the plain network from which a model's weights are converted; other names do not change."""
     first = next((tag for tag in SOURCES if tag.split(".")[0] == name), name)  # a variant's default is its first tag
     architecture = name.split(".")[0]
     return SOURCES.get(first) or name.replace(architecture, BASES.get(architecture, architecture), 1)

@@ -1,9 +1,9 @@
-"""One adapter per attention class of timm: all that the package knows about the class.
+"""Adapters of timm's attention classes. Each holds everything that the package knows about one class.
 
 An adapter is a subclass of timm's class with three methods, which also work on plain layers of the class:
     project_qkv    the arguments of forward -> queries, keys, values, and the bias of the logits or None
     merge_heads    outputs of the heads, and tokens -> input of the output projection
-    attend         both, with differential attention between them; only for differential layers
+    attend         project_qkv, then differential attention, then merge_heads; only for differential layers
 The factor on the logits is `scale` of the adapter or of the layer; projections.py finds the projections. An adapter
 whose forward pass does not take tokens, (B, N, dim), has a method `tokens` that makes them.
 To support another class, write its adapter and its two versions, and add them to ADAPTERS.
@@ -42,10 +42,10 @@ __all__ = [
 
 
 class Adapter(NamedTuple):
-    """The adapter of an attention class.
+    """The entry of an attention class in ADAPTERS.
 
     Attributes:
-        view: class with the methods of the adapter.
+        view: the adapter, whose methods also work on plain layers.
         diff, diff_v2: classes of its differential layers, version 1 and version 2.
         rotary_pairs: function that returns the pairs of channels that a rotary embedding turns, (d / 2, 2), for a layer
             and the width d of a head; None for a class without such an embedding.
@@ -99,7 +99,7 @@ ADAPTERS: dict[type[nn.Module], Adapter] = {
     ),
 }
 
-# Attention that pools the tokens of the last layer. It is no self-attention and remains plain.
+# Attention that pools the tokens of the last layer. It is not self-attention, and remains plain.
 POOLING = (AttentionPoolLatent, AttentionPoolPrr)
 
 # Names of the projections of attention layers in timm.
@@ -131,7 +131,7 @@ def is_windowed(layer: nn.Module) -> bool:
 
 
 def plain_inputs(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float]:
-    """Compute all that the maps and outputs of the heads of a plain layer depend on.
+    """Compute the queries, keys, values, bias and scale of a plain layer.
 
     Args:
         layer: a plain layer with an adapter.

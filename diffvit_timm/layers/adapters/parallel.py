@@ -15,7 +15,7 @@ torch.fx.wrap("additive_mask")
 
 
 class ParallelAdapter(ParallelScalingBlock):
-    """timm's ParallelScalingBlock: the attention is the whole block, with its norm, its MLP and its residual.
+    """timm's ParallelScalingBlock. The whole block counts as the attention layer, with its norm, MLP and residual.
 
     `in_proj` has the rows of the MLP first, then those of queries, keys and values.
     """

@@ -2,7 +2,7 @@
 
 timm has four forms of the query, key and value projections: one Linear `qkv` with its own bias; one Linear `qkv`
 without a bias, beside the parameters `q_bias` and `v_bias`; one Linear `in_proj`, whose first rows are those of an MLP;
-and three Linears `q_proj`, `k_proj` and `v_proj`. The output projection has three names.
+and three Linears `q_proj`, `k_proj` and `v_proj`. timm has four names for the output projection.
 """
 
 from typing import Any
@@ -70,7 +70,7 @@ def output_projection(layer: Any) -> nn.Linear:
 
 @torch.no_grad()
 def scale_output(layer: Any, factor: float) -> None:
-    """Multiply what the output projection makes of the merged heads, in place."""
+    """Multiply the weight of the output projection, in place, and adjust the range to which its input is clipped."""
     output_projection(layer).weight.mul_(factor)
     if getattr(layer, "o_proj", None) is not None and layer.o_proj.use_clipped:
         # The merged heads will be smaller by the factor, and are clipped accordingly.

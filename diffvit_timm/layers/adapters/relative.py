@@ -53,7 +53,10 @@ def add_window_mask(bias: Tensor, mask: Tensor | None, windows: int) -> Tensor:
 
 
 class BeitAdapter(BeitAttention):
-    """timm's Attention of BEiT: biases of the queries and values only, and a bias per layer, shared by all, or none."""
+    """timm's Attention of BEiT: only queries and values have a bias. The logits may have a relative position bias.
+
+    That bias belongs to the layer, or all layers share one, or both are added.
+    """
 
     def project_qkv(
         self, x: Tensor, shared_rel_pos_bias: Tensor | None = None

@@ -1,4 +1,4 @@
-"""timm's own differential attention (vit_dwee, vit_dlittle, vit_dpwee): it is not converted, but captured.
+"""timm's own differential attention (vit_dwee, vit_dlittle, vit_dpwee). Its maps can be captured; it is not converted.
 
 `Differential Transformer` - https://arxiv.org/abs/2410.05258
 """
@@ -19,7 +19,9 @@ TIMM_DIFFERENTIAL = (DiffAttention, DiffParallelScalingBlock)
 
 
 def read_branches(layer: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Branches:
-    """Compute all that determines the maps of one of timm's differential layers. The arguments are those of `forward`.
+    """Compute queries, keys, values, lambda and bias of one of timm's differential layers.
+
+    The arguments are those of `forward`.
 
     The two branches of a head are `layer.head_dim` wide each.
     """

@@ -1,8 +1,8 @@
-"""Both versions of differential attention for layers that were made from timm's: the parameters that are added to them.
+"""The parameters that versions 1 and 2 of differential attention add to timm's layers.
 
-A differential layer is a copy of timm's layer with its modules under their names. Version 2 gets a second query per
-head, in the rows of the query projection. Version 1 keeps all shapes, and divides the channels of each head between the
-two branches.
+A differential layer is made from timm's layer in place, and keeps its modules and their names. Version 2 gets a second
+query per head, in the rows of the query projection. Version 1 keeps all shapes, and divides the channels of each head
+between the two branches.
 """
 
 import torch
@@ -27,13 +27,13 @@ class AdaptedVersion1(Version1):
 
     @torch.jit.ignore
     def add_branches(self, head_dim: int, lambda_init: float, branch_dims: tuple[int, int], ordered: bool) -> None:
-        """Add lambda and the branches to a copy of timm's layer.
+        """Add lambda and the branches to a layer of timm.
 
         Args:
             head_dim: width of a head.
             lambda_init: lambda at the start.
             branch_dims: widths (d1, d2) of the two branches.
-            ordered: whether the layer has an order of the channels of its own.
+            ordered: whether the layer stores an order of its channels.
         """
         weight = next(self.parameters())
         self.fused_attn = use_fused_attn()
@@ -62,7 +62,7 @@ class AdaptedVersion2(Version2):
 
     @torch.jit.ignore
     def add_branches(self, width: int, lambda_init: float) -> None:
-        """Add lambda to a copy of timm's layer.
+        """Add lambda to a layer of timm.
 
         Args:
             width: width of the tokens.

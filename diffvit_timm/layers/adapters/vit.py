@@ -43,7 +43,7 @@ def rotate_patches(x: Tensor, rope: Tensor, num_prefix_tokens: int, half: bool) 
 
 
 class AttentionAdapter(Attention):
-    """timm.layers.Attention: one projection, and optionally qk_norm, a norm before the output projection, a gate."""
+    """timm.layers.Attention: one projection; optionally qk_norm, a norm before the output projection, and a gate."""
 
     def project_qkv(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
