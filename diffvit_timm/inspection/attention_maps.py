@@ -40,7 +40,7 @@ __all__ = [
 
 
 def stochastic(matrix: Tensor) -> Tensor:
-    """Divide the rows of a non-negative matrix, (..., N, N), by their sums; a row of zeros becomes the identity's row."""
+    """Divide the rows of a non-negative matrix, (..., N, N), by their sums. The identity replaces rows of zeros."""
     sums = matrix.sum(dim=-1, keepdim=True)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     return torch.where(sums > 0, matrix / sums.where(sums > 0, 1), identity)

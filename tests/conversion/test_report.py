@@ -86,6 +86,18 @@ def test_no_hook_is_left_behind_and_an_empty_batch_is_refused():
 
 
 def test_the_printed_report_has_one_row_per_layer():
-    text = str(conversion_report(*pair(), torch.randn(4, 3, 32, 32)))
+    text = str(conversion_report(*pair(branch_dims=(15, 1), lambda_init=0.0), torch.randn(4, 3, 32, 32)))
     assert len(text.splitlines()) == 2 + 2
     assert "top-1 agreement" in text
+
+
+@pytest.mark.parametrize("num_classes", [5, 0])
+def test_a_report_that_keeps_little_names_version_2(num_classes):
+    images = torch.randn(40, 3, 32, 32)
+    for settings, advised in (
+        (dict(method="slice", branch_dims=(1, 15)), True),
+        (dict(branch_dims=(15, 1), lambda_init=0.0), False),
+        (dict(attn="diff_v2"), False),
+    ):
+        text = str(conversion_report(*pair(num_classes, **settings), images))
+        assert ("Version 2 (attn=diff_v2) keeps all of it" in text) == advised
