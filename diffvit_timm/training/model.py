@@ -23,6 +23,9 @@ __all__ = ["check_source", "check_variant", "conversion_method", "create_model",
 REPORT_IMAGES = 128
 WITHOUT_WEIGHTS = "pass `pretrained=False`"
 
+# Position parameters that all blocks share. They are frozen with the first block.
+SHARED_POSITIONS = ("rope.", "shared_rel_pos.", "rel_pos_bias.")
+
 # Entries of model_kwargs that a plain ViT does not accept, but its conversion does.
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
 
@@ -191,7 +194,8 @@ def _freeze(config: ModelConfig, model: Any) -> None:
             raise InputError(f"`freeze={config.freeze}`: `model={config.model}` has only {blocks} blocks")
         for name, parameter in model.named_parameters():
             # timm counts the norm after the last block as a part of that block
-            parameter.requires_grad_(layers[name] > int(config.freeze) or name.startswith("norm."))
+            trained = layers[name] > int(config.freeze) or name.startswith("norm.")
+            parameter.requires_grad_(trained and not name.startswith(SHARED_POSITIONS))
 
 
 def _refuse_unused(config: ModelConfig, model: Any, is_own: bool) -> None:

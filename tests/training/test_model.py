@@ -98,6 +98,23 @@ def test_the_generic_architecture_is_trained_with_a_base(attn):
     assert refusal(unknown).startswith("`model_kwargs=base=vit_tinyest_patch16_224` is not known to timm: did you mean")
 
 
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("vit_small_patch16_rope_mixed_224", "rope.freqs"),
+        ("vit_srelpos_small_patch16_224", "shared_rel_pos.mlp.fc1.weight"),
+    ],
+)
+def test_positions_that_all_blocks_share_are_frozen_with_the_first_blocks(name, shared):
+    model = made(config(name, attn="diff_v2", freeze="1"))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert shared in dict(model.named_parameters())
+    assert shared not in trained
+    assert {key.split(".")[1] for key in trained if key.startswith("blocks.")} == {"1"}
+    free = made(config(name, attn="diff_v2", freeze="none"))
+    assert dict(free.named_parameters())[shared].requires_grad
+
+
 @pytest.mark.parametrize("name", ["vit_dwee_patch16_reg1_gap_256", "vit_dpwee_patch16_reg1_gap_256"])
 def test_timms_own_differential_networks_are_trained_as_they_are(name):
     model = made(config(name))
