@@ -64,6 +64,11 @@ def log0(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: '1 image', '2 images', '1,000 images'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def is_main() -> bool:
     """Return whether this is the main process: the only one, or rank 0 of those that a launcher started."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -6,10 +6,11 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
+from .folders import holds_images, load_image_folder
 from .splits import Splits, hold_out
 from .stream import Stream
 
@@ -104,6 +105,9 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         raise InputError(
             f"`{parameter}={name}` is not a folder: check the path, or give the name of a dataset on the Hub"
         )
+    if folder.is_dir() and not any(folder.rglob("*.parquet")) and holds_images(folder):
+        stored = load_image_folder(folder, parameter)
+        return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in stored.items()}) if streaming else stored
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, streaming=streaming)
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
@@ -175,8 +179,9 @@ def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) 
     """
     names = {split: data.features["label"].names for split, data in named.items()}
     expected = names["train"]
-    if Path(name).expanduser().is_dir():
-        files = datasets.load_dataset_builder(str(Path(name).expanduser())).config.data_files or {}
+    folder = Path(name).expanduser()
+    if folder.is_dir() and any(folder.rglob("*.parquet")):
+        files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
         for split in named:
             for path in (path for path in files.get(split, ()) if path.endswith(".parquet")):
                 labels = Features.from_arrow_schema(pq.read_schema(path))[label_column]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..console import counted
 from . import figures
 from .views import ModelView
 
@@ -88,7 +89,7 @@ def draw_models(views: Sequence[ModelView], folder: Path) -> None:
         figure = figures.plot_lambdas(lambdas, "Lambda of the output, mean over the images")
         figures.save(figure, folder / "lambda.png", **lambdas)
     statistics = {view.name: view.statistics for view in views}
-    title = f"Statistics of the heads: {len(views[0].pictures)} images, one dot per head"
+    title = f"Statistics of the heads: {counted(len(views[0].pictures), 'image')}, one dot per head"
     numbers = {f"{name} {field}": getattr(s, field) for name, s in statistics.items() for field in s._fields}
     figures.save(figures.plot_statistics(statistics, title), folder / "statistics.png", **numbers)
 

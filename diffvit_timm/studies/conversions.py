@@ -77,7 +77,7 @@ def reason_against_pairs(source: Any) -> str | None:
     layers: dict[str, Any] = check_layers(source)
     for name, layer in layers.items():
         if not is_basic(layer):
-            return f"{name}, a {type(layer).__name__}, is not timm's Attention without norms and gate"
+            return f"{name}, of the class {type(layer).__name__}, is not timm's Attention without norms and gate"
         if layer.num_heads % 2:
             return f"the number of heads, {layer.num_heads}, is odd"
     return None

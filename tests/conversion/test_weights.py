@@ -274,7 +274,7 @@ def test_a_vit_from_its_constructor_converts_and_cannot_be_saved_because_no_name
         ("vit_tiny_patch16_224", dict(attn_layer="diff"), "differential already: blocks.0.attn is a DiffAttention"),
         ("diffvit_tiny_patch16", dict(), "differential already: blocks.0.attn is a DifferentialAttention"),
         ("cait_xxs24_224", dict(), "blocks.0.attn is a TalkingHeadAttn, and it mixes its heads"),
-        ("xcit_nano_12_p16_224", dict(), "blocks.0.attn is a XCA, and it attends over channels"),
+        ("xcit_nano_12_p16_224", dict(), "blocks.0.attn is an XCA, and it attends over channels"),
         ("convit_tiny", dict(), "blocks.0.attn is a GPSA, and it adds a second map"),
         ("vit_dpwee_patch16_reg1_gap_256", dict(), "differential already: blocks.0 is a DiffParallelScalingBlock"),
         ("hiera_tiny_224", dict(), "is a MaskUnitAttention, and the class has no adapter"),

@@ -197,7 +197,7 @@ def test_unsupported_models_are_errors():
     from timm.models.nest import Attention as NestAttention
 
     with (
-        pytest.raises(TypeError, match=r"1 is a Attention, and the class has no adapter"),
+        pytest.raises(TypeError, match=r"1 is an Attention, and the class has no adapter"),
         capture_attention(torch.nn.Sequential(torch.nn.Linear(2, 2), NestAttention(4, 2))),
     ):
         pass

@@ -52,7 +52,7 @@ def test_the_reason_against_pairs_is_named():
     assert reason_against_pairs(plain_vit()) is None
     assert reason_against_pairs(plain_vit(num_heads=1)) == "the number of heads, 1, is odd"
     reason = reason_against_pairs(plain_vit(qk_norm=True))
-    assert reason == "blocks.0.attn, a Attention, is not timm's Attention without norms and gate"
+    assert reason == "blocks.0.attn, of the class Attention, is not timm's Attention without norms and gate"
 
 
 @pytest.mark.parametrize("settings", [{}, {"qkv_bias": False}, {"proj_bias": False}], ids=str)

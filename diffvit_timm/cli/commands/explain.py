@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ...console import log0
+from ...console import counted, log0
 from ...errors import InputError, require_files
 from ...files import output_folder
 from ...inspection.attention_maps import CapturedAttention
@@ -61,7 +61,7 @@ def main(options: Options) -> dict:
     networks = [_load(name, parameter) for name, parameter in models.items()]
     views = []
     for name, network in zip(short_names(list(models)), networks, strict=True):
-        log0(f"looking at {len(images)} images through {name}")
+        log0(f"looking at {counted(len(images), 'image')} through {name}")
         views.append(view_images(network, name, images, options.part))
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(images)):
@@ -94,7 +94,9 @@ def _print_views(views: list[ModelView], folder: Path) -> None:
     for image, model, prediction in rows:
         log0(f"  {image:{image_width}}  {model:{model_width}}  {prediction}")
     names = {path.stem for path in folder.glob("*.png")}
-    log0(f"\n{len(names)} pictures (PNG) in {folder}, each with its numbers in an NPZ file of the same name.")
+    log0(
+        f"\n{counted(len(names), 'picture')} (PNG) in {folder}, each with its numbers in an NPZ file of the same name."
+    )
     if len(views) > 1:
         log0(f"IMAGE-* show {views[0].name}; a number at the end counts the models of compare.")
     first = views[0].pictures[0].name

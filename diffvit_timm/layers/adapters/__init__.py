@@ -175,7 +175,7 @@ def known_layers(model: nn.Module) -> dict[str, nn.Module]:
             layers[name] = module
         elif _looks_like_attention(module) and not isinstance(module, POOLING):
             reason = REASONS.get(type(module).__name__, "the class has no adapter")
-            raise ValueError(f"{name} is a {type(module).__name__}, and {reason}")
+            raise ValueError(f"{_is_a(name, module)}, and {reason}")
     if not layers:
         raise ValueError("it has no self-attention layer of timm")
     return layers
@@ -190,11 +190,17 @@ def check_layers(model: nn.Module) -> dict[str, nn.Module]:
     kind = type(model).__name__
     for name, module in model.named_modules():
         if isinstance(module, (DifferentialLayer, *TIMM_DIFFERENTIAL)):
-            raise ValueError(f"{kind} is differential already: {name} is a {type(module).__name__}")
+            raise ValueError(f"{kind} is differential already: {_is_a(name, module)}")
     try:
         return known_layers(model)
     except ValueError as error:
         raise ValueError(f"{kind} cannot be converted: {error}") from error
+
+
+def _is_a(name: str, module: nn.Module) -> str:
+    """Return a sentence with the name and the class of a module."""
+    kind = type(module).__name__
+    return f"{name} is {'an' if kind[0] in 'AEIOX' else 'a'} {kind}"
 
 
 def _looks_like_attention(module: nn.Module) -> bool:

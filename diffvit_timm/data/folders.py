@@ -1,0 +1,142 @@
+"""Folders of images as datasets: the splits are folders at the top level, and the classes are folders below them.
+
+    FOLDER/train/cat/1.jpg, FOLDER/train/cat/old/2.jpg, FOLDER/test/cat/3.jpg     # classes within splits
+    FOLDER/cat/1.jpg, FOLDER/dog/2.jpg                                            # classes without splits
+    FOLDER/1.jpg, FOLDER/2.jpg                                                    # images without labels
+
+Nothing is guessed from words within a name: a class may be called train, and a file train-01.png.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, NamedSplit
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from ..console import counted, log0
+from ..errors import InputError
+
+__all__ = ["holds_images", "load_image_folder"]
+
+# Names of the folders of splits, in any case, and the names of the splits in a dataset.
+SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+
+
+class ImageFile(NamedTuple):
+    """An image file: its path, and the parts of the path below the folder of the dataset."""
+
+    path: Path
+    parts: tuple[str, ...]
+
+
+def holds_images(folder: Path) -> bool:
+    """Return whether a folder contains an image file, at any depth."""
+    return any(_is_image(path, folder) for path in folder.rglob("*"))
+
+
+def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict:
+    """Load a folder of images, with one of the layouts at the top of this file.
+
+    Args:
+        folder: folder that holds images.
+        parameter: what the caller calls the parameter, for errors.
+
+    Returns:
+        The splits, with the columns `image` (files that are not read yet) and, if there are classes, `label`. Without
+        folders of splits there is only `train`.
+
+    Raises:
+        InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    images = [ImageFile(path, path.relative_to(folder).parts) for path in files if _is_image(path, folder)]
+    depth = max(len(image.parts) for image in images)
+    if depth == 1:
+        rows: dict[str, list[tuple[ImageFile, str | None]]] = {"train": [(image, None) for image in images]}
+        names = None
+    else:
+        given = f"`{parameter}={folder}`"
+        splits = _split_folders(images, given)
+        rows = _labelled(images, splits)
+        named = [rows["train"]] if "train" in rows else list(rows.values())
+        names = sorted({str(label) for part in named for _, label in part})
+        _check_classes(rows, names, given)
+    used = {image.path for split in rows.values() for image, _ in split}
+    _report_left_out(folder, [path for path in files if path not in used])
+    return DatasetDict({split: _dataset(split, part, names) for split, part in rows.items()})
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """Return whether Pillow reads files of this kind, and neither the file nor a folder above it is hidden."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    return kind in Image.OPEN and not hidden and path.is_file()
+
+
+def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None:
+    """Return the folder at the top level -> its split; None if the folders at the top level are classes.
+
+    Raises:
+        InputError: the folders can be either, are of both kinds, or two of them are one split.
+    """
+    tops = sorted({image.parts[0] for image in images if len(image.parts) > 1})
+    nested = {image.parts[0] for image in images if len(image.parts) > 2}
+    splits = [top for top in tops if top.lower() in SPLITS and top in nested]
+    if not splits:
+        if all(top.lower() in SPLITS for top in tops):
+            raise InputError(f"{given}: the images of {tops[0]} are in no class folder: put them into {tops[0]}/CLASS")
+        return None
+    if others := [top for top in tops if top not in splits]:
+        raise InputError(
+            f"{given}: {splits[0]} is a split with class folders, and {others[0]} beside it is not: move one of them "
+            "away"
+        )
+    found: dict[str, str] = {}
+    for top in splits:
+        split = SPLITS[top.lower()]
+        if split in found.values():
+            other = next(name for name, known in found.items() if known == split)
+            raise InputError(f"{given} has two folders of one split, {other} and {top}: keep one")
+        found[top] = split
+    return found
+
+
+def _labelled(images: list[ImageFile], splits: dict[str, str] | None) -> dict[str, list[tuple[ImageFile, str | None]]]:
+    """Return the images of each split with their classes. Images in no class folder are left out."""
+    level = 0 if splits is None else 1  # of the class folders
+    rows: dict[str, list[tuple[ImageFile, str | None]]] = {split: [] for split in (splits or {"": "train"}).values()}
+    for image in images:
+        if len(image.parts) > level + 1:
+            split = "train" if splits is None else splits[image.parts[0]]
+            rows[split].append((image, image.parts[level]))
+    return rows
+
+
+def _check_classes(rows: dict[str, list[tuple[ImageFile, str | None]]], names: list[str], given: str) -> None:
+    """Check that no other split has classes that train lacks."""
+    for split, part in rows.items():
+        if unknown := sorted({str(label) for _, label in part} - set(names)):
+            raise InputError(f"{given}: {split} has the class {unknown[0]}, which train does not have")
+
+
+def _report_left_out(folder: Path, left_out: list[Path]) -> None:
+    """Say how many files are not used, and of what kind they are."""
+    kinds = Counter(path.suffix.lower() or path.name for path in left_out)
+    if kinds:
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        log0(f"{folder}: not used: {counted(len(left_out), 'file')} in no class folder or of another kind ({shown})")
+
+
+def _dataset(split: str, rows: list[tuple[ImageFile, str | None]], names: list[str] | None) -> Dataset:
+    columns: dict = {"image": [{"path": str(image.path), "bytes": None} for image, _ in rows]}
+    features: dict = {"image": ImageFeature()}
+    if names is not None:
+        index = {name: number for number, name in enumerate(names)}
+        columns["label"] = [index[str(label)] for _, label in rows]
+        features["label"] = ClassLabel(names=names)
+    return Dataset.from_dict(columns, features=Features(features), split=NamedSplit(split))
