@@ -125,7 +125,7 @@ def test_every_kind_of_attention_is_timed_and_every_time_is_kept(benchmark, tmp_
         ("--batch-size 0", "--batch-size 0 must be at least 1"),
         ("--device tpu9", "--device tpu9 cannot be used"),
         ("--img-sizes 100", "--img-sizes 100 must be a multiple of 16"),
-        ("--img-sizes", "--img-sizes is empty: give at least one value"),
+        ("--img-sizes", "--img-sizes needs at least one value"),
         ("--output nowhere/times.json", "--output nowhere/times.json needs the folder nowhere, which does not exist"),
         ("--output .", "--output . exists already: choose another file"),
     ],

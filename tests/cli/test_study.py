@@ -78,7 +78,7 @@ def test_scaling_has_a_point_per_size_seed_and_kind_of_attention(diffvit, image_
         ("huge", "--sizes huge is not"),
         ("32x0", "--sizes 32x0 is not"),
         ("32x2 32x2", "--sizes 32x2 32x2: give one or more sizes, each once"),
-        ("", "--sizes : give one or more sizes"),
+        ("", "--sizes needs at least one value"),
         ("vit_tiny_patch16_224", "--sizes vit_tiny_patch16_224 has no plain twin"),
     ],
 )

@@ -60,8 +60,6 @@ class Options(Checks):
     def __post_init__(self) -> None:
         is_variant = self.model.startswith("diffvit_")
         self.require("model", is_variant, "must be a diffvit_* variant: choose one of timm.list_models('diffvit_*')")
-        for name in ("img_sizes", "steps", "precisions"):
-            self.require(name, bool(getattr(self, name)), "is empty: give at least one value")
         require_at_least(1, batch_size=self.batch_size, repeats=self.repeats)
         if self.output is not None:
             folder = self.output.parent

@@ -65,7 +65,6 @@ class Options(Checks):
 
     def __post_init__(self) -> None:
         require_at_least(1, repeats=self.repeats, images=self.images)
-        self.require("model", bool(self.model), "is empty: name at least one model")
         known = {"fp32"} <= set(self.precisions) <= set(PRECISIONS)
         self.require(
             "precision", known, "must be fp32, with which the others are compared, and optionally bf16 and fp16"

@@ -44,7 +44,6 @@ class Options(Checks):
 
     def __post_init__(self) -> None:
         require_at_least(1, images=self.images, steps=self.steps)
-        self.require("models", bool(self.models), "is empty: name at least one model")
 
 
 def main(options: Options) -> dict:
