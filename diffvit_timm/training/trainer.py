@@ -161,7 +161,7 @@ class Trainer:
             f"{config.model.model}: {size}; {len(splits.train)} train, {len(splits.val)} val, "
             f"{len(splits.test)} test images, {len(splits.class_names)} classes\n"
             f"{self.updates} updates, {self.updates_per_epoch} per epoch, of {batch_size * processes} images "
-            f"({batch_size} per process, {processes} processes, {self.learner.accum_steps} accumulation steps)\n"
+            f"({batch_size} per process; processes: {processes}; accumulation steps: {self.learner.accum_steps})\n"
             f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads per process), "
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
