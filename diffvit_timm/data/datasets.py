@@ -173,32 +173,44 @@ def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
 
 
 def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) -> None:
-    """Check that all splits number the same classes in the same order.
+    """Check that all files of all splits number the same classes in the same order.
 
     `datasets` gives all splits of a parquet folder the class names of its first file, so each file is read here.
     """
-    names = {split: data.features["label"].names for split, data in named.items()}
-    expected = names["train"]
+    expected = named["train"].features["label"].names
+    for split, data in named.items():
+        if data.features["label"].names != expected:
+            raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
     folder = Path(name).expanduser()
     if folder.is_dir() and any(folder.rglob("*.parquet")):
         files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
         for split in named:
             for path in (path for path in files.get(split, ()) if path.endswith(".parquet")):
-                labels = Features.from_arrow_schema(pq.read_schema(path))[label_column]
-                if isinstance(labels, ClassLabel):  # an unlabelled split may have plain numbers
-                    names[split] = labels.names
-    for split, found in names.items():
-        if found != expected:
-            raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
+                labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
+                # A file without class names, of numbers only, takes those of the others.
+                if isinstance(labels, ClassLabel) and labels.names != expected:
+                    raise InputError(
+                        f"`dataset={name}`: the class names of {split} differ from those of train in the file "
+                        f"{Path(path).name}: write all files with the same class names in the same order"
+                    )
 
 
 def _check_rows(name: str, split: str, data: Dataset, group_column: str | None) -> None:
     """Check that a stored split has images, and that every image has a label and, in train, a group."""
     if not len(data):
         raise InputError(f"`dataset={name}`: {split} has no images")
-    if any(label is None or label < 0 for label in data["label"]):
-        advice = ": use another dataset, or test on training images with `test_share=0.25`" if split == "test" else ""
-        raise InputError(f"`dataset={name}`: {split} has images without a label{advice}")
+    classes = data.features["label"].num_classes
+    for row, label in enumerate(data["label"]):
+        if label is None or label < 0:
+            advice = ": use another dataset, or test on training images with `test_share=0.25`"
+            raise InputError(
+                f"`dataset={name}`: {split} has images without a label (the first is row {row})"
+                f"{advice if split == 'test' else ''}"
+            )
+        if label >= classes:
+            raise InputError(
+                f"`dataset={name}`: row {row} of {split} has the label {label}, but there are {classes} classes"
+            )
     if group_column and split == "train" and None in data["group"]:
         raise InputError(f"`group_column={group_column}`: some training images have no group: give each image one")
 

@@ -4,6 +4,7 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -188,6 +189,30 @@ def test_a_test_split_with_another_order_of_class_names_is_refused(tmp_path):
     assert "the class names of test differ from those of train" in refusal(tmp_path / "d")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_a_file_of_a_split_with_another_order_of_class_names_is_refused(tmp_path, split, odd):
+    for number in range(3):
+        names = ("dog", "cat") if number == odd else ("cat", "dog")
+        write_parquet(tmp_path / "d", f"{split}-0000{number}-of-00003", names)
+    write_parquet(tmp_path / "d", "test" if split == "train" else "train")
+    message = refusal(tmp_path / "d")
+    assert "class names" in message
+    assert "differ from those of train" in message
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_labels_that_no_class_has_are_refused_with_the_row(tmp_path, split):
+    for name in ("train", "validation", "test"):
+        write_parquet(tmp_path / "d", name)
+    path = tmp_path / "d" / f"{split}.parquet"
+    table = pq.read_table(path)
+    labels = table["label"].to_pylist()
+    labels[7] = 40
+    pq.write_table(table.set_column(1, table.schema.field("label"), [labels]), path)
+    assert refusal(tmp_path / "d").endswith(f"row 7 of {split} has the label 40, but there are 2 classes")
+
+
 def test_a_test_split_without_labels_is_refused_before_hours_of_training(tmp_path):
     write_parquet(tmp_path / "d", "train")
     write_parquet(tmp_path / "d", "test", label=(ClassLabel(names=["cat", "dog"]), -1))
@@ -221,7 +246,8 @@ def reds(split):
 def test_a_share_of_the_training_images_can_be_the_test_split(tmp_path, label):
     folder = bach(tmp_path / "bach", label)
     assert refusal(folder).endswith(
-        "test has images without a label: use another dataset, or test on training images with `test_share=0.25`"
+        "test has images without a label (the first is row 0): use another dataset, or test on training images with "
+        "`test_share=0.25`"
     )
     splits = load_splits(str(folder), test_share=0.25)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54, 6, 20)

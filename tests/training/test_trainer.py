@@ -388,7 +388,7 @@ def test_the_announcement_says_what_was_derived(trainer, capsys):
     trainer(epochs=2, batch_size=9, grad_accum=3).fit()
     plan = capsys.readouterr().err
     for fact in (
-        "32 train, 4 val, 18 test images, 3 classes", "8 updates, 4 per epoch, of 9 images", "3 accumulation steps"
+        "32 train, 4 val, 18 test images, 3 classes", "8 updates, 4 per epoch, of 9 images", "accumulation steps: 3"
     ):  # fmt: skip
         assert fact in plan
     assert "epoch 2/2  val " in plan
