@@ -168,8 +168,10 @@ def _check_group_column(name: str, features: Features, column: str, columns: dic
 
 def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
     """Keep these columns under the names that they map to; images stay undecoded."""
-    data = data.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
-    return data.cast_column("image", ImageFeature(decode=False))
+    image = next(column for column, name in columns.items() if name == "image")
+    # The cast comes first: datasets decodes and re-encodes streamed images when it renames columns after it reads them.
+    data = data.cast_column(image, ImageFeature(decode=False)).select_columns(list(columns))
+    return data.rename_columns({k: v for k, v in columns.items() if k != v})
 
 
 def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) -> None:

@@ -118,6 +118,24 @@ def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_unde
         assert set(split["label"]) == {1}
 
 
+@pytest.mark.parametrize("columns", [("image", "label"), ("img", "fine_label")])
+@pytest.mark.parametrize("fmt", ["jpeg", "png", "webp"])
+def test_streamed_images_have_the_bytes_that_are_stored(tmp_path, fmt, columns):
+    image, label = columns
+    features = Features({image: ImageFeature(), label: ClassLabel(names=["cat", "dog"])})
+    rng, stored = np.random.default_rng(0), {}
+    for split in ("train", "validation", "test"):
+        pictures = [png(Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)), fmt) for _ in range(20)]
+        rows = {image: [{"bytes": data, "path": None} for data in pictures], label: [i % 2 for i in range(20)]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+        stored[split] = pictures
+    splits = load_splits(str(tmp_path), label_column=label, stream=20)
+    assert [row["image"]["bytes"] for row in splits.test] == stored["test"]
+    assert [row["image"]["bytes"] for row in splits.val] == stored["validation"]
+    assert [row["image"]["bytes"] for row in splits.train.rows] == stored["train"]
+    assert [row["label"] for row in splits.train.rows] == [i % 2 for i in range(20)]
+
+
 def test_a_missing_folder_is_named_with_its_parameter(tmp_path):
     assert refusal(tmp_path / "nowhere").startswith(f"`dataset={tmp_path}/nowhere` is not a folder")
     assert refusal("./nowhere").startswith("`dataset=./nowhere` is not a folder")
