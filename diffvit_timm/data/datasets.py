@@ -17,6 +17,7 @@ from .stream import Stream
 __all__ = ["load_images", "load_splits"]
 
 VAL_NAMES = ("validation", "valid", "val")
+SHARDS = 64  # of a streamed folder of images
 VAL_SHARE = 0.1  # share of the training images that become validation images if there is no such split
 
 
@@ -107,7 +108,11 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         )
     if folder.is_dir() and not any(folder.rglob("*.parquet")) and holds_images(folder):
         stored = load_image_folder(folder, parameter)
-        return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in stored.items()}) if streaming else stored
+        if not streaming:
+            return stored
+        # The workers of a loader share the shards.
+        shards = {split: data.to_iterable_dataset(min(SHARDS, len(data))) for split, data in stored.items()}
+        return IterableDatasetDict(shards)
     try:
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, streaming=streaming)
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
