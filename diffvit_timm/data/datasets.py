@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
-from .folders import holds_images, load_image_folder
+from .folders import load_image_folder
 from .splits import Splits, hold_out
 from .stream import Stream
 
@@ -106,8 +106,8 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         raise InputError(
             f"`{parameter}={name}` is not a folder: check the path, or give the name of a dataset on the Hub"
         )
-    if folder.is_dir() and not any(folder.rglob("*.parquet")) and holds_images(folder):
-        stored = load_image_folder(folder, parameter)
+    has_parquet = folder.is_dir() and any(folder.rglob("*.parquet"))
+    if folder.is_dir() and not has_parquet and (stored := load_image_folder(folder, parameter)):
         if not streaming:
             return stored
         # The workers of a loader share the shards.
@@ -189,7 +189,7 @@ def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) 
         if data.features["label"].names != expected:
             raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
     folder = Path(name).expanduser()
-    if folder.is_dir() and any(folder.rglob("*.parquet")):
+    if folder.is_dir() and named["train"].info.builder_name == "parquet":
         files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
         for split in named:
             for path in (path for path in files.get(split, ()) if path.endswith(".parquet")):

@@ -7,7 +7,9 @@
 Nothing is guessed from words within a name: a class may be called train, and a file train-01.png.
 """
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,7 @@ from PIL import Image
 from ..console import counted, log0
 from ..errors import InputError
 
-__all__ = ["holds_images", "load_image_folder"]
+__all__ = ["load_image_folder"]
 
 # Names of the folders of splits, in any case, and the names of the splits in a dataset.
 SPLITS = {
@@ -34,48 +36,48 @@ class ImageFile(NamedTuple):
     parts: tuple[str, ...]
 
 
-def holds_images(folder: Path) -> bool:
-    """Return whether a folder contains an image file, at any depth."""
-    return any(_is_image(path, folder) for path in folder.rglob("*"))
-
-
-def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict:
+def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict | None:
     """Load a folder of images, with one of the layouts at the top of this file.
 
     Args:
-        folder: folder that holds images.
+        folder: folder of the dataset.
         parameter: what the caller calls the parameter, for errors.
 
     Returns:
         The splits, with the columns `image` (files that are not read yet) and, if there are classes, `label`. Without
-        folders of splits there is only `train`.
+        folders of splits there is only `train`. None for a folder without images.
 
     Raises:
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [ImageFile(path, path.relative_to(folder).parts) for path in files if _is_image(path, folder)]
-    depth = max(len(image.parts) for image in images)
-    if depth == 1:
-        rows: dict[str, list[tuple[ImageFile, str | None]]] = {"train": [(image, None) for image in images]}
-        names = None
-    else:
-        given = f"`{parameter}={folder}`"
-        splits = _split_folders(images, given)
-        rows = _labelled(images, splits)
-        named = [rows["train"]] if "train" in rows else list(rows.values())
-        names = sorted({str(label) for part in named for _, label in part})
-        _check_classes(rows, names, given)
-    used = {image.path for split in rows.values() for image, _ in split}
-    _report_left_out(folder, [path for path in files if path not in used])
-    return DatasetDict({split: _dataset(split, part, names) for split, part in rows.items()})
+    images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
+    images = [image for image in images if _is_image(image)]
+    if not images:
+        return None
+    if all(len(image.parts) == 1 for image in images):
+        _report_left_out(folder, files, images)
+        return DatasetDict(train=_dataset("train", images))
+    given = f"`{parameter}={folder}`"
+    splits = _split_folders(images, given)
+    level = 0 if splits is None else 1  # of the class folders
+    rows: dict[str, list[ImageFile]] = {split: [] for split in (["train"] if splits is None else splits.values())}
+    for image in images:
+        if len(image.parts) > level + 1:
+            rows["train" if splits is None else splits[image.parts[0]]].append(image)
+    labels = {split: [image.parts[level] for image in part] for split, part in rows.items()}
+    names = sorted(set(labels["train"] if "train" in labels else itertools.chain(*labels.values())))
+    for split, own in labels.items():
+        if unknown := sorted(set(own) - set(names)):
+            raise InputError(f"{given}: {split} has the class {unknown[0]}, which train does not have")
+    _report_left_out(folder, files, list(itertools.chain(*rows.values())))
+    return DatasetDict({split: _dataset(split, part, labels[split], names) for split, part in rows.items()})
 
 
-def _is_image(path: Path, folder: Path) -> bool:
+def _is_image(file: ImageFile) -> bool:
     """Return whether Pillow reads files of this kind, and neither the file nor a folder above it is hidden."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-    return kind in Image.OPEN and not hidden and path.is_file()
+    kind = Image.registered_extensions().get(file.path.suffix.lower())
+    return kind in Image.OPEN and not any(part.startswith((".", "__MACOSX")) for part in file.parts)
 
 
 def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None:
@@ -93,8 +95,8 @@ def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None
         return None
     if others := [top for top in tops if top not in splits]:
         raise InputError(
-            f"{given}: {splits[0]} is a split with class folders, and {others[0]} beside it is not: move one of them "
-            "away"
+            f"{given}: the folder {splits[0]} is a split with class folders, but the folder {others[0]} is not: move "
+            "one of them away"
         )
     found: dict[str, str] = {}
     for top in splits:
@@ -106,37 +108,21 @@ def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None
     return found
 
 
-def _labelled(images: list[ImageFile], splits: dict[str, str] | None) -> dict[str, list[tuple[ImageFile, str | None]]]:
-    """Return the images of each split with their classes. Images in no class folder are left out."""
-    level = 0 if splits is None else 1  # of the class folders
-    rows: dict[str, list[tuple[ImageFile, str | None]]] = {split: [] for split in (splits or {"": "train"}).values()}
-    for image in images:
-        if len(image.parts) > level + 1:
-            split = "train" if splits is None else splits[image.parts[0]]
-            rows[split].append((image, image.parts[level]))
-    return rows
-
-
-def _check_classes(rows: dict[str, list[tuple[ImageFile, str | None]]], names: list[str], given: str) -> None:
-    """Check that no other split has classes that train lacks."""
-    for split, part in rows.items():
-        if unknown := sorted({str(label) for _, label in part} - set(names)):
-            raise InputError(f"{given}: {split} has the class {unknown[0]}, which train does not have")
-
-
-def _report_left_out(folder: Path, left_out: list[Path]) -> None:
+def _report_left_out(folder: Path, files: list[Path], used: list[ImageFile]) -> None:
     """Say how many files are not used, and of what kind they are."""
+    left_out = set(files) - {image.path for image in used}
     kinds = Counter(path.suffix.lower() or path.name for path in left_out)
     if kinds:
         shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         log0(f"{folder}: not used: {counted(len(left_out), 'file')} in no class folder or of another kind ({shown})")
 
 
-def _dataset(split: str, rows: list[tuple[ImageFile, str | None]], names: list[str] | None) -> Dataset:
-    columns: dict = {"image": [{"path": str(image.path), "bytes": None} for image, _ in rows]}
+def _dataset(split: str, images: list[ImageFile], labels: Sequence[str] = (), names: Sequence[str] = ()) -> Dataset:
+    """Make a dataset of image files; with names of classes it has labels."""
+    columns: dict = {"image": [{"path": str(image.path), "bytes": None} for image in images]}
     features: dict = {"image": ImageFeature()}
-    if names is not None:
+    if names:
         index = {name: number for number, name in enumerate(names)}
-        columns["label"] = [index[str(label)] for _, label in rows]
-        features["label"] = ClassLabel(names=names)
+        columns["label"] = [index[label] for label in labels]
+        features["label"] = ClassLabel(names=list(names))
     return Dataset.from_dict(columns, features=Features(features), split=NamedSplit(split))

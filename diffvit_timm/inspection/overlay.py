@@ -37,7 +37,11 @@ def visible_box(size: tuple[int, int], transform: transforms.Compose) -> Box:
     Raises:
         ValueError: the transformed image is less than two pixels wide or high.
     """
-    columns, rows = _transformed_coordinates(size, transform)
+    return _extent_of(*_transformed_coordinates(size, transform))
+
+
+def _extent_of(columns: np.ndarray, rows: np.ndarray) -> Box:
+    """Return the box of transformed coordinates: the column and the row of each pixel, (height, width) each."""
     # Padding does not cover the middle row and the middle column.
     left, right = _extent(columns[len(columns) // 2])
     top, bottom = _extent(rows[:, rows.shape[1] // 2])
@@ -56,12 +60,13 @@ def patched_box(size: tuple[int, int], transform: transforms.Compose, embedding:
     Raises:
         ValueError: as in `visible_box`.
     """
-    left, top, right, bottom = visible_box(size, transform)
-    height, width = _transformed_coordinates(size, transform)[0].shape
+    columns, rows = _transformed_coordinates(size, transform)
+    left, top, right, bottom = _extent_of(columns, rows)
+    height, width = columns.shape
     patch_height, patch_width = embedding.patch_size
-    rows, columns = patch_grid(embedding, (height, width))
-    right = left + columns * patch_width / width * (right - left)
-    bottom = top + rows * patch_height / height * (bottom - top)
+    patches_down, patches_across = patch_grid(embedding, (height, width))
+    right = left + patches_across * patch_width / width * (right - left)
+    bottom = top + patches_down * patch_height / height * (bottom - top)
     return Box(left, top, right, bottom)
 
 

@@ -113,8 +113,11 @@ def test_files_that_are_left_out_are_counted(tmp_path, capsys):
     [
         (["train/1.png", "test/2.png"], "the images of test are in no class folder: put them into test/CLASS"),
         (["train/cat/1.png", "Training/cat/2.png"], "has two folders of one split, Training and train: keep one"),
-        (["train/cat/1.png", "dog/2.png"], "train is a split with class folders, and dog beside it is not"),
-        (["train/cat/1.png", "test/2.png"], "train is a split with class folders, and test beside it is not"),
+        (["train/cat/1.png", "dog/2.png"], "the folder train is a split with class folders, but the folder dog is not"),
+        (
+            ["train/cat/1.png", "test/2.png"],
+            "the folder train is a split with class folders, but the folder test is not",
+        ),
         (["train/cat/1.png", "test/dog/2.png"], "test has the class dog, which train does not have"),
     ],
 )
