@@ -110,17 +110,17 @@ def view_images(model: Any, name: str, images: Mapping[str, Image.Image], part: 
             raise InputError(f"`images={title}` is too long and narrow for {name}: {error}") from error
         pictures.append(Picture(image, box, title))
         inputs.append(transform(image))  # (C, H, W)
-    # One image at a time, because the maps are large.
-    captures = [_capture(model, image[None], part) for image in inputs]
-    maps, rollouts, statistics, logits = zip(*captures, strict=True)
     windowed = has_windows(model)
+    # One image at a time, because the maps are large.
+    captures = [_capture(model, image[None], None if windowed else part) for image in inputs]
+    maps, rollouts, statistics, logits = zip(*captures, strict=True)
     relevance = None
     if model.num_classes and not windowed:
         relevance = heat_maps(model, torch.stack(inputs)).relevance.numpy()
     return ModelView(
         name=name,
         pictures=pictures,
-        reader=_reader(model),
+        reader="the patches of each window" if windowed else _reader(model),
         maps=[_join_images(layer) for layer in zip(*maps, strict=True)],
         rollout=None if windowed else np.concatenate(rollouts),
         relevance=relevance,
@@ -131,21 +131,19 @@ def view_images(model: Any, name: str, images: Mapping[str, Image.Image], part: 
 
 
 def _capture(
-    model: Any, image: Tensor, part: Part
+    model: Any, image: Tensor, part: Part | None
 ) -> tuple[list[OutputMaps], np.ndarray | None, HeadStatistics, Tensor]:
-    """Run a model on one image, (1, C, H, W): its maps, rollout, statistics and logits."""
+    """Run a model on one image, (1, C, H, W): its maps, statistics, logits, and rollout unless `part` is None."""
     with capture_attention(model) as captured, torch.no_grad():
         logits = model(image)
     flow = None
-    if not has_windows(model):
+    if part is not None:
         flow = captured.on_patches(captured.output_rows(rollout(captured, part))).numpy()  # (1, rows, columns)
     return output_maps(captured), flow, head_statistics(captured), logits
 
 
 def _reader(model: Any) -> str:
-    """Return what attends in the maps of a model."""
-    if has_windows(model):
-        return "the patches of each window"
+    """Return what attends in the maps of a model without windows."""
     return "the class token" if CapturedAttention(model).reads_class_token else "patches, on average"
 
 
