@@ -26,6 +26,7 @@ _cache = tempfile.mkdtemp(prefix="diffvit-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # which the first to load a dataset would see
+os.environ["HF_ASSETS_CACHE"] = f"{_cache}/assets"
 os.environ["HF_DATASETS_CACHE"] = f"{_cache}/datasets"
 os.environ["HF_HUB_CACHE"] = str(SHARED / "hub") if (SHARED / "hub").is_dir() else f"{_cache}/hub"
 

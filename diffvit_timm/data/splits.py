@@ -1,6 +1,7 @@
 """The three splits of a dataset, and how one split is divided into two."""
 
 import dataclasses
+import functools
 from fractions import Fraction
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError
+from .fingerprint import fingerprint
 
 __all__ = ["SPLIT_SEED", "Splits", "hold_out"]
 
@@ -29,6 +31,11 @@ class Splits:
     val: Dataset
     test: Dataset
     class_names: list[str]
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of each split, by which a run recognises its data."""
+        return {role: fingerprint(getattr(self, role)) for role in ("train", "val", "test")}
 
 
 def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
