@@ -1,30 +1,38 @@
-"""Atomic writes, and clear errors for a full disk or a folder that cannot be used."""
+"""Atomic writes, checksums, and clear errors for a full disk or a damaged file."""
 
 import contextlib
 import csv
-import datetime
+import hashlib
 import io
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from .errors import InputError
 
 __all__ = [
     "atomic_folder",
+    "check_checksums",
     "disk_errors",
     "fill_folder",
-    "new_folder",
-    "output_folder",
+    "read_json",
+    "read_yaml",
     "remove_folder",
     "restore_folder",
     "write_atomically",
     "write_csv",
 ]
+
+
+CHECKSUMS = "SHA256SUMS"  # in the format of the program sha256sum
 
 
 @contextlib.contextmanager
@@ -75,8 +83,9 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
     """Replace a folder atomically: readers find the old content or the new content, never a part.
 
     The context gets an empty folder beside `path`, which is renamed to `path` at the end. An error before that leaves
-    the old folder untouched. Use it only inside a run folder, because it deletes what else is called PATH.new or
-    PATH.old. A process that is killed between the two renames leaves the old folder as PATH.old: see `restore_folder`.
+    the old folder untouched. The folder gets a file SHA256SUMS, for `check_checksums`. Use it only inside a run folder,
+    because it deletes what else is called PATH.new or PATH.old. A process that is killed between the two renames leaves
+    the old folder as PATH.old: see `restore_folder`.
 
     Args:
         path: folder to create or replace.
@@ -91,6 +100,8 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
         with disk_errors(what, path.parent, advice):
             new.mkdir(parents=True)
             yield new
+            sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(new.iterdir()))
+            (new / CHECKSUMS).write_text(sums)
             # Flush before the rename: a power failure could otherwise leave a renamed folder of empty files.
             for file in (*new.iterdir(), new):
                 _flush(file)
@@ -103,6 +114,29 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_checksums(folder: Path) -> None:
+    """Check the files of a folder that `atomic_folder` wrote.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    try:
+        text = (folder / CHECKSUMS).read_text()
+        expected = {name: digest for digest, name in re.findall(r"([0-9a-f]{64})  (.+)\n", text)}
+        if expected.keys() != {file.name for file in folder.iterdir()} - {CHECKSUMS}:
+            raise ValueError(f"it does not have the files that {CHECKSUMS} lists")
+        for name, digest in expected.items():
+            if _sha256(folder / name) != digest:
+                raise ValueError(f"{name} is damaged: it does not have the checksum in {CHECKSUMS}")
+    except OSError as error:
+        raise ValueError(f"{Path(error.filename).name} cannot be read ({error.strerror})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_folder(path: Path) -> None:
@@ -138,42 +172,32 @@ def write_atomically(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def output_folder(given: str, name: str) -> Path:
-    """Return the folder for the output of a command, without creating it.
+def read_json(path: Path, way_out: str) -> dict:
+    """Read a JSON file with one object.
 
     Args:
-        given: path of the folder, or 'auto' for runs/NAME-DATE-TIME.
-        name: name of the command.
+        path: file to read.
+        way_out: what the user can do about a damaged file, for the end of the error.
 
     Raises:
-        InputError: the folder is not empty, or cannot be written.
+        InputError: the file is damaged.
     """
-    return new_folder(f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}" if given == "auto" else given)
+    return _read_mapping(path, json.loads, way_out)
 
 
-def new_folder(name: str | Path, parameter: str = "output") -> Path:
-    """Return the path of a new or empty folder after checking that it can be written, without creating it.
+def read_yaml(path: Path, way_out: str) -> dict:
+    """Read a YAML file with one mapping. The arguments and errors are those of `read_json`."""
+    return _read_mapping(path, yaml.safe_load, way_out)
 
-    Args:
-        name: path of the folder; ~ is the home folder.
-        parameter: name of the user's parameter, for the error.
 
-    Raises:
-        InputError: the folder is not empty, or cannot be written.
-    """
-    path = Path(name).expanduser()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"`{parameter}={path}` is a file: choose a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"`{parameter}={path}` is not empty: choose a new folder, or empty this one yourself")
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+def _read_mapping(path: Path, parse: Callable[[str], Any], way_out: str) -> dict:
     try:
-        # Try it: permission bits say nothing about root, read-only mounts and quotas.
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
-    return path
+        content = parse(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it contains a {type(content).__name__}, not names with values")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged ({error}): {way_out}") from error
+    return content
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:

@@ -25,8 +25,9 @@ from diffvit_timm.data.augment import without_seed
 from diffvit_timm.data.config import DatasetConfig
 from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.errors import InputError, require_at_least
-from diffvit_timm.files import fill_folder, new_folder
+from diffvit_timm.files import fill_folder
 from diffvit_timm.options import Options as Checks
+from diffvit_timm.output import claim_new_folder
 from diffvit_timm.zero_shot.clip import require_open_clip
 from diffvit_timm.zero_shot.prompts import TEMPLATES, readable
 
@@ -65,12 +66,17 @@ class Options(Checks):
 
 
 def main(options: Options) -> dict:
+    with claim_new_folder(options.output) as folder:
+        return train(options, folder)
+
+
+def train(options: Options, folder: Path) -> dict:
+    """Train a CLIP model, and save it in a folder."""
     open_clip = require_open_clip()
-    folder = new_folder(options.output)
     splits = options.data.load()
-    train = splits.train.shuffle(seed=0)
+    images = splits.train.shuffle(seed=0)
     if options.max_train_samples:
-        train = train.take(min(options.max_train_samples, len(train)))
+        images = images.take(min(options.max_train_samples, len(images)))
 
     torch.manual_seed(options.seed)
     model = open_clip.CLIP(**MODEL)
@@ -84,13 +90,13 @@ def main(options: Options) -> dict:
     captions = torch.stack([tokenize([caption.format(name) for caption in CAPTIONS]) for name in names])
     # captions: (classes, sentences, context length)
 
-    loader = DataLoader(ImageDataset(train, without_seed(transform)), options.batch_size, shuffle=True)
+    loader = DataLoader(ImageDataset(images, without_seed(transform)), options.batch_size, shuffle=True)
     loss = train_clip(model, loader, captions, options)
     save(model, preprocess, folder)
     known = [name for name, templates in TEMPLATES.items() if set(templates) & set(CAPTIONS)]
     log0(f"{folder}: a folder of weights for open_clip. Loss: contrastive loss in nats, mean of an epoch.")
     log0(f"Its captions contain the templates {', '.join(known)}. It has not seen the other templates.")
-    return {"output": str(folder), "loss": loss, "images": len(train)}
+    return {"output": str(folder), "loss": loss, "images": len(images)}
 
 
 def train_clip(model: Any, loader: DataLoader, captions: Tensor, options: Options) -> float:

@@ -1,78 +1,19 @@
-"""Output folders are checked before anything is computed, and writes are atomic."""
+"""Writes are atomic, and damage is noticed."""
 
-import re
-from pathlib import Path
+import hashlib
 
 import pytest
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.files import atomic_folder, fill_folder, new_folder, output_folder, restore_folder, write_atomically
-
-
-def test_auto_names_a_folder_by_recipe_and_time_and_creates_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = output_folder("auto", "finetune_pets")
-    assert re.fullmatch(r"runs/finetune_pets-\d{8}-\d{6}", path.as_posix())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_new_or_empty_folder_is_accepted_and_not_created_yet(tmp_path):
-    new = tmp_path / "a" / "b"
-    assert output_folder(new, "recipe") == new
-    assert not (tmp_path / "a").exists()
-    assert output_folder(tmp_path, "recipe") == tmp_path
-
-
-def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert output_folder("~/run", "recipe") == tmp_path / "run"
-
-
-def test_a_folder_that_is_not_empty_is_refused_and_not_touched(tmp_path):
-    (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(InputError, match=rf"^`output={tmp_path}` is not empty: choose a new folder"):
-        output_folder(tmp_path, "recipe")
-    assert (tmp_path / "result.json").read_text() == "{}"
-
-
-def test_a_file_with_the_name_of_the_folder_is_refused(tmp_path):
-    file = tmp_path / "run"
-    file.write_text("mine")
-    with pytest.raises(InputError, match=rf"^`output={file}` is a file"):
-        output_folder(file, "recipe")
-
-
-def test_a_folder_below_a_file_is_refused(tmp_path):
-    file = tmp_path / "notes"
-    file.write_text("mine")
-    for path in (file / "run", file / "deeper" / "run"):
-        with pytest.raises(InputError, match=rf"^`output={path}` cannot be written"):
-            output_folder(path, "recipe")
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
-def test_a_folder_that_cannot_be_written_is_refused():
-    with pytest.raises(InputError, match=r"^`output=/proc/diffvit/run` cannot be written"):
-        output_folder("/proc/diffvit/run", "recipe")
-
-
-def test_auto_is_refused_if_its_folder_cannot_be_created(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").write_text("a file with the name of the folder that auto needs")
-    with pytest.raises(InputError, match=r"^`output=runs/recipe-.*` cannot be written"):
-        output_folder("auto", "recipe")
-
-
-def test_checking_a_folder_leaves_nothing_behind(tmp_path):
-    output_folder(tmp_path / "run", "recipe")
-    output_folder(tmp_path, "recipe")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_error_names_the_parameter_of_the_caller(tmp_path):
-    (tmp_path / "model.onnx").touch()
-    with pytest.raises(InputError, match=rf"^`out={tmp_path}` is not empty"):
-        new_folder(tmp_path, "out")
+from diffvit_timm.files import (
+    atomic_folder,
+    check_checksums,
+    fill_folder,
+    read_json,
+    read_yaml,
+    restore_folder,
+    write_atomically,
+)
 
 
 def run_out_of_space(context):
@@ -111,3 +52,63 @@ def test_a_text_file_is_replaced_and_leaves_no_other_file(tmp_path):
         write_atomically(tmp_path / "result.json", text)
         assert (tmp_path / "result.json").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+@pytest.fixture
+def summed(tmp_path):
+    """A folder with two files and their checksums."""
+    with atomic_folder(tmp_path / "best", "best/", "start again") as new:
+        (new / "config.json").write_text("{}")
+        (new / "weights").write_bytes(bytes(range(256)))
+    return tmp_path / "best"
+
+
+def test_the_checksums_are_those_of_sha256sum(summed):
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in summed.iterdir()}
+    lines = [f"{digests[name]}  {name}\n" for name in ("config.json", "weights")]
+    assert (summed / "SHA256SUMS").read_text() == "".join(lines)
+    check_checksums(summed)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["config.json", "weights", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b"\xff\x00\x80garbage" * 9),
+        lambda path: path.write_bytes(path.read_text("latin-1").encode("utf-16")),
+        flip_a_bit,
+    ],
+    ids=["missing", "empty", "half", "garbage", "other encoding", "flipped bit"],
+)
+def test_every_damage_to_a_folder_with_checksums_is_noticed(summed, name, damage):
+    damage(summed / name)
+    with pytest.raises(ValueError, match=r"is damaged|cannot be read|does not have the files|decode"):
+        check_checksums(summed)
+
+
+def test_a_file_that_came_later_is_noticed(summed):
+    (summed / "extra").touch()
+    with pytest.raises(ValueError, match="does not have the files that SHA256SUMS lists"):
+        check_checksums(summed)
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b"a: [", b"7", b"[" * 100_000])
+def test_a_damaged_settings_file_is_one_error_with_the_way_out(tmp_path, read, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InputError, match=rf"(?s)^{tmp_path}/file is damaged \(.*\): start again$"):
+        read(tmp_path / "file", "start again")
+
+
+def test_a_settings_file_is_read(tmp_path):
+    (tmp_path / "file").write_text('{"lr": 0.5}')
+    assert read_json(tmp_path / "file", "") == read_yaml(tmp_path / "file", "") == {"lr": 0.5}

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..console import log0
 from ..errors import DivergedError, InputError, require_at_least
-from ..files import new_folder
 from ..models.pretrained import load_model
 from ..options import named
+from ..output import new_folder
 from ..training.config import TrainConfig
 from ..training.model import check_variant
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import atomic_folder, remove_folder
+from ..files import atomic_folder, check_checksums, remove_folder
 
 __all__ = ["Checkpoints", "load_checkpoint"]
 
@@ -71,10 +71,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load the weights and the state that `Checkpoints.save` wrote, on the CPU.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: the checkpoint is damaged.
     """
     try:
+        check_checksums(path)
         weights = load_file(path / "model.safetensors")
         return weights, torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything
-        raise InputError(f"`resume={path}` cannot be read: {error}") from error
+        others = [other.name for other in Checkpoints(path.parents[1]).complete() if other != path]
+        way_out = f"continue from {others[-1]}" if others else "start a new run with another `output`"
+        raise InputError(f"`resume={path}` cannot be used: {error}; {way_out}") from error

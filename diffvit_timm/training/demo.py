@@ -1,6 +1,7 @@
 """The main job on bundled data: train a plain ViT, convert it, fine-tune it and its plain twin."""
 
 import copy
+from pathlib import Path
 
 import timm
 import torch
@@ -11,8 +12,8 @@ from ..conversion.weights import resolve_method
 from ..data.digits import digits_splits
 from ..data.loading import image_batches
 from ..errors import InputError
-from ..files import output_folder
 from ..models.from_vit import from_vit
+from ..output import output_folder
 from .accelerator import make_accelerator
 from .config import TrainConfig
 from .trainer import Trainer
@@ -39,11 +40,16 @@ def demo(config: TrainConfig) -> dict:
     Raises:
         InputError: an option that has no place in the demo.
     """
-    output = output_folder(config.run.output, "demo")
     if config.model.conversion not in ("auto", "svd", "slice"):
         raise InputError(f"`conversion={config.model.conversion}`: the demo takes svd or slice")
     for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
         config.require_default(name, "has no place in the demo, which is three short trainings")
+    with output_folder(config.run.output, "demo") as output:
+        return _run(config, output)
+
+
+def _run(config: TrainConfig, output: Path) -> dict:
+    """Run the three trainings in a folder."""
     accelerator = make_accelerator(config.run, output, config.optim.ema)
     source_data, target_data = digits_splits()
     source_config = config.replace(**SOURCE)

@@ -1,16 +1,17 @@
 """A whole training: check the options, load the data, convert, train, test, push."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from accelerate.utils import set_seed
 
 from ..console import is_main, log0
+from ..data.checks import check_images
 from ..data.config import DataConfig
 from ..data.noise import with_input_noise, with_label_noise
 from ..data.splits import Splits
 from ..errors import InputError
+from ..files import read_json, read_yaml
 from ..hub.publishing import check_repository, push_run
 from ..layers.base import attention_kind
 from ..models.pretrained import check_model
@@ -18,7 +19,7 @@ from .accelerator import make_accelerator
 from .config import TrainConfig
 from .dry_run import dry_run
 from .model import check_source, conversion_method, create_model
-from .run_folder import RunFolder, resolve_run
+from .run_folder import RunFolder, open_run
 from .teacher import load_teacher
 from .trainer import Trainer
 
@@ -38,18 +39,36 @@ def train(config: TrainConfig, name: str) -> dict:
     Raises:
         InputError: bad input. Nothing is written then, unless the training had begun.
     """
+    with open_run(config, name) as (output, checkpoint):
+        result = _train_and_push(config, output, checkpoint)
+    return result if config.run.dry_run else {**result, "output": str(output)}
+
+
+def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
+    """Train in a run folder that is claimed, unless the run is finished, and push it; returns the result."""
     run = config.run
-    output, checkpoint = resolve_run(config, name)
     if run.push_to_hub and is_main():
         check_repository(run.push_to_hub, run.hub_private)
     if (output / "result.json").exists():
-        log0(f"{output} is already finished")
-        result = json.loads((output / "result.json").read_text())
+        result = _finished_result(config, output)
     else:
         result = _train(config, output, checkpoint)
     if run.push_to_hub and is_main():
         log0(f"pushed to {push_run(output, run.push_to_hub, run.hub_private, parameter='push_to_hub')}")
-    return result if run.dry_run else {**result, "output": str(output)}
+    return result
+
+
+def _finished_result(config: TrainConfig, output: Path) -> dict:
+    """Return the result of a finished run, after checking that its dataset is the present one."""
+    result = read_json(output / "result.json", "delete it to test the best weights again")
+    there = read_yaml(output / "config.yaml", "restore it from a copy")["dataset"]
+    if there != config.data.dataset and _load_splits(config.data).fingerprints != result.get("fingerprints"):
+        raise InputError(
+            f"`dataset={config.data.dataset}` has other images than `dataset={there}`, with which {output} was "
+            "trained: choose another `output`"
+        )
+    log0(f"{output} is already finished")
+    return result
 
 
 def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
@@ -64,6 +83,8 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
         check_model(config.optim.teacher, parameter="teacher")
     # 2. Load the data, and create or convert the model. Every rank draws the same head.
     splits = _load_splits(config.data)
+    if accelerator.is_main_process and not config.run.eval_only:
+        check_images(splits, config.data.workers)
     set_seed(config.run.seed)
     model, report = create_model(config.model, splits, report=accelerator.is_main_process and not checkpoint)
     if report:

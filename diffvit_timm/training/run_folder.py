@@ -1,27 +1,33 @@
 """The folder of a run: the options, the environment, what happened, and the best weights."""
 
+import contextlib
 import json
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import torch
 import yaml
+from timm.models import is_model
 from torch import nn
 
+from ..console import log0
 from ..errors import InputError
-from ..files import atomic_folder, disk_errors, new_folder, output_folder, restore_folder, write_atomically
+from ..files import atomic_folder, disk_errors, read_yaml, restore_folder, write_atomically
 from ..models.pretrained import save_pretrained
 from ..options import named
+from ..output import claim_folder, new_folder, output_folder
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 
-__all__ = ["RunFolder", "environment", "resolve_run"]
+__all__ = ["RunFolder", "environment", "open_run"]
 
-# Options that change no number of a run, so a resumed run may change them.
+# Options that change no number of a run, so a resumed run may change them. The checkpoint knows the contents of the
+# dataset and the teacher, which may have moved.
 FREE_OPTIONS = (
     "output",
     "resume",
@@ -33,52 +39,81 @@ FREE_OPTIONS = (
     "attention_every",
     "push_to_hub",
     "hub_private",
+    "dataset",
+    "teacher",
 )
 
 PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 
 
-def resolve_run(config: TrainConfig, name: str) -> tuple[Path, Path | None]:
-    """Find the folder that a run will use, and the checkpoint to continue from, if there is one. Nothing is created.
+@contextlib.contextmanager
+def open_run(config: TrainConfig, name: str) -> Iterator[tuple[Path, Path | None]]:
+    """Claim the folder that a run will use, and find the checkpoint to continue from, if there is one.
 
     Args:
         config: options of the run.
         name: name of the run folder with `output=auto`.
 
+    Yields:
+        The folder, which is removed at the end if nothing was written into it, and the checkpoint.
+
     Raises:
-        InputError: the folder is not empty or cannot be written, there is nothing to resume, or the folder belongs to
-            a run with other options.
+        InputError: the folder is not empty, cannot be written or is in use, there is nothing to resume, or the folder
+            belongs to a run with other options.
     """
     run = config.run
     if run.resume == "never":
-        return output_folder(run.output, name), None
-    if run.resume == "auto":
+        with output_folder(run.output, name) as folder:
+            yield folder, None
+    elif run.resume == "auto":
         if run.output == "auto":
             raise InputError("`resume=auto` needs the folder of the run: pass `output`")
         folder = Path(run.output).expanduser()
-        checkpoints = Checkpoints(folder).complete()
-        if not (folder / "config.yaml").exists():
-            return new_folder(run.output), None
+        with claim_folder(folder):
+            yield folder, _newest_checkpoint(folder, config)
     else:
         given = Path(run.resume).expanduser()
-        is_run = (given / "config.yaml").exists()
-        folder = given.parent.parent if given.parent.name == "checkpoints" and not is_run else given
-        checkpoints = [path for path in Checkpoints(folder).complete() if given in (folder, path)]
-        if not checkpoints and not (folder / "result.json").exists():
-            raise InputError(f"`resume={given}` is neither a complete checkpoint nor a run folder that has one")
+        is_checkpoint = given.parent.name == "checkpoints" and not (given / "config.yaml").exists()
+        folder = given.parent.parent if is_checkpoint else given
+        if not folder.is_dir():
+            raise InputError(f"`resume={given}` is not a folder: give a run folder or one of its checkpoints")
         if run.output != "auto" and Path(run.output).expanduser().resolve() != folder.resolve():
             raise InputError(f"`output={run.output}` is not the folder of `resume={given}`: leave it out")
+        with claim_folder(folder, "resume"):
+            yield folder, _given_checkpoint(given, folder, config)
+
+
+def _newest_checkpoint(folder: Path, config: TrainConfig) -> Path | None:
+    """Return the newest checkpoint of a run folder; None if the folder has none, or is new."""
+    if not (folder / "config.yaml").exists():
+        # A run that was killed before its first rename has left only this file.
+        new_folder(folder, leftovers=("config.yaml.new",))
+        return None
     _require_same_options(folder, config)
-    return folder, checkpoints[-1] if checkpoints else None
+    return next(reversed(Checkpoints(folder).complete()), None)
+
+
+def _given_checkpoint(given: Path, folder: Path, config: TrainConfig) -> Path | None:
+    """Return the checkpoint that `resume` names: itself, or the newest one of a run folder."""
+    checkpoints = [path for path in Checkpoints(folder).complete() if given in (folder, path)]
+    if not checkpoints and not (folder / "result.json").exists():
+        raise InputError(f"`resume={given}` is neither a complete checkpoint nor a run folder that has one")
+    _require_same_options(folder, config)
+    return checkpoints[-1] if checkpoints else None
 
 
 def _require_same_options(folder: Path, config: TrainConfig) -> None:
-    there, here = yaml.safe_load((folder / "config.yaml").read_text()), _plain(config)
-    # the order of a stream also depends on the number of workers
+    way_out = "restore it from a copy, or start a new run with another `output`"
+    there, here = read_yaml(folder / "config.yaml", way_out), _plain(config)
+    # Options that did not exist when the run began have had their default values.
+    there = {**_plain(TrainConfig.from_flat(config.data.dataset, config.model.model)), **there}
+    # The order of a stream also depends on the number of workers, and a folder of weights may have moved.
     free = set(FREE_OPTIONS) - ({"workers"} if config.data.stream else set())
-    changed = [name for name in here if name not in free and there.get(name) != here[name]]
+    if Path(config.model.model).expanduser().is_dir() and not is_model(str(there["model"]).split(".")[0]):
+        free.add("model")
+    changed = [name for name in there if name not in free and there[name] != here.get(name)]
     if changed:
-        differences = "; ".join(f"{named(n, there.get(n))} there, {here[n]} here" for n in changed)
+        differences = "; ".join(f"{named(name, there[name])} there, {here.get(name)} here" for name in changed)
         raise InputError(
             f"`resume={config.run.resume}`: {folder} is a run with other options: {differences}; give the same "
             "options, or another `output`"
@@ -89,7 +124,7 @@ class RunFolder:
     """Writes a run: config.yaml, environment.json, metrics.jsonl, best/, result.json.
 
     Args:
-        path: run folder, from `resolve_run`.
+        path: run folder, from `open_run`.
         config: options of the run.
         rows: number of rows of metrics.jsonl to keep when a run continues; later rows are written again.
     """
@@ -101,10 +136,8 @@ class RunFolder:
         # written first, because resume=auto recognises a run by it
         write_atomically(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
         restore_folder(path / "best")
-        metrics = path / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True)[:rows] if rows else []
-        self.rows: list[dict] = [json.loads(line) for line in lines]
-        write_atomically(metrics, "".join(lines))
+        self.rows = _read_rows(path / "metrics.jsonl", rows)
+        write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self.write_json("environment.json", environment())
 
     def write_json(self, name: str, content: dict) -> None:
@@ -123,6 +156,20 @@ class RunFolder:
         """Replace the weights in best/."""
         with atomic_folder(self.path / "best", "best/", self.advice) as folder:
             save_pretrained(model, folder, label_names=class_names)
+
+
+def _read_rows(metrics: Path, count: int) -> list[dict]:
+    """Read the first rows of metrics.jsonl. Nothing is lost but the curves if the file is missing."""
+    if count and not metrics.exists():
+        log0(f"{metrics} is missing: the log and the curves begin at the checkpoint")
+        return []
+    try:
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()[:count]] if count else []
+        if len(rows) < count or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"it has {len(rows)} of {count} rows")
+    except ValueError as error:
+        raise InputError(f"{metrics} is damaged ({error}): delete it to continue without its rows") from error
+    return rows
 
 
 def _plain(config: TrainConfig) -> dict:

@@ -1,7 +1,9 @@
 """Knowledge distillation from a teacher's class probabilities: `Hinton et al. 2015` - https://arxiv.org/abs/1503.02531."""
 
+import hashlib
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from ..errors import InputError
 from ..models.pretrained import load_model
 from .model import has_classes
 
-__all__ = ["distillation_loss", "load_teacher"]
+__all__ = ["distillation_loss", "load_teacher", "weights_hash"]
 
 SAME_DATA = ("input_size", "mean", "std")  # data settings that the two networks must share
 
@@ -37,6 +39,15 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
         if tuple(theirs[key]) != tuple(ours[key]):
             raise InputError(f"`teacher={name}` has {key} {theirs[key]}, but the model {ours[key]}: they must agree")
     return teacher
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of the weights of a network, by which a resumed run recognises its teacher."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

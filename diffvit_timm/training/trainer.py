@@ -17,6 +17,7 @@ from ..console import log0, progress
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
 from ..errors import DivergedError, InputError
+from ..files import check_checksums, restore_folder
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
 from ..inspection.statistics import LayerStatistics, layer_statistics
@@ -32,6 +33,7 @@ from .optim import warmup_updates
 from .run_folder import RunFolder
 from .signals import StopSignal
 from .state import TrainState
+from .teacher import weights_hash
 
 __all__ = ["Trainer"]
 
@@ -51,7 +53,7 @@ class Trainer:
         accelerator: accelerator from `make_accelerator`.
         model: model from `create_model` or `from_vit`; it is trained in place.
         splits: splits from `load_splits`.
-        output: run folder, from `resolve_run`.
+        output: run folder, from `open_run`.
         conversion: summary of the conversion, for the result.
         teacher: network from `load_teacher` to distil from.
 
@@ -91,15 +93,15 @@ class Trainer:
 
     def _build_loaders(self, model: nn.Module) -> None:
         """Create the batches of the three splits."""
-        config, data_config = self.config, model_data_config(model)
+        config, self.data_config = self.config, model_data_config(model)
         images = training_images(
-            self.splits.train, config.data.augment, data_config, config.data.crop_scale, config.run.seed
+            self.splits.train, config.data.augment, self.data_config, config.data.crop_scale, config.run.seed
         )
         self.batches = TrainingBatches(images, config, self.accelerator)
         self.updates_per_epoch = self.batches.per_epoch
         self.updates, self.epochs = config.optim.length(self.updates_per_epoch)
         self.val_loader, self.test_loader = (
-            evaluation_batches(evaluation_images(split, data_config), config, self.accelerator)
+            evaluation_batches(evaluation_images(split, self.data_config), config, self.accelerator)
             for split in (self.splits.val, self.splits.test)
         )
 
@@ -116,7 +118,7 @@ class Trainer:
         """Train, choose the best epoch on the validation split, and test it once.
 
         Args:
-            checkpoint: checkpoint to continue from, from `resolve_run`.
+            checkpoint: checkpoint to continue from, from `open_run`.
 
         Returns:
             The result, as in result.json.
@@ -307,6 +309,7 @@ class Trainer:
             "test_mean_per_class": test.mean_per_class,
             "test_loss": test.loss,
             "test_images": test.images,
+            "fingerprints": self.splits.fingerprints,
             "test_split": "held out of train" if held_out else str(self.splits.test.split or "test"),
             "test_confusions": [[names[label], names[predicted], count] for label, predicted, count in test.confusions],
             "model": self.config.model.model,
@@ -335,17 +338,39 @@ class Trainer:
 
     def _identity(self) -> dict:
         """Return what a run must have in common with a checkpoint that it continues from."""
-        splits = self.splits
-        images = [len(split) for split in (splits.train, splits.val, splits.test)]
-        return {"classes": splits.class_names, "images": images, "processes": self.accelerator.num_processes}
+        return {
+            "classes": self.splits.class_names,
+            "preprocessing": self.data_config,
+            "training images": self.splits.fingerprints["train"],
+            "teacher": self.learner.teacher and weights_hash(self.learner.teacher),
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _check_best(self) -> None:
+        """Check the best weights so far before the training goes on, which may not find better ones."""
+        best = self.output / "best"
+        restore_folder(best)
+        try:
+            check_checksums(best)
+        except ValueError as error:
+            raise InputError(
+                f"{best} has the best weights so far and cannot be used: {error}; restore it from a copy, or start a "
+                "new run with another `output`"
+            ) from error
+
+    def _held_out(self) -> dict:
+        """Return what a run should have in common with a checkpoint, but can do without."""
+        return {role: self.splits.fingerprints[role] for role in ("val", "test")}
 
     def _save_checkpoint(self) -> None:
         self.state.last_checkpoint = self.state.step
         weights, learner = self.learner.state_dict()
         if self.run:
             saved = {
-                **self._identity(),
                 **learner,
+                "identity": self._identity(),
+                "held_out": self._held_out(),
+                "threads": torch.get_num_threads(),
                 "state": {**vars(self.state), "seconds": time.perf_counter() - self.started},
                 "rows": len(self.run.rows),
                 "conversion": self.conversion,
@@ -355,10 +380,16 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> int:
         """Continue from a checkpoint; returns how many rows metrics.jsonl had."""
         weights, saved = load_checkpoint(checkpoint)
-        here = self._identity()
-        wrong = [f"{name} {saved[name]} there, {value} here" for name, value in here.items() if saved[name] != value]
-        if wrong:
+        there, here = saved["identity"], self._identity()
+        if wrong := [f"{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]:
             raise InputError(f"`resume={checkpoint}` is a checkpoint of another run: {'; '.join(wrong)}")
+        if saved["state"]["epochs_done"]:
+            self._check_best()
+        for name, value in self._held_out().items():
+            if value != saved["held_out"][name]:
+                log0(f"the {name} images have changed since the checkpoint; its best epoch was chosen on the old ones")
+        if (threads := torch.get_num_threads()) != saved["threads"]:
+            log0(f"the run had {saved['threads']} CPU threads and has {threads} now: last digits can differ")
         if self.accelerator.is_main_process:
             self.checkpoints.remove_after(checkpoint)
         self.learner.load_state_dict(weights, saved)

@@ -16,7 +16,7 @@ from diffvit_timm.training import checkpoint as checkpoint_module
 from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
 from diffvit_timm.training.config import TrainConfig
-from diffvit_timm.training.run_folder import RunFolder, resolve_run
+from diffvit_timm.training.run_folder import RunFolder, open_run
 from diffvit_timm.training.trainer import Trainer
 
 # Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
@@ -68,6 +68,12 @@ def assert_same(one, other):
     assert all(torch.equal(one[0][name], other[0][name]) for name in one[0] | other[0])
 
 
+def resolved(config):
+    """Return the run folder and the checkpoint that a run with these options finds."""
+    with open_run(config, "recipe") as found:
+        return found
+
+
 def kill_after(run, updates):
     """Stop a run as a kill does: after this many updates, before the row and the checkpoint of the last one."""
     update = run.learner.update
@@ -86,7 +92,7 @@ def kill_after(run, updates):
 def test_a_killed_run_continues_to_the_same_weights_and_metrics(updates, start, whole):
     kill_after(start("killed"), updates)
     again = start("killed", resume="auto")
-    output, checkpoint = resolve_run(again.config, "recipe")
+    output, checkpoint = resolved(again.config)
     assert checkpoint == Checkpoints(output).complete()[-1]
     again.fit(checkpoint)
     assert_same(outcome(output), whole)
@@ -221,7 +227,10 @@ def test_a_full_disk_is_one_error_and_the_previous_checkpoint_stays(tmp_path, mo
 def test_a_broken_checkpoint_is_one_error(tmp_path):
     path = Checkpoints(tmp_path).save(0, 1, {"w": torch.ones(2)}, {"step": 1})
     (path / "state.pt").write_bytes(b"half")
-    with pytest.raises(InputError, match=f"`resume={path}` cannot be read"):
+    with pytest.raises(
+        InputError,
+        match=f"`resume={path}` cannot be used: state.pt is damaged.*; start a new run with another `output`",
+    ):
         load_checkpoint(path)
 
 
@@ -249,7 +258,7 @@ def test_resume_takes_a_run_or_one_of_its_checkpoints_or_finds_the_newest_one(ru
     folder, checkpoint = run_folder()
     for resume, output in ((str(folder), "auto"), (str(checkpoint), "auto"), ("auto", str(folder))):
         config = TrainConfig.from_flat("data", "model", resume=resume, output=output, workers=7)
-        assert resolve_run(config, "recipe") == (folder, checkpoint)
+        assert resolved(config) == (folder, checkpoint)
 
 
 def test_a_run_may_be_in_a_folder_called_checkpoints_and_be_given_by_two_paths(tmp_path, monkeypatch):
@@ -258,12 +267,12 @@ def test_a_run_may_be_in_a_folder_called_checkpoints_and_be_given_by_two_paths(t
     checkpoint = Checkpoints(folder).save(1, 5, {"w": torch.ones(1)}, {})
     monkeypatch.chdir(folder.parent)
     config = TrainConfig.from_flat("data", "model", resume="run", output=str(folder))
-    assert [path.resolve() for path in resolve_run(config, "recipe")] == [folder, checkpoint]
+    assert [path.resolve() for path in resolved(config)] == [folder, checkpoint]
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):
     config = TrainConfig.from_flat("data", "model", resume="auto", output=str(tmp_path / "new"))
-    assert resolve_run(config, "recipe") == (tmp_path / "new", None)
+    assert resolved(config) == (tmp_path / "new", None)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +280,6 @@ def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):
     [
         (dict(seed=1), "`seed=0` there, 1 here"),
         (dict(model="other"), "`model=model` there, other here"),
-        (dict(dataset="elsewhere"), "`dataset=data` there, elsewhere here"),
         (dict(epochs=9, lr=0.1), r"`epochs=4` there, 9 here; `lr=0.0005` there, 0.1 here"),
         (dict(output="elsewhere"), "`output=elsewhere` is not the folder of `resume="),
     ],
@@ -279,12 +287,14 @@ def test_resume_auto_starts_a_run_where_there_is_none(tmp_path):
 def test_a_resume_with_other_options_is_refused_with_the_difference(run_folder, options, message):
     folder, _ = run_folder()
     with pytest.raises(InputError, match=message):
-        resolve_run(
-            TrainConfig.from_flat(**{"dataset": "data", "model": "model", "resume": str(folder), **options}), "recipe"
-        )
+        resolved(TrainConfig.from_flat(**{"dataset": "data", "model": "model", "resume": str(folder), **options}))
 
 
 def test_a_resume_of_nothing_is_refused(tmp_path):
-    for resume, message in (("auto", "pass `output`"), (str(tmp_path), "neither a complete checkpoint")):
+    for resume, message in (
+        ("auto", "pass `output`"),
+        (str(tmp_path), "neither a complete checkpoint"),
+        (str(tmp_path / "no"), "is not a folder"),
+    ):
         with pytest.raises(InputError, match=message):
-            resolve_run(TrainConfig.from_flat("data", "model", resume=resume), "recipe")
+            resolved(TrainConfig.from_flat("data", "model", resume=resume))

@@ -65,7 +65,11 @@ def test_a_kill_between_the_renames_loses_no_best(tmp_path, tiny_model):
     RunFolder(tmp_path / "run", config()).save_best(tiny_model(), ["cat", "dog", "owl"])
     (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
     RunFolder(tmp_path / "run", config())
-    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in (tmp_path / "run" / "best").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "SHA256SUMS",
+    }
 
 
 def test_a_row_that_cannot_be_written_is_one_error(tmp_path):

@@ -27,7 +27,7 @@ from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.trainer import Trainer
 from diffvit_timm.training.accelerator import make_accelerator
-from diffvit_timm.training.run_folder import resolve_run
+from diffvit_timm.training.run_folder import open_run
 from diffvit_timm.training.sharding import full_weights
 
 dataset, folder = sys.argv[1:]
@@ -48,7 +48,8 @@ def train(name, engine, stop_at=None, resume="never"):
             cpu_ram_efficient_loading=False, state_dict_type="FULL_STATE_DICT"
         )
         assert accelerator.is_fsdp2
-    output, checkpoint = resolve_run(settings, "train")
+    with open_run(settings, "train") as (output, checkpoint):
+        pass
     torch.manual_seed(0)
     model = timm.create_model(
         "diffvit_tiny_patch16", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3

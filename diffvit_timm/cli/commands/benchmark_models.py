@@ -19,9 +19,10 @@ import tyro
 from ...console import log0
 from ...data.config import DatasetConfig
 from ...errors import require_at_least, require_device
-from ...files import output_folder, write_atomically, write_csv
+from ...files import write_atomically, write_csv
 from ...models.pretrained import short_names
 from ...options import Options as Checks
+from ...output import output_folder
 from ...studies.inference_speed import (
     check_candidate,
     compare_precisions,
@@ -87,9 +88,13 @@ class Options(Checks):
 
 
 def main(options: Options) -> dict:
+    require_device(options.device)
+    with output_folder(options.output, "benchmark") as folder:
+        return _benchmark(options, folder)
+
+
+def _benchmark(options: Options, folder: Path) -> dict:
     device, precisions = options.device, options.precisions
-    require_device(device)
-    folder = output_folder(options.output, "benchmark")
     names = short_names(options.model)
     for model in options.model:
         check_candidate(model, options.pretrained)
@@ -127,7 +132,6 @@ def _test_images(options: Options) -> tuple[Any, list[str]]:
 
 def _write(result: dict[str, Any], folder: Path) -> None:
     """Write the rows as a table, the whole result, and the picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "benchmark.csv", FIELDS, result["rows"])
     write_atomically(folder / "benchmark.json", json.dumps(result, indent=1) + "\n")
     plot_throughput(result["rows"], folder / "benchmark.png", f"Inference on {result['hardware']}")

@@ -20,9 +20,10 @@ from ...console import log0
 from ...data.config import DatasetConfig
 from ...data.splits import Splits
 from ...errors import InputError, require_at_least, require_device, require_files
-from ...files import output_folder, write_atomically, write_csv
+from ...files import write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
+from ...output import output_folder
 from ...zero_shot.class_names import read_class_map
 from ...zero_shot.clip import Clip, check_clip, load_clip
 from ...zero_shot.comparison import (
@@ -79,7 +80,11 @@ class Options(Checks):
 
 def main(options: Options) -> dict:
     require_device(options.device)
-    folder = output_folder(options.output, "clip")
+    with output_folder(options.output, "clip") as folder:
+        return _compare(options, folder)
+
+
+def _compare(options: Options, folder: Path) -> dict:
     templates = read_templates(options.templates, options.data.dataset)
     if options.supervised is not None:
         check_model(options.supervised, parameter="supervised")
@@ -95,7 +100,6 @@ def main(options: Options) -> dict:
         c.name: np.where(known, split_logits(c, split, options.batch_size, options.device), -np.inf)
         for c in classifiers
     }
-    folder.mkdir(parents=True, exist_ok=True)
     where = f"{len(labels)} images of {Path(options.data.dataset).name}"
     rows = accuracy_rows(logits, labels)
     numbers = draw_disagreement(logits, labels, split, names, where, folder, options.shown)

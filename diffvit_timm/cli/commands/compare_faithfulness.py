@@ -18,11 +18,12 @@ import tyro
 from ...console import log0
 from ...data.config import DatasetConfig
 from ...errors import InputError, require_at_least, require_device
-from ...files import output_folder, write_atomically
+from ...files import write_atomically
 from ...inspection import figures
 from ...inspection.attention_maps import has_heat_maps
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
+from ...output import output_folder
 from ...studies.faithfulness import area_summary, measure_faithfulness
 
 
@@ -48,7 +49,11 @@ class Options(Checks):
 
 def main(options: Options) -> dict:
     require_device(options.device)
-    folder = output_folder(options.output, "faithfulness")
+    with output_folder(options.output, "faithfulness") as folder:
+        return _compare(options, folder)
+
+
+def _compare(options: Options, folder: Path) -> dict:
     short = short_names(options.models, "models")
     for name in options.models:
         check_model(name, parameter="models")
@@ -59,7 +64,6 @@ def main(options: Options) -> dict:
             "lower it"
         )
     models = [_load(name) for name in options.models]
-    folder.mkdir(parents=True, exist_ok=True)
     areas: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(options.models, models, strict=True)):
         curves = measure_faithfulness(model, split, options.images, options.steps, options.device, label=name)

@@ -21,10 +21,11 @@ from ...conversion.report import conversion_report
 from ...conversion.weights import READS_IMAGES, resolve_method
 from ...data.loading import image_batches
 from ...errors import InputError, require_at_least, require_device
-from ...files import fill_folder, new_folder
+from ...files import fill_folder
 from ...models.from_vit import from_vit
 from ...models.pretrained import check_model, load_model, save_pretrained
 from ...options import named
+from ...output import claim_new_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,11 @@ class Options:
 
 
 def main(options: Options) -> None:
-    folder = new_folder(options.out, "out")
+    with claim_new_folder(options.out, "out") as folder:
+        _convert_into(folder, options)
+
+
+def _convert_into(folder: Path, options: Options) -> None:
     check_model(options.source, parameter="source")
     require_device(options.device)
     try:

@@ -16,7 +16,6 @@ import tyro
 
 from ...console import counted, log0
 from ...errors import InputError, require_files
-from ...files import output_folder
 from ...inspection.attention_maps import CapturedAttention
 from ...inspection.layout import patch_embedding
 from ...inspection.pictures import PICTURES, draw_image, draw_models
@@ -24,6 +23,7 @@ from ...inspection.rollout import Part
 from ...inspection.views import ModelView, view_images
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import Options as Checks
+from ...output import output_folder
 from ..images import read_image
 
 
@@ -53,7 +53,11 @@ class Options(Checks):
 
 
 def main(options: Options) -> dict:
-    folder = output_folder(options.output, "explain")
+    with output_folder(options.output, "explain") as folder:
+        return _explain(options, folder)
+
+
+def _explain(options: Options, folder: Path) -> dict:
     models = {options.model: "model"} | dict.fromkeys(options.compare, "compare")  # each with its parameter
     for name, parameter in models.items():
         check_model(name, parameter=parameter)
@@ -63,7 +67,6 @@ def main(options: Options) -> dict:
     for name, network in zip(short_names(list(models)), networks, strict=True):
         log0(f"looking at {counted(len(images), 'image')} through {name}")
         views.append(view_images(network, name, images, options.part))
-    folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(images)):
         draw_image(views[0], index, folder)
     draw_models(views, folder)

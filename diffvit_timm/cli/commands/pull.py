@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from ...files import new_folder
 from ...hub.publishing import pull_run
+from ...output import claim_new_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,6 @@ class Options:
 
 
 def main(options: Options) -> None:
-    folder = new_folder(options.out, "out")
-    pull_run(options.repo, folder, options.revision)
+    with claim_new_folder(options.out, "out") as folder:
+        pull_run(options.repo, folder, options.revision)
     print(folder)

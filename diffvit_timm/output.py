@@ -1,0 +1,158 @@
+"""Output folders: they are checked before anything is computed, and belong to one process at a time."""
+
+import contextlib
+import datetime
+import itertools
+import os
+import socket
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from filelock import LeaseCompromise, SoftFileLease, Timeout
+
+from .console import is_main, log0
+from .errors import InputError
+
+__all__ = ["LOCK", "claim_folder", "claim_new_folder", "new_folder", "output_folder"]
+
+LOCK = ".lock"  # file in a claimed folder, with the host and the process that claimed it
+LEASE = 60.0  # seconds; a process on another host is taken for dead if it has not renewed its lock for so long
+
+
+class _TakenError(InputError):
+    """Another process uses the folder, or has filled it."""
+
+
+@contextlib.contextmanager
+def output_folder(given: str | Path, name: str) -> Iterator[Path]:
+    """Claim a folder for the output of a command, as `claim_new_folder`.
+
+    Args:
+        given: path of the folder, or 'auto' for runs/NAME-DATE-TIME, which no other process gets.
+        name: name of the command.
+
+    Yields:
+        The path.
+
+    Raises:
+        InputError: as `claim_new_folder`.
+    """
+    with contextlib.ExitStack() as stack:
+        yield _claim_auto(name, stack) if given == "auto" else stack.enter_context(claim_new_folder(given))
+
+
+def _claim_auto(name: str, stack: contextlib.ExitStack) -> Path:
+    """Claim the folder of the present second; if it is taken, the same name with a number."""
+    path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(2):
+        try:
+            return stack.enter_context(claim_new_folder(path))
+        except _TakenError:
+            path = f"{path.rpartition('-')[0] if number > 2 else path}-{number}"
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def claim_new_folder(given: str | Path, parameter: str = "output") -> Iterator[Path]:
+    """Claim a new or empty folder, as `claim_folder`.
+
+    Args:
+        given: path of the folder; ~ is the home folder.
+        parameter: name of the user's parameter, for the error.
+
+    Yields:
+        The path.
+
+    Raises:
+        InputError: the folder is not empty, cannot be written, or is in use.
+    """
+    path = new_folder(given, parameter)
+    with claim_folder(path, parameter):
+        yield new_folder(path, parameter)  # checked again: another process may have filled it in between
+
+
+@contextlib.contextmanager
+def claim_folder(path: Path, parameter: str = "output") -> Iterator[None]:
+    """Claim a folder for this process, until the context ends or the process dies.
+
+    The folder is created if it does not exist, and removed at the end if it is empty. The claim of a process that was
+    killed is taken over: at once on the same host, and from another host after LEASE seconds without a renewal. In
+    distributed training only the main process claims the folder.
+
+    Args:
+        path: folder to claim.
+        parameter: name of the user's parameter, for the error.
+
+    Raises:
+        InputError: another process uses the folder, or it cannot be written.
+    """
+    if not is_main():
+        yield
+        return
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
+    lock = SoftFileLease(path / LOCK, lease_duration=LEASE, on_compromise=_give_up, thread_local=False)
+    try:
+        _acquire(lock, path, parameter)
+        try:
+            yield
+        finally:
+            lock.release()
+    finally:
+        with contextlib.suppress(OSError):  # a folder that is not empty stays
+            for folder in created:
+                folder.rmdir()
+
+
+def _acquire(lock: SoftFileLease, path: Path, parameter: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        return
+    except Timeout:
+        owner = lock.owner
+    except OSError as error:
+        raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
+    if owner and owner.hostname != socket.gethostname():
+        log0(
+            f"{path} is in use by process {owner.pid} on {owner.hostname}; "
+            f"waiting {LEASE:.0f} s to see whether that process is still alive"
+        )
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1.5 * LEASE)
+            return
+    holder = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+    raise _TakenError(f"`{parameter}={path}` is in use by {holder}: wait until it ends, or choose another folder")
+
+
+def _give_up(loss: LeaseCompromise) -> None:
+    """End this process if another one took its folder over, because two writers would mix their results."""
+    if loss.reason == "owner-changed":
+        log0(f"error: another process has taken over the folder of {loss.lock_file}; this one was suspended too long")
+        os._exit(1)
+
+
+def new_folder(name: str | Path, parameter: str = "output", leftovers: Collection[str] = ()) -> Path:
+    """Return the path of a new or empty folder after checking that it can be written, without creating it.
+
+    Args:
+        name: path of the folder; ~ is the home folder.
+        parameter: name of the user's parameter, for the error.
+        leftovers: names of files that do not count.
+
+    Raises:
+        InputError: the folder is not empty, or cannot be written.
+    """
+    path = Path(name).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"`{parameter}={path}` is a file: choose a new folder")
+    if path.is_dir() and any(entry.name not in (LOCK, *leftovers) for entry in path.iterdir()):
+        raise _TakenError(f"`{parameter}={path}` is not empty: choose a new folder, or empty this one yourself")
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        # Try it: permission bits say nothing about root, read-only mounts and quotas.
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
+    return path
