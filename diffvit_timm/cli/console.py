@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from ..console import is_main, log0
 from ..errors import InputError
@@ -38,10 +39,43 @@ def run(
         description: text above the options in the help.
         prog: name of the command.
     """
-    with one_line_errors(option_fields(options_type), positional_names(options_type)):
+    with (
+        contextlib.redirect_stderr(_LastingStream(sys.stderr)),
+        one_line_errors(option_fields(options_type), positional_names(options_type)),
+    ):
         result = main(parse_options(options_type, argv, description, prog))
-    if result is not None and is_main():
-        print(json.dumps(rounded(result)), flush=True)
+        if result is not None and is_main():
+            print(json.dumps(rounded(result)), flush=True)
+
+
+class _LastingStream(io.TextIOBase):
+    """Writes to another stream as long as that works: a log that nobody can read must not end a training.
+
+    The terminal may have been closed, the pipe's reader may have gone, or the disk of the log file may be full.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # a disk may have space again
+                _discard(self.stream)
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
 
 
 @contextlib.contextmanager
@@ -62,12 +96,17 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
         log0("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of stdout has gone, as in `diffvit train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more as it ends
+        _discard(sys.stdout)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _stop(f"{error}: free some space and start again")
+
+
+def _discard(stream: TextIO) -> None:
+    """Let everything that is written to a stream from now on vanish; Python flushes it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop(cause: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The signals with which clusters announce the end of a job."""
+"""The signals with which clusters and terminals announce the end of a job."""
 
 import contextlib
 import signal
@@ -9,9 +9,11 @@ from accelerate import Accelerator
 
 __all__ = ["StopSignal"]
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
 
 class StopSignal:
-    """Records SIGTERM and SIGUSR1, so that a training can stop where its state is complete.
+    """Records the SIGNALS, so that a training can stop where its state is complete.
 
     Attributes:
         number: number of the signal that came; 0: none.
@@ -22,8 +24,11 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Record signals until this context ends; then restore the previous handlers."""
-        numbers = (signal.SIGTERM, signal.SIGUSR1)
+        """Record signals until this context ends; then restore the previous handlers.
+
+        Signals that are ignored stay ignored: `nohup` protects a training from SIGHUP in this way.
+        """
+        numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, self._record) for number in numbers}
         try:
             yield

@@ -125,7 +125,7 @@ class Trainer:
 
         Raises:
             InputError: the loss became NaN or infinite, an image did not decode, or a checkpoint of another run.
-            SystemExit: after SIGTERM or SIGUSR1 and a checkpoint, with 128 plus the number of the signal.
+            SystemExit: after SIGTERM, SIGUSR1 or SIGHUP and a checkpoint, with 128 plus the number of the signal.
         """
         rows = self._restore(checkpoint) if checkpoint else 0
         if self.accelerator.is_main_process:

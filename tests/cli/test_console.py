@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import subprocess
@@ -92,6 +93,38 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(capsys):
     assert capsys.readouterr().err == (
         "error: [Errno 28] No space left on device: 'runs/training.png': free some space and start again\n"
     )
+
+
+@pytest.fixture
+def stderr_without_reader(monkeypatch):
+    """stderr as a pipe whose reader has gone, as after `2>&1 | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield stream
+
+
+def test_a_command_goes_on_when_nobody_reads_its_log(stderr_without_reader, capfd):
+    def main():
+        for number in range(3):
+            console.log0(f"line {number}")
+        print("a warning of a library", file=sys.stderr, flush=True)
+        return {"accuracy": 0.5}
+
+    run(main)
+    assert json.loads(capfd.readouterr().out) == {"accuracy": 0.5}
+    stderr_without_reader.flush()  # as Python does at its end
+
+
+def test_a_command_goes_on_when_the_disk_of_its_log_is_full(capsys, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    run(lambda: console.log0("line") or {"accuracy": 0.5})
+    assert json.loads(capsys.readouterr().out) == {"accuracy": 0.5}
 
 
 def test_ctrl_c_is_one_line_too(capsys):

@@ -17,6 +17,7 @@ from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, open_run
+from diffvit_timm.training.signals import StopSignal
 from diffvit_timm.training.trainer import Trainer
 
 # Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
@@ -136,8 +137,18 @@ def test_a_stream_without_a_batch_for_every_process_is_refused(stream_folder, ti
         Trainer(config, accelerator, tiny_model(), load_splits(str(stream_folder), stream=20), tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("updates", [2, 4])  # in an epoch, and between its last update and its evaluation
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal().listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != before
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# In an epoch, and between its last update and its evaluation.
+@pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 4), (signal.SIGHUP, 2)])
 def test_a_signal_writes_a_checkpoint_and_ends_the_run(number, updates, start, whole):
     run = start("stopped", checkpoint_every=0.0)
     run.learner.optimizer.optimizer.register_step_post_hook(
