@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 SECONDS_BETWEEN_LINES = 10.0  # between two progress lines in a log file
 
@@ -62,6 +62,11 @@ def log0(line: str) -> None:
     """Print a line on stderr in the main process only. The last line on stdout is kept for the result."""
     if is_main():
         print(line, file=sys.stderr, flush=True)
+
+
+def discard(stream: TextIO) -> None:
+    """Let everything that is written to a stream from now on vanish; Python flushes it once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def counted(number: int, noun: str) -> str:

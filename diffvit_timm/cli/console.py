@@ -4,14 +4,13 @@ import contextlib
 import errno
 import io
 import json
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from ..console import is_main, log0
+from ..console import discard, is_main, log0
 from ..errors import InputError
 from .flags import command_line_text, option_fields, positional_names
 from .parser import parse_options
@@ -69,7 +68,7 @@ class _LastingStream(io.TextIOBase):
             action()
         except OSError as error:
             if error.errno != errno.ENOSPC:  # a disk may have space again
-                _discard(self.stream)
+                discard(self.stream)
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -96,17 +95,12 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
         log0("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # the reader of stdout has gone, as in `diffvit train --help | head`
-        _discard(sys.stdout)
+        discard(sys.stdout)
         sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _stop(f"{error}: free some space and start again")
-
-
-def _discard(stream: TextIO) -> None:
-    """Let everything that is written to a stream from now on vanish; Python flushes it once more as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop(cause: str) -> NoReturn:

@@ -6,6 +6,7 @@ import sys
 from typing import NoReturn
 
 from .. import __version__
+from ..console import discard
 
 __all__ = ["COMMANDS", "main"]
 
@@ -39,10 +40,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command of the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help())
+        _print(_help())
         return
     if argv[0] == "--version":
-        print(f"diffvit_timm {__version__}")
+        _print(f"diffvit_timm {__version__}")
         return
     name = next((command for command in COMMANDS if argv[: len(command.split())] == command.split()), None)
     if name is None:
@@ -57,6 +58,14 @@ def main(argv: list[str] | None = None) -> None:
         if package not in EXTRA_PACKAGES:
             raise
         _stop(f"diffvit {name} needs {package}: pip install 'diffvit_timm[train]'")
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has gone, as in `diffvit --help | head`
+        discard(sys.stdout)
+        sys.exit(1)
 
 
 def _help() -> str:

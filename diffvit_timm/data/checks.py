@@ -55,7 +55,7 @@ def _cache_file(splits: Splits) -> Path | None:
         folder = cached_assets_path("diffvit_timm", "checked_images", f"pillow-{PIL.__version__}")
     except (OSError, ValueError):
         return None
-    return folder / "-".join(fingerprint[:16] for fingerprint in splits.fingerprints.values())
+    return folder / "-".join(splits.fingerprints.values())
 
 
 def _decode_all(split: "datasets.Dataset", role: str, workers: int) -> None:

@@ -18,6 +18,7 @@ __all__ = ["fingerprint", "shared_images"]
 
 SAMPLE = 1000  # images of a stored split whose bytes are a part of its fingerprint
 STREAM_SAMPLE = 100  # the same for a stream
+DIGITS = 16  # of a fingerprint
 ROWS = 1000  # per batch that is read to learn the sizes of the images
 
 
@@ -32,7 +33,7 @@ def fingerprint(split: "Dataset | Stream") -> str:
         split: a split of `Splits`.
 
     Returns:
-        64 hexadecimal digits.
+        16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     if isinstance(split, Stream):
@@ -40,12 +41,12 @@ def fingerprint(split: "Dataset | Stream") -> str:
         for row in itertools.islice(split.rows, STREAM_SAMPLE):
             digest.update(_content(row["image"]))
             digest.update(str(row["label"]).encode())
-        return digest.hexdigest()
+        return digest.hexdigest()[:DIGITS]
     digest.update(np.asarray(split["label"], np.int64).tobytes())
     digest.update(_image_sizes(split).tobytes())
     for content in _contents(split, np.linspace(0, len(split) - 1, min(len(split), SAMPLE)).astype(int)):
         digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+    return digest.hexdigest()[:DIGITS]
 
 
 def shared_images(splits: dict[str, "Dataset"]) -> dict[tuple[str, str], int]:

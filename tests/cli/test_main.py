@@ -176,10 +176,11 @@ def test_an_option_that_is_refused_by_its_own_dataclass_names_its_parameter():
     assert caught.value.parameter == "test_share"
 
 
-def test_a_reader_that_leaves_ends_the_command_without_a_traceback():
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback(words):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "diffvit_timm", "train", "--help"]
+    command = [sys.executable, "-m", "diffvit_timm", *words]
     process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (process.returncode, process.stderr) == (1, "")
