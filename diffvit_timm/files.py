@@ -196,7 +196,7 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], way_out: str) -> dict
         if not isinstance(content, dict):
             raise ValueError(f"it contains a {type(content).__name__}, not names with values")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged ({error}): {way_out}") from error
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): {way_out}") from error
     return content
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
 from .folders import load_image_folder
+from .parquet import check_class_names, has_parquet_files, load_parquet_folder
 from .splits import Splits, hold_out
 from .stream import Stream
 
@@ -106,7 +106,7 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         raise InputError(
             f"`{parameter}={name}` is not a folder: check the path, or give the name of a dataset on the Hub"
         )
-    has_parquet = folder.is_dir() and any(folder.rglob("*.parquet"))
+    has_parquet = folder.is_dir() and has_parquet_files(folder)
     if folder.is_dir() and not has_parquet and (stored := load_image_folder(folder, parameter)):
         if not streaming:
             return stored
@@ -114,7 +114,11 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         shards = {split: data.to_iterable_dataset(min(SHARDS, len(data))) for split, data in stored.items()}
         return IterableDatasetDict(shards)
     try:
+        if has_parquet:
+            return load_parquet_folder(folder, parameter, streaming)
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, streaming=streaming)
+    except InputError:
+        raise
     except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
         if folder.is_dir():
             raise InputError(
@@ -180,26 +184,14 @@ def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
 
 
 def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) -> None:
-    """Check that all files of all splits number the same classes in the same order.
-
-    `datasets` gives all splits of a parquet folder the class names of its first file, so each file is read here.
-    """
+    """Check that all splits, and all files of a parquet folder, number the same classes in the same order."""
     expected = named["train"].features["label"].names
     for split, data in named.items():
         if data.features["label"].names != expected:
             raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
     folder = Path(name).expanduser()
     if folder.is_dir() and named["train"].info.builder_name == "parquet":
-        files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
-        for split in named:
-            for path in (path for path in files.get(split, ()) if path.endswith(".parquet")):
-                labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
-                # A file without class names, of numbers only, takes those of the others.
-                if isinstance(labels, ClassLabel) and labels.names != expected:
-                    raise InputError(
-                        f"`dataset={name}`: the class names of {split} differ from those of train in the file "
-                        f"{Path(path).name}: write all files with the same class names in the same order"
-                    )
+        check_class_names(folder, label_column, expected)
 
 
 def _check_rows(name: str, split: str, data: Dataset, group_column: str | None) -> None:

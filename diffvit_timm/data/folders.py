@@ -9,7 +9,7 @@ Nothing is guessed from words within a name: a class may be called train, and a 
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
     Raises:
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(_files(folder))
     images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
     images = [image for image in images if _is_image(image)]
     if not images:
@@ -72,6 +72,18 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
             raise InputError(f"{given}: {split} has the class {unknown[0]}, which train does not have")
     _report_left_out(folder, files, list(itertools.chain(*rows.values())))
     return DatasetDict({split: _dataset(split, part, labels[split], names) for split, part in rows.items()})
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder. Links to folders are followed, unless they lead back to a folder above them."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry, (*above, real))
+        elif entry.is_file() or entry.is_symlink():  # a link to a missing file is reported when it is read
+            yield entry
 
 
 def _is_image(file: ImageFile) -> bool:

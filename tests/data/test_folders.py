@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from diffvit_timm.data.checks import check_images
 from diffvit_timm.data.datasets import load_images, load_splits
 from diffvit_timm.data.folders import load_image_folder
 from diffvit_timm.errors import InputError
@@ -142,3 +143,28 @@ def test_images_without_labels_are_read_from_any_layout(tmp_path):
     assert len(load_images(str(fill(tmp_path / "flat", "1.png", "2.jpg")))) == 2
     assert len(load_images(str(fill(tmp_path / "classes", *many("", 2, "cat", "dog"))))) == 4
     assert len(load_images(str(fill(tmp_path / "splits", *many("train", 3, "cat"), *many("test", 2, "cat"))))) == 3
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    storage = fill(tmp_path / "storage", *many("train", 3, "cat", "dog"), *many("test", 2, "cat", "dog"))
+    (tmp_path / "root" / "test").mkdir(parents=True)
+    (tmp_path / "root" / "train").symlink_to(storage / "train")
+    for name in ("cat", "dog"):
+        (tmp_path / "root" / "test" / name).symlink_to(storage / "test" / name)
+    assert layout(tmp_path / "root") == {
+        "train": expected("train", 3, "cat", "dog"),
+        "test": expected("test", 2, "cat", "dog"),
+    }
+
+
+def test_a_link_back_to_a_folder_above_is_not_followed(tmp_path):
+    fill(tmp_path, *many("train", 2, "cat", "dog"))
+    (tmp_path / "train" / "cat" / "all").symlink_to(tmp_path)
+    assert layout(tmp_path) == {"train": expected("train", 2, "cat", "dog")}
+
+
+def test_a_link_to_a_missing_image_is_refused_when_it_is_read(tmp_path):
+    fill(tmp_path, *many("train", 20, "cat", "dog"), *many("test", 2, "cat", "dog"))
+    (tmp_path / "test" / "dog" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match=r"gone\.png does not decode .*No such file"):
+        check_images(load_splits(str(tmp_path)))

@@ -8,31 +8,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from run_faults import DAMAGES, small_run
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
-
-DAMAGES = {
-    "missing": lambda path: path.unlink(),
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "garbage": lambda path: path.write_bytes(b"\xff\x00\x80garbage" * 99),
-    "other encoding": lambda path: path.write_bytes(path.read_text("latin-1").encode("utf-16")),
-}
 
 
 class Killed(Exception):
     pass
-
-
-def options(folder, **more):
-    shape = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
-    return TrainConfig.from_flat(
-        "dataset", "diffvit_tiny_patch16", pretrained=False, img_size=(16,), model_kwargs=shape, epochs=3,
-        batch_size=8, workers=0, augment="none", resume="auto", output=str(folder)
-    ).replace(**more)  # fmt: skip
 
 
 def kill_at(step, config, monkeypatch):
@@ -55,7 +39,7 @@ def first(image_folder, tmp_path_factory):
     """A run of three epochs of four updates that was killed in its third epoch, after two checkpoints."""
     folder = tmp_path_factory.mktemp("first") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(9, options(folder, dataset=str(image_folder), keep_checkpoints=2), patch)
+        kill_at(9, small_run(folder, image_folder), patch)
     return folder
 
 
@@ -100,12 +84,12 @@ def test_a_damaged_file_is_one_error_with_the_way_out_and_nothing_changes(killed
     DAMAGES[damage](killed / name)
     before = relative_files(killed)
     with pytest.raises(InputError, match=way_out):
-        train(options(killed, dataset=str(data), keep_checkpoints=2), "train")
+        train(small_run(killed, data), "train")
     assert relative_files(killed) == before
 
 
 def test_without_its_log_a_run_ends_with_the_same_weights(killed, data, tmp_path, capsys):
-    config = options(killed, dataset=str(data), keep_checkpoints=2)
+    config = small_run(killed, data)
     whole = shutil.copytree(killed, tmp_path / "whole")
     expected = train(config.replace(output=str(whole)), "train")
     (killed / "metrics.jsonl").unlink()
@@ -122,38 +106,38 @@ def test_a_damaged_checkpoint_names_the_older_one_from_which_the_run_continues(k
     weights[-1] ^= 1
     (newest / "model.safetensors").write_bytes(weights)
     with pytest.raises(InputError, match=f"model.safetensors is damaged: .*; continue from {oldest.name}$"):
-        train(options(killed, dataset=str(data), keep_checkpoints=2), "train")
-    result = train(options("auto", dataset=str(data), keep_checkpoints=2, resume=str(oldest)), "train")
+        train(small_run(killed, data), "train")
+    result = train(small_run("auto", data, resume=str(oldest)), "train")
     assert result["updates"] == 12
 
 
 def test_a_run_without_its_best_weights_does_not_go_on(killed, data):
     shutil.rmtree(killed / "best")
     with pytest.raises(InputError, match=f"^{killed}/best has the best weights so far and cannot be used"):
-        train(options(killed, dataset=str(data)), "train")
+        train(small_run(killed, data), "train")
 
 
 def test_a_dataset_that_moved_is_recognised_and_another_one_refused(killed, data, tmp_path, monkeypatch):
     moved = shutil.move(data, tmp_path / "job-2")
-    kill_at(10, options(killed, dataset=str(moved), keep_checkpoints=2), monkeypatch)
+    kill_at(10, small_run(killed, moved), monkeypatch)
     assert yaml.safe_load((killed / "config.yaml").read_text())["dataset"] == str(moved)
     Image.new("RGB", (20, 20)).save(moved / "train" / "cat" / "cat-00.png")
     with pytest.raises(InputError, match=r"is a checkpoint of another run: training images: \w{16} there, \w{16} here"):
-        train(options(killed, dataset=str(moved)), "train")
+        train(small_run(killed, moved), "train")
 
 
 def test_a_broken_test_image_stops_a_run_before_it_starts_and_taking_it_out_lets_it_go_on(killed, data, capsys):
     (data / "test" / "owl" / "owl-01.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"owl-01\.png does not decode"):
-        train(options(killed, dataset=str(data)), "train")
+        train(small_run(killed, data), "train")
     (data / "test" / "owl" / "owl-01.png").unlink()
-    result = train(options(killed, dataset=str(data)), "train")
+    result = train(small_run(killed, data), "train")
     assert (result["updates"], result["test_images"]) == (12, 17)
     assert "the test images have changed since the checkpoint" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_recognised_by_its_images(data, tmp_path, capsys):
-    config = options(tmp_path / "run", dataset=str(data), epochs=1)
+    config = small_run(tmp_path / "run", data, epochs=1)
     result = train(config, "train")
     moved = shutil.move(data, tmp_path / "job-2")
     again = train(config.replace(dataset=str(moved)), "train")
@@ -167,7 +151,7 @@ def test_a_finished_run_is_recognised_by_its_images(data, tmp_path, capsys):
 def test_a_run_that_was_killed_before_its_first_rename_starts_again(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml.new").write_text("dataset: ha")
-    train(options(tmp_path / "run", dataset=str(data), epochs=1), "train")
+    train(small_run(tmp_path / "run", data, epochs=1), "train")
     assert not (tmp_path / "run" / "config.yaml.new").exists()
 
 
@@ -177,20 +161,20 @@ def test_options_that_a_later_version_added_have_had_their_default_value(killed,
         del config[name]
     (killed / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(InputError, match="`val_every=0` there, 3 here"):
-        train(options(killed, dataset=str(data), val_every=3), "train")
-    assert train(options(killed, dataset=str(data)), "train")["updates"] == 12
+        train(small_run(killed, data, val_every=3), "train")
+    assert train(small_run(killed, data), "train")["updates"] == 12
 
 
 def test_an_option_of_a_later_version_is_refused_by_its_name(killed, data):
     with (killed / "config.yaml").open("a") as file:
         file.write("warp_speed: 9\n")
     with pytest.raises(InputError, match="`warp_speed=9` there, None here"):
-        train(options(killed, dataset=str(data)), "train")
+        train(small_run(killed, data), "train")
 
 
 def test_another_number_of_threads_is_said(killed, data, capsys, monkeypatch):
     state = torch.load(max((killed / "checkpoints").iterdir()) / "state.pt", weights_only=True)
     assert state["threads"] == torch.get_num_threads()
     monkeypatch.setattr("diffvit_timm.training.trainer.torch.get_num_threads", lambda: 17)
-    train(options(killed, dataset=str(data)), "train")
+    train(small_run(killed, data), "train")
     assert f"the run had {state['threads']} CPU threads and has 17 now" in capsys.readouterr().err

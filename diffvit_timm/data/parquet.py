@@ -1,0 +1,114 @@
+"""Folders of parquet files: a file's split is the one that its folder or its name says, and no file is in two.
+
+FOLDER/train-00000-of-00001.parquet, FOLDER/test-00000-of-00001.parquet     # as on the Hub, also in subfolders
+FOLDER/train/0.parquet, FOLDER/testing/0.parquet                            # folders of splits, in any case
+FOLDER/README.md                                                            # with `configs`, which then decide
+"""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+
+from ..console import counted, log0
+from ..errors import InputError
+from .folders import SPLITS
+
+__all__ = ["check_class_names", "has_parquet_files", "load_parquet_folder"]
+
+
+def has_parquet_files(folder: Path) -> bool:
+    """Return whether there is a parquet file anywhere below a folder."""
+    return bool(_parquet_files(folder))
+
+
+def load_parquet_folder(folder: Path, parameter: str = "dataset", streaming: bool = False) -> Any:
+    """Load a folder of parquet files.
+
+    Args:
+        folder: folder of the dataset.
+        parameter: what the caller calls the parameter, for errors.
+        streaming: return IterableDatasets.
+
+    Returns:
+        The splits. Without any split in the names of folders and files there is only `train`.
+
+    Raises:
+        InputError: a file whose name says two splits.
+    """
+    if _has_card(folder):
+        return datasets.load_dataset(str(folder), streaming=streaming)
+    files = _split_files(folder, parameter)
+    if unused := set(_parquet_files(folder)).difference(*files.values()):
+        log0(f"{folder}: not used: {counted(len(unused), 'file')} whose name says no split ({min(unused).name}, ...)")
+    patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
+    return datasets.load_dataset("parquet", data_files=patterns, streaming=streaming)
+
+
+def check_class_names(folder: Path, label_column: str, expected: Sequence[str]) -> None:
+    """Check that all files of all splits number the same classes in the same order.
+
+    `datasets` gives all splits the class names of the first file, so each file is read here.
+
+    Args:
+        folder: a folder that `load_parquet_folder` has loaded.
+        label_column: column of the class labels.
+        expected: the class names of the training split.
+
+    Raises:
+        InputError: a file with other class names.
+    """
+    for split, paths in _split_files(folder).items():
+        for path in paths:
+            labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
+            # A file without class names, of numbers only, takes those of the others.
+            if isinstance(labels, ClassLabel) and labels.names != expected:
+                raise InputError(
+                    f"`dataset={folder}`: the class names of {split} differ from those of train in the file "
+                    f"{path.name}: write all files with the same class names in the same order"
+                )
+
+
+def _split_files(folder: Path, parameter: str = "dataset") -> dict[str, list[Path]]:
+    """Return the parquet files of each split."""
+    if _has_card(folder):
+        listed = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+        return {str(split): [Path(path) for path in paths] for split, paths in listed.items()}
+    found: dict[str | None, list[Path]] = {}
+    for path in _parquet_files(folder):
+        found.setdefault(_split_of(path.relative_to(folder), f"`{parameter}={folder}`"), []).append(path)
+    without = found.pop(None, [])
+    if not found:
+        return {"train": without}
+    return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+
+
+def _split_of(path: Path, given: str) -> str | None:
+    """Return the split of a file: that of the first folder that has the name of a split, or the one in its own name."""
+    for part in path.parts[:-1]:
+        if part.lower() in SPLITS:
+            return SPLITS[part.lower()]
+    words = re.split(r"[^a-z]+", path.stem.lower())
+    splits = sorted({SPLITS[word] for word in words if word in SPLITS})
+    if len(splits) > 1:
+        raise InputError(
+            f"{given}: the name of the file {path} says two splits, {' and '.join(splits)}: rename it, or put it into "
+            f"a folder {splits[0]}"
+        )
+    return splits[0] if splits else None
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    paths = sorted(folder.rglob("*.parquet"))
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _has_card(folder: Path) -> bool:
+    """Return whether README.md says which files are which split, as in a repository of the Hub."""
+    readme = folder / "README.md"
+    return readme.is_file() and bool(re.search(r"^(configs|dataset_info):", readme.read_text(errors="replace"), re.M))
