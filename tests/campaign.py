@@ -95,6 +95,7 @@ def run_section(name: str, trials: Iterable[Trial], folder: Path) -> Counter:
 
 def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Callable[[], Iterable[Trial]]]:
     """Return the sections of the campaign by their names."""
+    from layout_faults import layouts
     from run_faults import RunFaults
 
     def count(full: int) -> int:
@@ -108,6 +109,7 @@ def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Call
     return {
         "kills": lambda: RunFaults(root / "kills").random_kills(count(40), rng),
         "events": events,
+        "layouts": lambda: layouts(root / "layouts", count(500), rng),
         "runs": lambda: RunFaults(root / "runs").damages(),
     }
 
