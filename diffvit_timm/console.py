@@ -61,7 +61,15 @@ def track(items: Iterable[ItemT], label: str, total: int) -> Iterator[ItemT]:
 def log0(line: str) -> None:
     """Print a line on stderr in the main process only. The last line on stdout is kept for the result."""
     if is_main():
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text with every control character and invisible character as its escape, such as \\x1b or \\n.
+
+    A terminal obeys control characters, and the names of classes and files can contain them.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def discard(stream: TextIO) -> None:

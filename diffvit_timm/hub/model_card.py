@@ -4,77 +4,74 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
+from ..console import printable
 from ..models.generic import plain_name
+from .licences import DATA_LICENCES, licence_fields
+from .markdown import code_block, code_span, escaped
+from .redaction import Records, weights_folder
 
 __all__ = ["HAND_WRITTEN_MARK", "model_card"]
 
-HAND_WRITTEN_MARK = "\n<!-- Text below this line is kept when the run is pushed again. -->\n"
-
-# Licences of the recipes' datasets, where their authors name one.
-DATA_LICENCES = {
-    "timm/oxford-iiit-pet": "CC BY-SA 4.0",
-    "zalando-datasets/fashion_mnist": "MIT",
-    "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use)",
-}
+HAND_WRITTEN_MARK = "<!-- Text below this line is kept when the run is pushed again. -->"
 
 PAPER = "[Differential Transformer](https://arxiv.org/abs/2410.05258)"
 VERSION_2 = "[Differential Transformer V2](https://huggingface.co/blog/microsoft/diff-attn-v2)"
 
 
-def model_card(run: Path, repo: str, files: Sequence[str]) -> str:
+def model_card(run: Path, records: Records, repo: str, files: Sequence[str]) -> str:
     """Write the model card of a run folder, or of a folder with weights only, whose card is shorter.
+
+    Names of classes, datasets and models are escaped, so that they format nothing.
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
+        records: what `public_records` returns for the folder.
         repo: USER/NAME of the repository on the Hub.
         files: paths of the files in the repository.
 
     Returns:
         The text of README.md, with its YAML front matter.
     """
-    weights = run / "best" if (run / "best").is_dir() else run
-    model = json.loads((weights / "config.json").read_text())
-    result, environment = (_read(run / name) for name in ("result.json", "environment.json"))
-    config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
+    model = json.loads((weights_folder(run) / "config.json").read_text(encoding="utf-8"))
     sections = [
-        _front_matter(model, config, result, repo),
-        f"# {repo.split('/')[-1]}\n\n{_description(model, config, result)}",
+        _front_matter(model, records, repo),
+        f"# {repo.split('/')[-1]}\n\n{_description(model, records)}",
         _usage(model, repo),
-        _results(config, result),
-        _training(config, environment, result),
+        _results(records),
+        _training(records),
         _figures(files),
-        _limits(config, result),
+        _limits(records),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _base_model(config: dict) -> str | None:
     """Return the name on the Hub of the checkpoint that the training started from, None without one."""
     if not config.get("pretrained"):
         return None
-    name = config["model"]
+    name = next(
+        (text.removeprefix("base=") for text in config.get("model_kwargs", ()) if text.startswith("base=")),
+        config["model"],
+    )
     if name.startswith("hf-hub:"):
-        return name.removeprefix("hf-hub:")
-    if name.startswith("local-dir:"):
+        repo = name.removeprefix("hf-hub:")
+    else:
+        cfg = None if name.startswith("local-dir:") else get_pretrained_cfg(plain_name(name))
+        repo = (cfg.hf_hub_id if cfg else None) or ""
+    repo = repo.partition("@")[0]
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
         return None
-    cfg = get_pretrained_cfg(plain_name(name))
-    return cfg.hf_hub_id if cfg else None
-
-
-def _dataset(config: dict) -> str | None:
-    """Return the name of the dataset on the Hub, None for a folder."""
-    name = config.get("dataset", "")
-    folder = name.startswith((".", "~", "/")) or Path(name).is_dir()
-    return name if name.count("/") == 1 and not folder else None
+    return repo
 
 
 def _needs_package(model: dict) -> bool:
@@ -91,14 +88,14 @@ def _attention(model: dict, result: dict) -> str:
     return "diff_v2" if model["architecture"].startswith("diffvit2") else "diff"  # the defaults of the variants
 
 
-def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
-    results = []
+def _front_matter(model: dict, records: Records, repo: str) -> str:
+    results, result = [], records.result
     if result:
         low, high = result["test_interval_95"]
         shared: dict[str, Any] = dict(
             task_type="image-classification",
-            dataset_type=_dataset(config) or "folder",
-            dataset_name=Path(config["dataset"]).name,
+            dataset_type=records.hub_dataset or "folder",
+            dataset_name=printable(records.dataset) or "folder",
             dataset_split=result["test_split"],
         )
         interval = f"95 % interval {low:.4f} to {high:.4f}, {result['test_images']} images, seed {result['seed']}"
@@ -112,20 +109,28 @@ def _front_matter(model: dict, config: dict, result: dict, repo: str) -> str:
     if _attention(model, result) in ("diff", "diff_v2"):
         tags.append("differential-attention")
     data = ModelCardData(
-        license=model["pretrained_cfg"].get("license", "apache-2.0"),
+        **_licence(model, records.config),
         library_name="timm",
         pipeline_tag="image-classification",
         tags=tags,
-        base_model=_base_model(config),
-        datasets=[dataset] if (dataset := _dataset(config)) else None,
+        base_model=_base_model(records.config),
+        datasets=[records.hub_dataset] if records.hub_dataset else None,
         model_name=repo.split("/")[-1],
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _description(model: dict, config: dict, result: dict) -> str:
-    architecture = f"`{model['architecture']}`"
+def _licence(model: dict, config: dict) -> dict[str, Any]:
+    """Return the licence of the pretrained weights; that of timm's own cards for weights that began at random."""
+    if config and not config.get("pretrained"):
+        return licence_fields("apache-2.0")
+    return licence_fields(model["pretrained_cfg"].get("license"))
+
+
+def _description(model: dict, records: Records) -> str:
+    config, result = records.config, records.result
+    architecture = code_span(model["architecture"])
     if not _needs_package(model):
         architecture += ", which is part of timm"
     attention = {
@@ -142,8 +147,8 @@ def _description(model: dict, config: dict, result: dict) -> str:
     if base := _base_model(config):
         sentences.append(f"It is based on the pretrained weights of [{base}](https://huggingface.co/{base}).")
         if method := conversion.get("method"):
-            sentences.append(f"These were converted to differential attention with the method `{method}`.")
-    elif config and not config["pretrained"]:
+            sentences.append(f"These were converted to differential attention with the method {code_span(method)}.")
+    elif config and not config.get("pretrained"):
         sentences.append("It was trained from random weights.")
     sentences.append(_conversion_report(conversion))
     return " ".join(sentence for sentence in sentences if sentence)
@@ -166,13 +171,13 @@ def _conversion_report(conversion: dict) -> str:
 
 
 def _usage(model: dict, repo: str) -> str:
-    architecture = model["architecture"]
+    architecture = printable(model["architecture"])
     imports, explanation = "import timm\nfrom PIL import Image", ""
     if _needs_package(model):
         imports = f"import diffvit_timm  # registers {architecture} with timm\n{imports}"
         explanation = (
-            f"timm itself does not have the architecture `{architecture}`. Importing the package `diffvit_timm` "
-            "registers it, so this import must come before `timm.create_model`.\n\n"
+            f"timm itself does not have the architecture {code_span(architecture)}. Importing the package "
+            "`diffvit_timm` registers it, so this import must come before `timm.create_model`.\n\n"
         )
     mode = "L" if model["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
     names = '\nnames = model.pretrained_cfg["label_names"]' if model.get("label_names") else ""
@@ -184,28 +189,30 @@ def _usage(model: dict, repo: str) -> str:
 model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = Image.open("image.jpg").convert("{mode}")
-probabilities = model(transform(image)[None]).softmax(-1)  # (1, {model["num_classes"]}){names}
+probabilities = model(transform(image)[None]).softmax(-1)  # (1, {int(model["num_classes"])}){names}
 ```"""
 
 
-def _results(config: dict, result: dict) -> str:
-    if not result:
+def _results(records: Records) -> str:
+    if not (result := records.result):
         return ""
     low, high = result["test_interval_95"]
     rows = [
         ("top-1 accuracy", f"{result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"),
         ("mean accuracy per class", f"{result['test_mean_per_class']:.2%}"),
         ("loss", f"{result['test_loss']:.4f} nats"),
-        ("test images", f"{result['test_images']:,} (split: {result['test_split']}), evaluated once"),
+        ("test images", f"{result['test_images']:,} (split: {escaped(result['test_split'])}), evaluated once"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    text = f"## Results\n\n| | {Path(config['dataset']).name} |\n|---|---|\n{table}\n\n"
+    text = f"## Results\n\n| | {escaped(records.dataset)} |\n|---|---|\n{table}\n\n"
     text += (
         f"These are the results of one run with seed {result['seed']}. The interval reflects the number of test "
         "images. It does not include the variation between seeds."
     )
     if pairs := result.get("test_confusions"):
-        confusions = "; ".join(f"{label} classified as {predicted} ({n})" for label, predicted, n in pairs)
+        confusions = "; ".join(
+            f"{escaped(label)} classified as {escaped(predicted)} ({n})" for label, predicted, n in pairs
+        )
         text += f" The most frequent errors, with the number of images: {confusions}."
     if result.get("lambda"):
         text += (
@@ -216,26 +223,27 @@ def _results(config: dict, result: dict) -> str:
     return text
 
 
-def _training(config: dict, environment: dict, result: dict) -> str:
+def _training(records: Records) -> str:
+    config, environment, result = records.config, records.environment, records.result
     if not config or not environment:
         return ""
     hardware = ", ".join(environment["gpus"]) or f"{environment['threads']} CPU threads"
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     duration = f" and took {result['seconds'] / 60:.0f} minutes" if "seconds" in result else ""
-    options = "\n".join(f"{name}: {value}" for name, value in config.items() if name != "output")
+    shown = {name: value for name, value in config.items() if name != "output"}
+    options = yaml.safe_dump(shown, sort_keys=False, width=10**6)  # in ASCII: invisible characters as escapes
     return f"""## Training
 
 This command produced the run:
 
-    {environment["command"]}
+{code_block(printable(environment["command"]), "sh")}
 
-It ran on {hardware}{duration}, with {versions}. The folder `run/` contains the logs and the training curves.
+It ran on {escaped(hardware)}{duration}, with {escaped(versions)}. The folder `run/` contains the logs and the training
+curves. Paths are shortened to their last parts.
 
 <details><summary>All options</summary>
 
-```yaml
-{options}
-```
+{code_block(options, "yaml")}
 
 </details>"""
 
@@ -245,21 +253,22 @@ def _figures(files: Sequence[str]) -> str:
     text = "## Training curves\n\n![training curves](run/training.png)" if "run/training.png" in files else ""
     if pictures:
         text += (
-            f"\n\n## Attention\n\n![attention]({pictures[-1]})\n\nEach row shows a validation image and three heat "
-            "maps: the attention of the last layer (mean over the heads), the attention through all layers (rollout), "
-            "and the evidence for the class of the image (computed from gradients)."
+            f"\n\n## Attention\n\n![attention]({quote(pictures[-1])})\n\nEach row shows a validation image and three "
+            "heat maps: the attention of the last layer (mean over the heads), the attention through all layers "
+            "(rollout), and the evidence for the class of the image (computed from gradients)."
         )
     return text.strip()
 
 
-def _limits(config: dict, result: dict) -> str:
-    dataset = Path(config["dataset"]).name if config else "its training data"
-    licence = DATA_LICENCES.get(config.get("dataset", ""), "the one that its authors chose")
+def _limits(records: Records) -> str:
+    config, result = records.config, records.result
+    dataset = escaped(records.dataset) or "its training data"
+    licence = DATA_LICENCES.get(records.hub_dataset or "", "the one that its authors chose")
     sentences = [
         f"The model knows only the classes of {dataset}, and it assigns one of them to every image.",
         "It was tested on images that resemble its training images." if result else "",
         f"It was not tested for fairness or safety. The licence of the dataset is {licence}.",
     ]
-    if not config or config["pretrained"]:
+    if not config or config.get("pretrained"):
         sentences.append("The pretrained weights that it is based on have the licence of their authors.")
     return "## Limits\n\n" + " ".join(sentence for sentence in sentences if sentence)

@@ -1,39 +1,41 @@
 """Push runs to the Hugging Face Hub and pull them back. The repository is checked before the training starts."""
 
+import functools
+import hashlib
+import io
+import json
 import shutil
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
 
+from ..console import log0
 from ..errors import InputError
 from ..files import fill_folder
+from .connection import HubCalls, HubError
+from .licences import NO_PICTURES
 from .model_card import HAND_WRITTEN_MARK, model_card
+from .redaction import Records, public_records, weights_folder
 
 __all__ = ["check_repository", "pull_run", "push_run"]
 
 WEIGHTS = ("config.json", "model.safetensors")  # in the root of the repository, where timm looks for them
 LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")  # in the folder run/
-NO_PICTURES = ("1aurent/BACH",)  # datasets whose licence forbids sharing pictures made from their images
-ATTEMPTS, FIRST_WAIT = 4, 2.0  # of a push; seconds, doubled every time, on top of huggingface_hub's own retries
-TRANSIENT = (408, 409, 429, 500, 502, 503, 504)  # HTTP status codes after which a second attempt can succeed
+PICTURES = "run/attention"
+
+Content = Path | bytes  # of a file to push
 
 
 def check_repository(repo: str, private: bool = False, parameter: str = "push_to_hub") -> str:
     """Create a repository if it does not exist, and check that the token can write to it.
 
-    A training calls this first, so that a wrong token or name fails at once and not after hours.
+    A training calls this first, so that a wrong token or name fails at once and not after hours. It ends within the
+    time limit of `HubCalls`.
 
     Args:
         repo: NAME, or USER/NAME.
@@ -46,64 +48,74 @@ def check_repository(repo: str, private: bool = False, parameter: str = "push_to
     Raises:
         InputError: the name is invalid, there is no token, the token may not write, or the Hub cannot be reached.
     """
-    api = HfApi(library_name="diffvit_timm")
     try:
+        return _create(HubCalls("write to"), repo, private)
+    except HubError as error:
+        raise InputError(f"`{parameter}={repo}` cannot be used: {error}") from error
+
+
+def _create(calls: HubCalls, repo: str, private: bool) -> str:
+    api = _api()
+
+    def create() -> str:
         validate_repo_id(repo)
         api.whoami()
         return api.create_repo(repo, private=private, exist_ok=True).repo_id
-    except Exception as error:
-        raise InputError(f"`{parameter}={repo}` cannot be used: {_reason(error)}") from error
+
+    return calls.run(create)
 
 
-def _reason(error: Exception) -> str:
-    """Return the reason of an error of the Hub and the fix, in one line without backquotes."""
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    text = " ".join(str(error).replace("`", "'").split())
-    if isinstance(error, HFValidationError):
-        return f"it is not a valid repository name ({text}): pass USER/NAME"
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return "there is no token, or the Hub does not accept it: run 'hf auth login' or set HF_TOKEN"
-    if status == 403:
-        return "the token may not write to it: create a token that may, or choose another repository"
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: unset it"
-    if isinstance(error, RepositoryNotFoundError):
-        return "it does not exist, or the token may not read it: check the name, or run 'hf auth login'"
-    if isinstance(error, RevisionNotFoundError):
-        return "it does not have this revision: check `revision`"
-    detail = f"HTTP {status}" if status else f"{type(error).__name__}: {text[:200]}"
-    return f"the Hub cannot be reached or reports an error ({detail}): check the network and try again"
+def _api() -> HfApi:
+    return HfApi(library_name="diffvit_timm")
 
 
-def files_of_run(run: Path) -> dict[str, Path]:
-    """Return the files to push.
+def files_of_run(run: Path, records: Records) -> dict[str, Content]:
+    """Return the files to push; config.yaml, environment.json and result.json without paths.
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
+        records: what `public_records` returns for the folder.
 
     Returns:
-        Path in the repository -> path on the disk.
+        Path in the repository -> path on the disk, or the content itself.
 
     Raises:
-        InputError: the weights or their config.json are missing.
+        InputError: the weights or their config.json are missing or damaged.
     """
-    weights = run / "best" if (run / "best").is_dir() else run
+    weights = weights_folder(run)
     missing = [name for name in WEIGHTS if not (weights / name).is_file()]
     if missing:
         raise InputError(f"`run={run}` is not a finished run: {weights} has no {' and no '.join(missing)}")
-    files = {name: weights / name for name in WEIGHTS}
+    _require_whole_weights(run, weights / "model.safetensors")
+    files: dict[str, Content] = {name: weights / name for name in WEIGHTS}
     files |= {f"run/{name}": run / name for name in LOGS if (run / name).is_file()}
-    config = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").is_file() else {}
-    if config.get("dataset") in NO_PICTURES:
+    for name, content in (
+        ("config.yaml", yaml.safe_dump(records.config, sort_keys=False)),
+        ("environment.json", json.dumps(records.environment, indent=2) + "\n"),
+        ("result.json", json.dumps(records.result, indent=2) + "\n"),
+    ):
+        if f"run/{name}" in files:
+            files[f"run/{name}"] = content.encode()
+    if records.hub_dataset in NO_PICTURES:
         return files
-    return files | {f"run/attention/{path.name}": path for path in sorted((run / "attention").glob("*.png"))}
+    return files | {f"{PICTURES}/{path.name}": path for path in sorted((run / "attention").glob("*.png"))}
+
+
+def _require_whole_weights(run: Path, path: Path) -> None:
+    try:
+        with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
+            pass
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"`run={run}`: {path} is damaged ({error}): train or convert again") from error
 
 
 def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo") -> str:
     """Push a run to the Hub: its best weights, logs, pictures and model card, in one commit.
 
-    After a transient error of the network or the Hub, the commit is tried again. Files of an earlier run are deleted
-    from run/. Text that somebody added at the end of the model card, below its mark, is kept.
+    After a transient error of the network or the Hub, the call is tried again. The push ends within the time limit of
+    `HubCalls`, and the sizes and hashes that the Hub then has are compared with the files. Files of an earlier run are
+    deleted from run/. Text that somebody added at the end of the model card, below its mark, is kept. No path of this
+    machine is published: see `public_records`.
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
@@ -118,59 +130,123 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
         InputError: there are no weights to push, or the Hub refuses them. The error ends with the command that pushes
             the run again; the run folder stays as it is.
     """
-    files = files_of_run(run)
+    records = public_records(run)
+    files = files_of_run(run, records)
+    _card_of_run(run, records, repo, sorted(files))  # damaged records are found before anything is sent
+    calls = HubCalls("write to", sum(_size(content) for content in files.values()))
     retry = f"the run in {run} is complete, push it again with: diffvit push {run} {repo}"
     retry += " --private" if private else ""
     try:
-        name = check_repository(repo, private, parameter)
-    except InputError as error:
-        raise InputError(f"{error}; {retry}") from error
-    api = HfApi(library_name="diffvit_timm")
-    card = model_card(run, name, sorted(files))
-    for attempt in range(ATTEMPTS):
-        try:
-            # An earlier attempt or somebody else may have changed the repository, so it is read every time.
-            stale = [path for path in api.list_repo_files(name) if path.startswith("run/") and path not in files]
-            operations: list = [CommitOperationDelete(path) for path in stale]
-            operations += [CommitOperationAdd(path, source) for path, source in files.items()]
-            operations.append(CommitOperationAdd("README.md", (card + _hand_written(name)).encode()))
-            api.create_commit(name, operations, commit_message=f"Push {run.resolve().name}")
-        except Exception as error:
-            if attempt + 1 == ATTEMPTS or not _is_transient(error):
-                raise InputError(f"`{parameter}={repo}` cannot be pushed to: {_reason(error)}; {retry}") from error
-            time.sleep(FIRST_WAIT * 2**attempt)
-        else:
-            break
-    return f"{api.endpoint}/{name}"
-
-
-def _is_transient(error: BaseException | None) -> bool:
-    """Return whether a second attempt can succeed: after a broken connection, a busy server or a commit in between.
-
-    The causes of the error are checked, too.
-    """
-    if error is None:
-        return False
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        return error.response.status_code in TRANSIENT
-    # By name, so that no HTTP client is imported: httpx has a TransportError, Python and requests a ConnectionError.
-    is_broken = any(
-        name in kind.__name__ for kind in type(error).__mro__ for name in ("TransportError", "ConnectionError")
-    )
-    return is_broken or _is_transient(error.__cause__)
-
-
-def _hand_written(repo: str) -> str:
-    """Return the end of the repository's model card, from the mark on; the mark only if there is no card yet."""
+        name = _create(calls, repo, private)
+    except HubError as error:
+        raise InputError(f"`{parameter}={repo}` cannot be used: {error}; {retry}") from error
+    card = _card_of_run(run, records, name, sorted(files))
     try:
-        text = Path(hf_hub_download(repo, "README.md")).read_text()
-    except EntryNotFoundError:
-        text = ""
-    return HAND_WRITTEN_MARK + text.partition(HAND_WRITTEN_MARK)[2]
+        additions = calls.run(lambda: _upload(name, files))
+        commit, readme = calls.run(lambda: _commit(name, additions, card, f"Push {run.resolve().name}"))
+        stored = calls.run(lambda: _listing(name, commit))[1]
+    except HubError as error:
+        raise InputError(f"`{parameter}={repo}` cannot be pushed to: {error}; {retry}") from error
+    files["README.md"] = readme
+    if wrong := [path for path, content in files.items() if path not in stored or _differs(content, stored[path])]:
+        raise InputError(f"`{parameter}={repo}`: the Hub has stored other bytes of {', '.join(wrong)}; {retry}")
+    return f"{_api().endpoint}/{name}"
+
+
+def _card_of_run(run: Path, records: Records, repo: str, paths: list[str]) -> str:
+    try:
+        return model_card(run, records, repo, paths)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a value is missing or strange
+        reason = f"{type(error).__name__}: {' '.join(str(error).replace('`', chr(39)).split())}"
+        raise InputError(
+            f"`run={run}`: config.json, config.yaml, result.json or environment.json is incomplete or damaged "
+            f"({reason}): restore it, or push only the folder best/"
+        ) from error
+
+
+def _upload(repo: str, files: Mapping[str, Content]) -> list[CommitOperationAdd]:
+    """Upload the large files, which the next commit refers to.
+
+    One at a time: huggingface_hub uploads several in a pool of threads, for whose ends Python waits at exit.
+    """
+    additions = [CommitOperationAdd(path, content) for path, content in files.items()]
+    for addition in additions:
+        if isinstance(addition.path_or_fileobj, Path):
+            _api().preupload_lfs_files(repo, [addition], free_memory=False)
+    return additions
+
+
+def _commit(repo: str, additions: Sequence[CommitOperationAdd], card: str, message: str) -> tuple[str, bytes]:
+    """Commit the files and the model card, and delete what an earlier run left in run/.
+
+    Returns:
+        The commit, and the model card with the text that was added by hand.
+    """
+    # An earlier attempt or somebody else may have changed the repository, so it is read every time.
+    head, there = _listing(repo)
+    paths = {addition.path_in_repo for addition in additions}
+    stale = [path for path in there if path.startswith("run/") and path not in paths]
+    old = _fetch(repo, there["README.md"], head).read_bytes() if "README.md" in there else b""
+    mark = HAND_WRITTEN_MARK.encode()
+    if old and mark not in old:
+        log0(f"the README.md of {repo} is replaced; its text stays in the history of the repository (commit {head})")
+    readme = card.encode() + b"\n" + mark + (old.partition(mark)[2] or b"\n")
+    operations: list = [CommitOperationDelete(path) for path in stale]
+    operations += [*additions, CommitOperationAdd("README.md", readme)]
+    return _api().create_commit(repo, operations, commit_message=message).oid, readme
+
+
+def _listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
+    """Return the commit of a revision, and what the Hub says about each file, by its path."""
+    info = _api().model_info(repo, revision=revision, files_metadata=True)
+    return info.sha or "main", {file.rfilename: file for file in info.siblings or ()}
+
+
+def _fetch(repo: str, file: RepoSibling, commit: str) -> Path:
+    """Download a file into the cache, or find it there. A damaged file is downloaded once more.
+
+    Raises:
+        HubError: it is still damaged.
+    """
+    for force in (False, True):
+        path = Path(hf_hub_download(repo, file.rfilename, revision=commit, force_download=force))
+        if not _differs(path, file):
+            return path
+        if not force:
+            log0(f"{path} is not what the Hub lists (size or hash): it is downloaded again")
+    raise HubError(f"{file.rfilename} is damaged, also after a second download: delete {path.resolve()} and try again")
+
+
+def _size(content: Content) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _open(content: Content) -> io.BufferedIOBase:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+
+
+def _differs(content: Content, expected: RepoSibling) -> bool:
+    """Return whether a file has another size or hash than the Hub says. Where it says nothing, it does not differ."""
+    size = _size(content)
+    if expected.size is not None and size != expected.size:
+        return True
+    if expected.lfs is not None:
+        with _open(content) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() != expected.lfs.sha256
+    if expected.blob_id is None:
+        return False
+    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)  # git's hash of a file
+    with _open(content) as file:
+        digest.update(file.read())
+    return digest.hexdigest() != expected.blob_id
 
 
 def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     """Pull a run that was pushed, and restore its folder: weights in best/, logs and pictures beside it.
+
+    Only files that a push writes are read: config.json and model.safetensors in the root, and the logs and the pictures
+    of the attention in run/. The pull ends within the time limit of `HubCalls`. Sizes and hashes are compared with
+    those that the Hub lists.
 
     Args:
         repo: USER/NAME.
@@ -178,18 +254,32 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
         revision: branch, tag or commit; None for the newest.
 
     Raises:
-        InputError: the Hub refuses, or the repository does not contain a run.
+        InputError: the Hub refuses, the repository does not contain a run, or a file is damaged.
     """
+    calls = HubCalls("read")
     try:
-        snapshot = Path(snapshot_download(repo, revision=revision))
-    except Exception as error:
-        raise InputError(f"`repo={repo}` cannot be pulled: {_reason(error)}") from error
-    missing = [name for name in WEIGHTS if not (snapshot / name).is_file()]
-    if missing:
-        raise InputError(f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}")
+        commit, listed = calls.run(lambda: _listing(repo, revision))
+        places = {path: place for path in listed if (place := _place(path))}
+        missing = [name for name in WEIGHTS if name not in places]
+        if missing:
+            raise InputError(f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}")
+        calls.allow(sum(listed[path].size or 0 for path in places))
+        cached = {path: calls.run(functools.partial(_fetch, repo, listed[path], commit)) for path in places}
+    except HubError as error:
+        raise InputError(f"`repo={repo}` cannot be pulled: {error}") from error
     with fill_folder(folder, "the run", "pull again") as temporary:
-        (temporary / "best").mkdir()
-        for name in WEIGHTS:
-            shutil.copyfile(snapshot / name, temporary / "best" / name)
-        if (snapshot / "run").is_dir():
-            shutil.copytree(snapshot / "run", temporary, dirs_exist_ok=True)
+        for path, place in places.items():
+            (temporary / place).parent.mkdir(exist_ok=True)
+            shutil.copyfile(cached[path], temporary / place)
+
+
+def _place(path: str) -> str | None:
+    """Return where a file of a repository belongs in the run folder, None if a push does not write it."""
+    folder, _, name = path.rpartition("/")
+    if path in WEIGHTS:
+        return f"best/{path}"
+    if folder == "run" and name in LOGS:
+        return name
+    if folder == PICTURES and name.endswith(".png") and name.isprintable():
+        return f"attention/{name}"
+    return None

@@ -138,7 +138,9 @@ class RunFolder:
         restore_folder(path / "best")
         self.rows = _read_rows(path / "metrics.jsonl", rows)
         write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.write_json("environment.json", environment())
+        # For the model card: the folder need not exist any more when the run is pushed.
+        is_folder = Path(config.data.dataset).expanduser().is_dir()
+        self.write_json("environment.json", {**environment(), "dataset_is_folder": is_folder})
 
     def write_json(self, name: str, content: dict) -> None:
         """Write a JSON file atomically."""

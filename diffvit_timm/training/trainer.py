@@ -18,6 +18,7 @@ from ..data.loading import evaluation_images, image_batches, model_data_config, 
 from ..data.splits import Splits
 from ..errors import DivergedError, InputError
 from ..files import check_checksums, restore_folder
+from ..hub.redaction import public_text
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
 from ..inspection.statistics import LayerStatistics, layer_statistics
@@ -291,7 +292,8 @@ class Trainer:
             "images_per_second": round(state.step * self.batches.images_per_update / state.train_seconds, 1),
         }
         if self.run:
-            model, dataset = self.config.model.model, Path(self.config.data.dataset).name
+            # Without paths: the picture is pushed, too.
+            model, dataset = public_text(self.config.model.model), Path(self.config.data.dataset).name
             title = f"{model}, {result['attn']} attention, on {dataset}"
             plot_training(self.run.rows, self.run.path / "training.png", title)
             if self.pictures and self.config.run.push_to_hub:

@@ -1,24 +1,69 @@
-"""A fake Hub on loopback: the HTTP API that huggingface_hub calls, with repositories in memory and planned failures."""
+"""A fake Hub on loopback: the HTTP API that huggingface_hub calls, with repositories in memory and planned faults.
+
+    hub = Hub()
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    hub.faults = [Fault("POST", "/commit/", status=503), Fault("GET", "/resolve/", "trickle", times=None)]
+
+huggingface_hub reads HF_ENDPOINT=hub.url when it is imported. `hub.clear()` brings back an empty Hub without faults,
+and ends the handlers that are still silent.
+"""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_of_the_user"
 
 
+@dataclasses.dataclass
+class Fault:
+    """One way to misbehave.
+
+    Attributes:
+        method, path: the requests that it meets: HTTP method, pattern of the path.
+        how: what happens to the request or to its right answer:
+            'status': another status is answered, with a body and headers, and the request has no effect;
+            'cut': the connection is closed without an answer, and the request has no effect;
+            'silent': nothing is answered, and the request has no effect;
+            'lost': the request has its effect, but nothing is answered;
+            'silent_body': the headers are answered, and then nothing;
+            'trickle_headers': the answer comes one byte at a time, from its first line on;
+            'trickle': the headers come at once, the body one byte at a time;
+            'cut_body': the connection is closed after half of the body;
+            'short_body': half of the body comes as if it were the whole;
+            'corrupt_body': one byte of the body is changed.
+        status, body, headers: of the answer with 'status'. A body that is not bytes is sent as JSON.
+        times: number of requests that it meets; None for all.
+    """
+
+    method: str
+    path: str
+    how: Literal[
+        "status", "cut", "silent", "lost", "silent_body", "trickle_headers", "trickle", "cut_body", "short_body",
+        "corrupt_body"
+    ] = "status"  # fmt: skip
+    status: int = 503
+    body: object = dataclasses.field(default_factory=lambda: {"error": "planned by the test"})
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    times: int | None = 1
+
+
 class Hub(ThreadingHTTPServer):
-    """The repositories and the planned failures.
+    """The repositories and the planned faults.
 
     Attributes:
         repos: commits of each repository, (oid, {path: bytes}), the newest last.
         private: whether each repository was created as private.
-        failures: (method, pattern of the path, status); each fails one request. Status 0 cuts the connection.
+        faults: the first that fits a request is applied to it; one that is used up is removed.
+        pause: seconds between two bytes of a trickle.
         seen: (method, path) of every request.
     """
 
@@ -29,10 +74,19 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
         self.private: dict[str, bool] = {}
         self.objects: dict[str, bytes] = {}
-        self.failures: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
+        self.pause = 0.05
         self.seen: list[tuple[str, str]] = []
         self.lock = threading.Lock()
+        self.released = threading.Event()  # ends the handlers that wait
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def clear(self) -> None:
+        """Forget everything, and end the handlers that are still silent or trickle."""
+        self.released.set()
+        self.released = threading.Event()
+        for thing in (self.repos, self.private, self.objects, self.faults, self.seen):
+            thing.clear()
 
     def handle_error(self, request, client_address) -> None:
         """Print nothing about a connection that was cut on purpose."""
@@ -41,36 +95,84 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    fault: Fault | None = None  # of the present request
 
     def log_message(self, *args) -> None:
         pass
 
     def _answer(self, status: int, body: object = None, headers: dict | None = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        how = self.fault.how if self.fault else "status"
+        if how == "lost":
+            self._wait()
+            return
+        if how == "corrupt_body" and data:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        elif how == "short_body":
+            data = data[: len(data) // 2]
+        lines = [f"HTTP/1.1 {status} {self.responses.get(status, ['Planned'])[0]}"]
+        lines += [f"{name}: {value}" for name, value in {"Content-Length": len(data), **(headers or {})}.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        for part in self._parts(how, head, b"" if self.command == "HEAD" else data):
+            self.wfile.write(part)
+            self.wfile.flush()
+        self.close_connection |= how == "cut_body"
 
-    def _fails(self, path: str) -> bool:
+    def _parts(self, how: str, head: bytes, data: bytes) -> Iterator[bytes]:
+        """Yield an answer as it is sent."""
+        slow = head + data if how == "trickle_headers" else data if how == "trickle" else b""
+        if how != "trickle_headers":
+            yield head
+        if how == "silent_body":
+            self._wait()
+        elif how == "cut_body":
+            yield data[: len(data) // 2]
+        elif not slow:
+            yield data
+        released = self.server.released
+        for byte in slow:
+            if released.wait(self.server.pause):
+                self.close_connection = True
+                return
+            yield bytes([byte])
+
+    def _wait(self) -> None:
+        """Stay silent until the test is over."""
+        self.server.released.wait()
+        self.close_connection = True
+
+    def _plan(self, path: str) -> Fault | None:
+        """Return the fault that meets this request, None if it is answered rightly."""
+        faults = self.server.faults
         with self.server.lock:
-            found = next((f for f in self.server.failures if f[0] == self.command and re.search(f[1], path)), None)
-            if found:
-                self.server.failures.remove(found)
-        if found and found[2] == 0:
+            for fault in [f for f in faults if f.method == self.command and re.search(f.path, path)][:1]:
+                if fault.times is not None:
+                    fault.times -= 1
+                    if not fault.times:
+                        faults.remove(fault)
+                return fault
+        return None
+
+    def _has_no_effect(self, fault: Fault | None) -> bool:
+        """Apply a fault that prevents the effect of the request."""
+        if fault is None or fault.how not in ("status", "cut", "silent"):
+            return False
+        if fault.how == "cut":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
-        elif found:
-            self._answer(found[2], {"error": "planned by the test"})
-        return bool(found)
+        elif fault.how == "silent":
+            self._wait()
+        else:
+            self.fault = None
+            self._answer(fault.status, fault.body, fault.headers)
+        return True
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.seen.append((self.command, path))
-        if self._fails(path):
+        self.fault = self._plan(path)
+        if self._has_no_effect(self.fault):
             return
         if path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
@@ -100,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(409 if exists else 200, {"url": f"{self.server.url}/{name}", "name": name})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
             files = json.loads(body)["files"]
-            modes = {f["path"]: "lfs" if f["path"].endswith(("safetensors", "png")) else "regular" for f in files}
+            modes = {f["path"]: "lfs" if _is_large(f["path"]) else "regular" for f in files}
             answer = [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]
             self._answer(200, {"files": answer})
         elif path.endswith("/info/lfs/objects/batch"):
@@ -116,10 +218,6 @@ class Handler(BaseHTTPRequestHandler):
             self._info(match[1], match[2])
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
             self._info(match[1], "main")
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            found = self._at(match[1], match[2])
-            files = found[1] if found else {}
-            self._answer(200, [{"type": "file", "path": p, "size": len(d), "oid": _sha1(d)} for p, d in files.items()])
         else:
             self._answer(404, {"error": f"{self.command} {path} is not known here"})
 
@@ -154,7 +252,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo not in self.server.repos:
             self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif found := self._at(repo, revision):
-            siblings = [{"rfilename": path, "size": len(data)} for path, data in found[1].items()]
+            siblings = [
+                {"rfilename": path, "size": len(data), **_hashes(path, data)} for path, data in found[1].items()
+            ]
             self._answer(200, {"id": repo, "sha": found[0], "siblings": siblings, "private": False, "tags": []})
         else:
             self._answer(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
@@ -171,6 +271,18 @@ class Handler(BaseHTTPRequestHandler):
         else:
             data = found[1][name]
             self._answer(200, data, {"X-Repo-Commit": found[0], "ETag": f'"{_sha1(data)}"'})
+
+
+def _is_large(path: str) -> bool:
+    return path.endswith(("safetensors", "png"))
+
+
+def _hashes(path: str, data: bytes) -> dict:
+    """Return the hashes that the Hub lists: git's hash, and for a large file the hash of its content."""
+    if not _is_large(path):
+        return {"blobId": _sha1(b"blob %d\0" % len(data) + data)}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"blobId": _sha1(sha256.encode()), "lfs": {"sha256": sha256, "size": len(data), "pointerSize": 134}}
 
 
 def _sha1(data: bytes) -> str:

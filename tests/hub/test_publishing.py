@@ -1,114 +1,31 @@
 """Runs are pushed to a Hub on loopback and pulled back; no error of the Hub loses anything."""
 
+import copy
 import json
-import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Fault
 from huggingface_hub import ModelCard
-from PIL import Image
 
 from diffvit_timm.hub.model_card import model_card
+from diffvit_timm.hub.redaction import public_records
 from diffvit_timm.models.pretrained import save_pretrained
-
-# A process that uses the Hub on loopback: HF_ENDPOINT is read only once, at the first import.
-WORKER = """
-import json, os, sys
-answers, sys.stdout = sys.stdout, sys.stderr
-import timm, torch, diffvit_timm
-from pathlib import Path
-from diffvit_timm.hub import publishing as publish
-publish.FIRST_WAIT = 0.01
-for line in sys.stdin:
-    names = {**globals(), "result": None}
-    try:
-        exec(json.loads(line), names)
-        answer = {"result": names["result"]}
-    except BaseException as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), file=answers, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory):
-    hub, home = Hub(), tmp_path_factory.mktemp("home")
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
-        "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    yield hub, process
-    process.kill()
-    process.wait()
-    process.stdin.close(), process.stdout.close()
-    hub.shutdown()
-    hub.server_close()
-
-
-@pytest.fixture
-def hub(worker):
-    """The Hub, without repositories."""
-    server = worker[0]
-    for thing in (server.repos, server.private, server.objects, server.failures, server.seen):
-        thing.clear()
-    return server
-
-
-@pytest.fixture
-def ask(worker):
-    """Function: run code in the worker, and return its variable `result`, or its error as text."""
-
-    def run(code, **names):
-        given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
-        worker[1].stdin.write(json.dumps(given + code) + "\n")
-        worker[1].stdin.flush()
-        answer = json.loads(worker[1].stdout.readline())
-        return answer.get("error", answer.get("result"))
-
-    return run
-
 
 PUSH = "result = publish.push_run(Path(run), repo)"
 
 
-@pytest.fixture
-def run_folder(tmp_path, tiny_model):
-    """A run folder, as a finished training leaves it."""
-    run = tmp_path / "runs" / "pets"
-    save_pretrained(tiny_model(attn="diff_v2"), run / "best", ["cat", "dog", "owl"])
-    result = {
-        "test_accuracy": 0.9, "test_interval_95": [0.85, 0.94], "test_mean_per_class": 0.88, "test_loss": 0.31,
-        "test_images": 150, "test_split": "test",
-        "test_confusions": [["cat", "dog", 9], ["owl", "cat", 2]], "seed": 3, "attn": "diff_v2",
-        "conversion": {"method": "mirror", "images": 128, "agreement": 1.0, "kl": None}, "lambda": [0.4, 0.6],
-        "negative_mass": [0.1, 0.2], "seconds": 600.0,
-    }  # fmt: skip
-    config = {"dataset": "timm/oxford-iiit-pet", "model": "diffvit2_tiny_patch16.deit_in1k", "pretrained": True,
-              "lr": 0.1, "test_share": 0.0, "output": "/somewhere/private"}  # fmt: skip
-    environment = {"command": "finetune_pets.py --lr 0.1", "packages": {"torch": "2.15"}, "threads": 2, "gpus": []}
-    (run / "result.json").write_text(json.dumps(result))
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "environment.json").write_text(json.dumps(environment))
-    (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    Image.new("RGB", (4, 4)).save(run / "training.png")
-    (run / "attention").mkdir()
-    Image.new("RGB", (4, 4)).save(run / "attention" / "the-best-weights.png")
-    return run
-
-
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def published(folder):
+    """The contents of a run folder after a push and a pull."""
+    files = contents(folder)
+    return {**files, "config.yaml": files["config.yaml"].replace(b"/somewhere/private", b"private")}
 
 
 def test_a_run_is_pushed_completely_and_pulled_unchanged(hub, ask, run_folder, tmp_path):
@@ -119,7 +36,7 @@ def test_a_run_is_pushed_completely_and_pulled_unchanged(hub, ask, run_folder, t
     }
     assert set(files) == {"README.md", "config.json", "model.safetensors", "run/attention/the-best-weights.png"} | logs
     assert ask("publish.pull_run(repo, Path(out))", repo="me/pets", out=str(tmp_path / "back")) is None
-    assert contents(tmp_path / "back") == contents(run_folder)
+    assert contents(tmp_path / "back") == published(run_folder)
 
 
 def test_a_run_is_pulled_into_an_empty_folder_and_its_neighbours_stay(hub, ask, run_folder, tmp_path):
@@ -130,7 +47,7 @@ def test_a_run_is_pulled_into_an_empty_folder_and_its_neighbours_stay(hub, ask, 
     before = sorted(path.name for path in tmp_path.iterdir())
     code = "os.chdir(out); result = publish.pull_run(repo, Path('.')); os.chdir('/')"
     assert ask(code, repo="me/pets", out=str(tmp_path / "back")) is None
-    assert contents(tmp_path / "back") == contents(run_folder)
+    assert contents(tmp_path / "back") == published(run_folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "back.old" / "precious.txt").read_text() == "mine"
 
@@ -245,7 +162,7 @@ def test_the_card_of_a_plain_network_says_whether_timm_knows_its_architecture(
 ):
     config = {"architecture": architecture, "num_classes": 3, "model_args": {"attn": "plain"}}
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {"input_size": [1, 28, 28]}}))
-    card = model_card(tmp_path, "me/plain", [])
+    card = model_card(tmp_path, public_records(tmp_path), "me/plain", [])
     assert description in card
     assert ("import diffvit_timm" in card) == imports
     assert "differential-attention" not in card
@@ -293,9 +210,9 @@ def test_a_second_push_updates_the_results_and_keeps_text_that_was_added_by_hand
     ],
 )
 def test_a_run_is_pushed_in_spite_of_one_transient_error(hub, ask, run_folder, method, path, status):
-    hub.failures = [(method, path, status)]
+    hub.faults = [Fault(method, path, "status" if status else "cut", status)]
     assert ask(PUSH, run=str(run_folder), repo="me/pets") == f"{hub.url}/me/pets"
-    assert not hub.failures
+    assert not hub.faults
     files = hub.repos["me/pets"][-1][1]
     assert files["model.safetensors"] == (run_folder / "best" / "model.safetensors").read_bytes()
 
@@ -303,10 +220,10 @@ def test_a_run_is_pushed_in_spite_of_one_transient_error(hub, ask, run_folder, m
 @pytest.mark.parametrize(
     ("failures", "repo", "message"),
     [
-        ([("POST", "/commit/", 500)] * 9, "me/pets", "HTTP 500"),
-        ([("POST", "/commit/", 0)] * 9, "me/pets", "check the network"),
-        ([("POST", "/commit/", 413)], "me/pets", "HTTP 413"),
-        ([("GET", "/whoami", 401)], "me/pets", "run 'hf auth login' or set HF_TOKEN"),
+        ([Fault("POST", "/commit/", status=500, times=9)], "me/pets", "HTTP 500"),
+        ([Fault("POST", "/commit/", "cut", times=9)], "me/pets", "check the network"),
+        ([Fault("POST", "/commit/", status=413)], "me/pets", "HTTP 413"),
+        ([Fault("GET", "/whoami", status=401)], "me/pets", "run 'hf auth login' or set HF_TOKEN"),
         ([], "them/pets", "the token may not write to it"),
         ([], "a/b/c", "not a valid repository name"),
     ],
@@ -315,14 +232,14 @@ def test_a_failed_push_names_the_reason_and_the_command_to_try_again_and_loses_n
     hub, ask, run_folder, failures, repo, message
 ):
     before = contents(run_folder)
-    hub.failures = list(failures)
+    hub.faults = copy.deepcopy(failures)
     error = ask(PUSH, run=str(run_folder), repo=repo)
     assert error.startswith(f"InputError: `repo={repo}` cannot be ")
     assert message in error
     assert error.endswith(f"push it again with: diffvit push {run_folder} {repo}")
     assert "\n" not in error
     assert contents(run_folder) == before
-    hub.failures = []
+    hub.faults = []
     if message.startswith(("HTTP 5", "check")):
         assert ask(PUSH, run=str(run_folder), repo=repo).startswith(hub.url)
 
@@ -363,6 +280,8 @@ def test_a_training_pushes_its_result_with_a_picture_of_its_attention(hub, ask, 
     assert json.loads(files["run/result.json"])["test_accuracy"] == result["test_accuracy"]
     assert files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
     assert "run/attention/the-best-weights.png" in files
+    folders = (str(image_folder.parent), str(tmp_path))
+    assert not [path for path, data in files.items() for folder in folders if folder.encode() in data]
     text = files["README.md"].decode()
     assert "trained from random weights" in text
     assert "datasets:" not in text.split("---")[1]  # a folder is not a dataset on the Hub
@@ -370,7 +289,7 @@ def test_a_training_pushes_its_result_with_a_picture_of_its_attention(hub, ask, 
 
 
 def test_a_training_whose_push_fails_keeps_its_run(hub, ask, image_folder, tmp_path):
-    hub.failures = [("POST", "/commit/", 413)]
+    hub.faults = [Fault("POST", "/commit/", status=413)]
     error = ask(TRAIN, data=str(image_folder), out=str(tmp_path / "run"))
     assert error.startswith("InputError: `push_to_hub=me/animals` cannot be pushed to: ")
     assert "diffvit push" in error
@@ -404,6 +323,125 @@ def test_a_failed_pull_leaves_no_folder(hub, ask, tmp_path, repo, revision, mess
     assert error.startswith(f"InputError: `repo={repo}` ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_only_files_that_a_push_writes_are_pulled(hub, ask, run_folder, tmp_path):
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    _, files = hub.repos["me/pets"][-1]
+    strange = (
+        "run/best/model.safetensors", "run/best/config.json", "best/config.json", "run/setup.py", "run/config.yaml/x",
+        "run/attention/deep/a.png", "run/attention/../../../a.png", "run//metrics.jsonl", "/run/result.json",
+        "../config.json", "run/attention/a.png.sh", "run/attention/a\nb.png", "run/checkpoints/state.pt", "pickle.bin",
+    )  # fmt: skip
+    hub.repos["me/pets"].append(("2" * 40, {**files, **dict.fromkeys(strange, b"evil")}))
+    hub.seen.clear()
+    assert ask("publish.pull_run('me/pets', Path(out))", out=str(tmp_path / "out")) is None
+    assert contents(tmp_path / "out") == published(run_folder)
+    asked = {path.partition("/resolve/")[2][41:] for _, path in hub.seen if "/resolve/" in path}
+    assert asked == set(files) - {"README.md"}
+
+
+EMPTY_CACHE = "import shutil; shutil.rmtree(os.environ['HF_HUB_CACHE'], ignore_errors=True)\n"
+PULL = EMPTY_CACHE + "result = publish.pull_run('me/pets', Path(out))"
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json", "run/training.png"])
+@pytest.mark.parametrize("how", ["corrupt_body", "short_body", "cut_body"])
+def test_a_damaged_download_is_repeated_once_and_then_refused(hub, ask, run_folder, tmp_path, path, how):
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    hub.faults = [Fault("GET", f"/resolve/.*/{path}$", how)]
+    assert ask(PULL, out=str(tmp_path / "first")) is None
+    assert contents(tmp_path / "first") == published(run_folder)
+    if how == "corrupt_body":
+        hub.faults = [Fault("GET", f"/resolve/.*/{path}$", how, times=None)]
+        error = ask(PULL, out=str(tmp_path / "second"))
+        message = (
+            f"InputError: `repo=me/pets` cannot be pulled: {path} is damaged, also after a second download: delete /"
+        )
+        assert error.startswith(message)
+        assert error.endswith(" and try again")
+        assert Path(error.split(" delete ")[1].removesuffix(" and try again")).is_file()
+        assert not (tmp_path / "second").exists()
+
+
+def test_a_damaged_file_in_the_cache_is_noticed(hub, ask, run_folder, tmp_path):
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert ask(PULL, out=str(tmp_path / "first")) is None
+    damage = """
+for path in Path(os.environ["HF_HUB_CACHE"]).rglob("snapshots/*/model.safetensors"):
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+result = publish.pull_run("me/pets", Path(out))
+"""
+    assert ask(damage, out=str(tmp_path / "second")) is None
+    assert contents(tmp_path / "second") == published(run_folder)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 7}, {"lfs": {"sha256": "0" * 64, "size": 7, "pointerSize": 1}}])
+def test_a_push_is_compared_with_what_the_hub_has_stored(hub, ask, run_folder, wrong):
+    listing = {"id": "me/pets", "sha": "1" * 40, "siblings": [{"rfilename": "model.safetensors", **wrong}]}
+    hub.faults = [Fault("GET", "/revision/", status=200, body=listing)]
+    error = ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert error.startswith(
+        "InputError: `repo=me/pets`: the Hub has stored other bytes of config.json, model.safetensors, "
+    )
+    assert error.endswith(f"push it again with: diffvit push {run_folder} me/pets")
+
+
+def test_an_answer_that_is_lost_commits_once(hub, ask, run_folder):
+    hub.faults = [Fault("POST", "/commit/", "cut_body")]
+    assert ask(PUSH, run=str(run_folder), repo="me/pets") == f"{hub.url}/me/pets"
+    assert len({oid for oid, _ in hub.repos["me/pets"]}) == 2  # that of the empty repository, and the run
+
+
+@pytest.mark.parametrize("status", [423, 425, 520, 524])
+def test_a_push_survives_a_moment_of_trouble(hub, ask, run_folder, status):
+    hub.faults = [Fault(*request, status=status) for request in (("GET", "/whoami"), ("POST", "/commit/"))]
+    assert ask(PUSH, run=str(run_folder), repo="me/pets") == f"{hub.url}/me/pets"
+    assert not hub.faults
+
+
+def test_text_by_hand_is_kept_byte_by_byte_and_a_foreign_card_is_announced(hub, ask, run_folder):
+    hub.repos["me/pets"] = [("0" * 40, {"README.md": b"My own page."})]
+    printed = """
+import contextlib, io
+with contextlib.redirect_stderr(io.StringIO()) as err:
+    publish.push_run(Path(run), repo)
+result = err.getvalue()
+"""
+    line = ask(printed, run=str(run_folder), repo="me/pets")
+    commit = 40 * "0"
+    assert (
+        line
+        == f"the README.md of me/pets is replaced; its text stays in the history of the repository (commit {commit})\n"
+    )
+    _, files = hub.repos["me/pets"][-1]
+    text = files["README.md"].replace(b"\n", b"\r\n") + b"Gr\xf6\xdfe\r\n"
+    hub.repos["me/pets"].append(("1" * 40, {**files, "README.md": text}))
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert hub.repos["me/pets"][-1][1]["README.md"].endswith(b" -->\r\nGr\xf6\xdfe\r\n")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_weights_are_not_pushed(hub, ask, run_folder, content):
+    path = run_folder / "best" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    error = ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert error.startswith(f"InputError: `run={run_folder}`: {path} is damaged (")
+    assert not hub.seen
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("result.json", '{"seed": 1}'), ("environment.json", '{"cpus": 1}'), ("best/config.json", "[]")],
+)
+def test_a_run_with_incomplete_records_is_one_line(hub, ask, run_folder, name, content):
+    (run_folder / name).write_text(content)
+    error = ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert error.startswith(
+        f"InputError: `run={run_folder}`: config.json, config.yaml, result.json or environment.json is "
+    )
+    assert "\n" not in error
+    assert not hub.seen
 
 
 def test_a_folder_that_is_not_a_run_is_not_pushed(hub, ask, tmp_path):

@@ -17,8 +17,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, environment
 
 
-def config(output="auto", **kwargs):
-    return TrainConfig.from_flat("data", "tiny", output=str(output), **kwargs)
+def config(output="auto", dataset="data", **kwargs):
+    return TrainConfig.from_flat(dataset, "tiny", output=str(output), **kwargs)
 
 
 def test_config_yaml_is_a_preset_that_repeats_the_run(tmp_path):
@@ -32,7 +32,9 @@ def test_environment_json_says_what_ran_where(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/home/me/recipes/finetune_pets.py", "--output", "my run"])
     RunFolder(tmp_path / "run", config())
     written = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert written == environment()
+    assert written == {**environment(), "dataset_is_folder": False}
+    RunFolder(tmp_path / "run", config(dataset=str(tmp_path)))
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["dataset_is_folder"]
     assert written["command"] == "finetune_pets.py --output 'my run'"
     assert written["packages"]["timm"] == metadata.version("timm")
     assert written["packages"]["torch"] == torch.__version__.partition("+")[0] or torch.__version__

@@ -1,0 +1,139 @@
+"""What a push publishes of the records of a run: no path of the user's machine, only the last part of each."""
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..data.config import SHORT_NAMES
+from ..errors import InputError
+
+__all__ = ["Records", "public_records", "public_text", "weights_folder"]
+
+# Of environment.json. The rest stays on the machine.
+ENVIRONMENT = ("command", "python", "packages", "platform", "cpus", "threads", "gpus", "dataset_is_folder")
+HUB_MODEL = re.compile(r"hf-hub:[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+TOKEN = re.compile(r"hf_\w{8,}")  # a user's token for the Hub
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a run as they are published; empty where the folder has none.
+
+    Attributes:
+        config: options, of config.yaml.
+        environment: command, versions and hardware, of environment.json.
+        result: of result.json.
+        hub_dataset: USER/NAME of the dataset on the Hub, None if it is a folder.
+    """
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+    hub_dataset: str | None
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset for people: the last part of its name on the Hub or of its path."""
+        return str(self.config.get("dataset", "")).rpartition("/")[2]
+
+
+def weights_folder(run: Path) -> Path:
+    """Return the folder of config.json and model.safetensors: best/ of a run, or the folder itself."""
+    return run / "best" if (run / "best").is_dir() else run
+
+
+def public_records(run: Path) -> Records:
+    """Read the records of a run folder, and replace the paths in them by their last parts.
+
+    The dataset and the command keep names on the Hub. Whether the dataset was a folder is taken from environment.json,
+    because the folder need not exist any more.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    config = _read(run, "config.yaml", yaml.safe_load)
+    environment = _read(run, "environment.json", json.loads)
+    result = _read(run, "result.json", json.loads)
+    dataset = _hub_dataset(config.get("dataset"), environment.get("dataset_is_folder"))
+    kept = {name for name in (config.get("dataset") if dataset else None, dataset, config.get("push_to_hub")) if name}
+    config = {name: _public(value, kept) for name, value in config.items()}
+    if dataset:
+        config["dataset"] = dataset
+    environment = {name: environment[name] for name in ENVIRONMENT if name in environment}
+    if "command" in environment:
+        environment["command"] = _public_command(str(environment["command"]), kept)
+    if "model" in result:
+        result = {**result, "model": public_text(str(result["model"]))}
+    return Records(config, environment, result, dataset)
+
+
+def _read(run: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Read a file of a run folder, {} if there is none."""
+    if not (run / name).is_file():
+        return {}
+    try:
+        content = parse((run / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).replace("`", "'").split())
+        raise InputError(f"`run={run}`: {name} cannot be read ({reason}): restore it, or delete it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"`run={run}`: {name} is not a mapping of names to values: restore it, or delete it")
+    return content
+
+
+def _hub_dataset(name: Any, is_folder: bool | None) -> str | None:
+    """Return USER/NAME of a dataset on the Hub, None for a folder.
+
+    Args:
+        name: option `dataset`; a short name stands for its dataset on the Hub.
+        is_folder: whether it was a folder, as the run recorded it; None if it did not.
+    """
+    name = str(name or "")
+    if Path(name).expanduser().is_dir() if is_folder is None else is_folder:
+        return None
+    name = SHORT_NAMES.get(name, {}).get("dataset", name)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name if "/" in name else None
+
+
+def public_text(text: str, kept: Collection[str] = ()) -> str:
+    """Return the last part of a path; another text as it is, without a token for the Hub.
+
+    Args:
+        text: value of an option.
+        kept: names on the Hub, which are no paths.
+    """
+    if text in kept or HUB_MODEL.fullmatch(text):
+        return text
+    if text.startswith("~") or re.search(r"[/\\]", text):
+        text = re.split(r"[/\\@]", text.rstrip("/\\"))[-1].lstrip("~") or "folder"
+    return TOKEN.sub("hf_...", text)
+
+
+def _public(value: Any, kept: Collection[str]) -> Any:
+    if isinstance(value, str):
+        return "=".join(public_text(part, kept) for part in value.split("="))
+    if isinstance(value, (list, tuple)):
+        return [_public(item, kept) for item in value]
+    if isinstance(value, dict):
+        return {name: _public(item, kept) for name, item in value.items()}
+    return value
+
+
+def _public_command(command: str, kept: Collection[str]) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # unbalanced quotes
+        words = command.split()
+    return shlex.join(_public(word, kept) for word in words)
