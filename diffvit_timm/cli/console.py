@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from ..console import discard, is_main, log0
+from ..console import discard, is_main, log0, printable
 from ..errors import InputError
 from .flags import command_line_text, option_fields, positional_names
 from .parser import parse_options
@@ -104,7 +104,7 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
 
 
 def _stop(cause: str) -> NoReturn:
-    print("error: " + " ".join(cause.split()), file=sys.stderr, flush=True)
+    print("error: " + printable(" ".join(cause.split())), file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -99,7 +99,8 @@ class HubCalls:
                 if wait is None or attempt == ATTEMPTS:
                     raise HubError(_in_words(error, self.verb)) from error
                 if wait > self._seconds_left():
-                    raise HubError(f"{_in_words(error, self.verb)}; try again in {wait:.0f} s") from error
+                    late = f"the next attempt would be in {wait:.0f} s, after the time limit of {self.limit:.0f} s"
+                    raise HubError(f"{_in_words(error, self.verb)}; {late}") from error
                 log0(f"{_in_words(error, self.verb, fix=False)}; attempt {attempt + 1} of {ATTEMPTS} in {wait:.0f} s")
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")

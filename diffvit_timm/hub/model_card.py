@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
-from ..console import printable
+from ..console import counted, printable
 from ..models.generic import plain_name
 from .licences import DATA_LICENCES, licence_fields
 from .markdown import code_block, code_span, escaped
@@ -229,17 +229,17 @@ def _training(records: Records) -> str:
         return ""
     hardware = ", ".join(environment["gpus"]) or f"{environment['threads']} CPU threads"
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    duration = f" and took {result['seconds'] / 60:.0f} minutes" if "seconds" in result else ""
+    duration = f" and took {counted(round(result['seconds'] / 60), 'minute')}" if "seconds" in result else ""
     shown = {name: value for name, value in config.items() if name != "output"}
     options = yaml.safe_dump(shown, sort_keys=False, width=10**6)  # in ASCII: invisible characters as escapes
+    ran = f"It ran on {escaped(hardware)}{duration}, with {escaped(versions)}."
     return f"""## Training
 
 This command produced the run:
 
 {code_block(printable(environment["command"]), "sh")}
 
-It ran on {escaped(hardware)}{duration}, with {escaped(versions)}. The folder `run/` contains the logs and the training
-curves. Paths are shortened to their last parts.
+{ran} The folder `run/` contains the logs and the training curves. Paths are shortened to their last parts.
 
 <details><summary>All options</summary>
 

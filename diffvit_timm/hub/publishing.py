@@ -171,8 +171,7 @@ def _upload(repo: str, files: Mapping[str, Content]) -> list[CommitOperationAdd]
     """
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     for addition in additions:
-        if isinstance(addition.path_or_fileobj, Path):
-            _api().preupload_lfs_files(repo, [addition], free_memory=False)
+        _api().preupload_lfs_files(repo, [addition], free_memory=False)
     return additions
 
 

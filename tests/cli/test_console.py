@@ -143,6 +143,14 @@ def test_a_bug_keeps_its_traceback():
         run(failing(ValueError("not the user's")))
 
 
+def test_control_characters_in_names_do_not_reach_the_terminal(capsys):
+    console.log0("class \x1b[2Jcat\u202e\nclass Größe 猫")
+    assert capsys.readouterr().err == "class \\x1b[2Jcat\\u202e\nclass Größe 猫\n"
+    with pytest.raises(SystemExit):
+        run(failing(InputError("`dataset=a\x07b` is not a folder")))
+    assert "a\\x07b" in capsys.readouterr().err
+
+
 def test_other_processes_print_only_an_error_of_their_own(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     run(lambda: {"test_accuracy": 0.5})

@@ -148,6 +148,13 @@ def test_predictions_are_the_networks_with_its_own_class_names(source, photograp
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3
 
 
+def test_a_class_name_of_a_stranger_cannot_steer_the_terminal(tiny_model, photographs, tmp_path, capsys):
+    save_pretrained(tiny_model(), tmp_path / "net", ["cat\x1b]0;owned\x07", "dog\nowl", "good"])
+    main(["predict", photographs[0], "--model", str(tmp_path / "net")])
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("%  ")[1] for line in lines[1:]) == ["cat\\x1b]0;owned\\x07", "dog\\nowl", "good"]
+
+
 def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
     main(["export", source[1], str(tmp_path / "net.pt2"), "--form", "pt2"])
     said = capsys.readouterr().out

@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 import tyro
 
+from ...console import printable
 from ...errors import InputError, require_at_least, require_files
 from ...models.pretrained import class_names
 from ..images import load_for_inference, read_image
@@ -49,5 +50,5 @@ def main(options: Options) -> None:
         print(json.dumps(predictions))
         return
     for name, rows in predictions.items():
-        print(name)
-        print("\n".join(f"  {share:6.1%}  {label}" for label, share in rows))
+        print(printable(name))
+        print("\n".join(f"  {share:6.1%}  {printable(label)}" for label, share in rows))
