@@ -26,6 +26,7 @@ __all__ = ["HubCalls", "HubError"]
 SILENCE = 60.0  # seconds in which a connection must be made, and in which some byte of an answer must come
 LIMIT = 300.0  # seconds for a push, a pull or a check with all its attempts, on top of the time for its files
 SLOWEST = 50_000  # bytes per second at which files must be sent or received
+LONGEST = 86_400.0  # seconds for the files of one push or pull, whatever sizes the Hub lists
 ATTEMPTS = 4  # of a call, on top of huggingface_hub's own retries
 FIRST_WAIT = 2.0  # seconds before the next attempt, doubled every time; longer if the Hub asks for it
 
@@ -57,7 +58,7 @@ class HubError(Exception):
 
 
 class HubCalls:
-    """Calls to the Hub that share one time limit: LIMIT seconds, and one second more for every SLOWEST bytes.
+    """Calls to the Hub that share one time limit: LIMIT seconds, and one more for every SLOWEST bytes, at most LONGEST.
 
     No server can hold them longer, whether it is silent or sends one byte at a time: each call runs in a daemon thread,
     which is left behind when the time is up and does not keep the process alive.
@@ -75,7 +76,7 @@ class HubCalls:
 
     def allow(self, size: int) -> None:
         """Extend the time limit by the time for more bytes."""
-        self.limit += size / SLOWEST
+        self.limit += min(max(size, 0) / SLOWEST, LONGEST)
 
     def run(self, call: Callable[[], T]) -> T:
         """Run a call until it succeeds, fails for good, or the time is up. Each further attempt is announced by a line.

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -198,7 +199,13 @@ def _commit(repo: str, additions: Sequence[CommitOperationAdd], card: str, messa
 def _listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
     """Return the commit of a revision, and what the Hub says about each file, by its path."""
     info = _api().model_info(repo, revision=revision, files_metadata=True)
-    return info.sha or "main", {file.rfilename: file for file in info.siblings or ()}
+    files = info.siblings or []
+    # huggingface_hub does not check the types of an answer.
+    if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or not all(
+        isinstance(file.rfilename, str) and isinstance(file.size, int | None) for file in files
+    ):
+        raise TypeError("a list of files without names, sizes or its commit")
+    return str(info.sha), {file.rfilename: file for file in files}
 
 
 def _fetch(repo: str, file: RepoSibling, commit: str) -> Path:

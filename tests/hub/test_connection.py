@@ -229,6 +229,8 @@ def test_the_time_limit_grows_with_the_files():
     assert calls.limit == 300 + 200
     calls.allow(50_000)
     assert calls.limit == 501
+    calls.allow(10**30)
+    assert calls.limit == 501 + 86_400
 
 
 def test_the_timeout_of_the_client_is_set_for_the_call_only():
