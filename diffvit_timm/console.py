@@ -85,3 +85,15 @@ def counted(number: int, noun: str) -> str:
 def is_main() -> bool:
     """Return whether this is the main process: the only one, or rank 0 of those that a launcher started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def printable(text: str) -> str:
+    """Return a text of a stranger without control characters, which can rewrite a terminal or reverse what is read."""
+    joiners = "\u200c\u200d"  # several scripts need them, and they only join letters
+    return "".join(letter for letter in text if letter.isprintable() or letter in joiners)
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return a text of a stranger on one line, without control characters, and cut to a length."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= length else line[:length] + " ..."

@@ -119,7 +119,8 @@ class DiffVisionTransformer(VisionTransformer):
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
         Raises:
-            ValueError: an unknown `attn` or `pos_embed`, or arguments that the attention layer does not accept.
+            ValueError: an unknown `attn` or `pos_embed`, an invalid `norm_eps`, or arguments that the attention layer
+                does not accept.
         """
         if attn not in ATTENTIONS:
             raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
@@ -130,6 +131,8 @@ class DiffVisionTransformer(VisionTransformer):
                 choices = ", ".join(map(repr, ATTENTIONS))
                 raise ValueError(f"{name} is timm's: choose the attention of a Diff-ViT by attn, one of {choices}")
         if norm_eps is not None:
+            if not isinstance(norm_eps, (int, float)) or not 0 < norm_eps < 1:
+                raise ValueError(f"norm_eps={norm_eps!r} must be a number between 0 and 1")
             norm_layer = partial(get_norm_layer(norm_layer) or LayerNorm, eps=norm_eps)
         block_fn = _block_fn(attn, head_norm, lambda_init, branch_dims)
         timm_pos_embed = "learn" if pos_embed == "learn" else "none"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..conversion.calibration import fit_projections, head_pairs, logit_moments
 from ..conversion.surgery import replace_layers
-from ..conversion.weights import resolve_method
+from ..conversion.weights import require_finite, resolve_method
 from ..layers.adapters import check_layers
 from ..layers.hooks import batches_for
 from .diff_vision_transformer import DiffVisionTransformer
-from .pretrained import load_model
+from .pretrained import check_convertible, load_model
 
 __all__ = ["GENERIC", "from_vit"]
 
@@ -59,8 +59,8 @@ def from_vit(
 
     Raises:
         InputError: a name or folder that cannot be loaded.
-        ValueError: a source that cannot be converted, with the layer and the reason; images for a method that does not
-            use them; no images for a method that needs them.
+        ValueError: a source that cannot be converted, with the layer and the reason; weights with NaN or infinite
+            values; images for a method that does not use them; no images for a method that needs them.
     """
     if "conversion" in model_kwargs:
         raise ValueError(f"conversion={model_kwargs['conversion']!r} is an argument of create_model: pass it as method")
@@ -68,12 +68,14 @@ def from_vit(
         raise ValueError("head_norm=True would change the output of pretrained heads: convert with head_norm=False")
     method = resolve_method(method, attn, images is not None)
     if isinstance(source, str):
+        check_convertible(source, "source", **model_kwargs)
         source = load_model(source, parameter="source", **model_kwargs)
     elif model_kwargs:
         name, value = next(iter(model_kwargs.items()))
         raise ValueError(f"{name}={value!r} is an argument of create_model: pass it there, when the source is made")
     plain: Any = source
     check_layers(plain)
+    require_finite(plain.state_dict())
     calibration: Any = None
     fit_images: list[Tensor] = []
     if images is not None:

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from ..conversion.surgery import replace_layers
 from ..conversion.weights import is_differential
+from ..layers.adapters import check_layers
+from .blueprint import build_blueprint
 from .diffvit import SOURCES, converted_cfg
 from .from_vit import GENERIC, from_vit
 
@@ -88,6 +90,7 @@ def diffvit(
     branch_dims = None if branch_dims is None else (branch_dims[0], branch_dims[1])  # a config has a list
     settings: Any = {"attn": attn, "lambda_init": lambda_init, "branch_dims": branch_dims}
     if pretrained and not pretrained_cfg:
+        check_layers(build_blueprint(base, **kwargs))  # before the weights are downloaded
         plain = timm.create_model(base, pretrained=True, **kwargs)
         return from_vit(plain, conversion, **settings)
 

@@ -9,29 +9,40 @@ Every function and command that takes a model takes the same four forms:
 
 import difflib
 import json
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, save_for_hf, split_model_name_tag
+from timm.models._hub import download_from_hf
 from torch import nn
 
+from ..console import printable, shortened
+from ..conversion.weights import require_finite
 from ..errors import InputError
+from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
+from .blueprint import build_blueprint, memory_needed, memory_of_machine
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import timm_architecture
+from .saved_config import check_config
 
-__all__ = ["check_model", "class_names", "load_model", "resolve_model_name", "save_pretrained", "short_names"]
+__all__ = [
+    "check_convertible",
+    "check_model",
+    "class_names",
+    "load_blueprint",
+    "load_model",
+    "resolve_model_name",
+    "save_pretrained",
+    "short_names",
+]
 
 MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
-
-# What timm.create_model raises for arguments that the model does not take, and for weights of another model.
-CREATE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ArithmeticError, SafetensorError)
 
 ERROR_LENGTH = 400  # characters; PyTorch lists every tensor that is missing in a checkpoint
 
@@ -66,7 +77,9 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
 
 
 def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> str:
-    """Check that a model exists, before anything is downloaded. A repository on the Hub is not checked.
+    """Check that a model exists, before its weights are downloaded or loaded.
+
+    Of a repository on the Hub, config.json is downloaded. The config of a saved model is checked.
 
     Args:
         name: one of the four forms of a model (see the top of this file).
@@ -78,10 +91,13 @@ def check_model(name: str, pretrained: bool = True, parameter: str = "model", hi
         The name by which timm.create_model loads the model, as `resolve_model_name`.
 
     Raises:
-        InputError: an unknown model, tag or folder, with the alternatives; or no pretrained weights.
+        InputError: an unknown model, tag or folder, with the alternatives; no pretrained weights; or a saved model with
+            a config that is wrong, or that describes a network too large for the machine or for the weights.
     """
     timm_name = resolve_model_name(name, parameter)
     if parse_model_name(timm_name)[0] is not None:
+        with _creation_errors(name, timm_name, parameter, hint):
+            _check_saved(timm_name)
         return timm_name
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
@@ -108,22 +124,100 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
         **kwargs: arguments of timm.create_model.
 
     Raises:
-        InputError: weights that cannot be loaded, or arguments that the model does not accept.
+        InputError: as `check_model`; weights that cannot be loaded, or have NaN or infinite values; or arguments that
+            the model does not accept.
     """
     timm_name = resolve_model_name(name, parameter)
-    is_folder = timm_name.startswith("local-dir:")
+    has_weights = pretrained or timm_name.startswith("local-dir:")
+    with _creation_errors(name, timm_name, parameter, hint):
+        label_names = _check_saved(timm_name)
+        model: Any = timm.create_model(timm_name, pretrained=has_weights, **kwargs)
+        if label_names is not None:
+            model.pretrained_cfg["label_names"] = label_names
+        if has_weights:
+            require_finite(model.state_dict())
+    return model
+
+
+def load_blueprint(name: str, parameter: str = "model", **kwargs: Any) -> Any:
+    """Build the network of a model on the meta device, without weights and memory.
+
+    Args:
+        name: one of the four forms of a model (see the top of this file).
+        parameter: what the caller calls the parameter `name`.
+        **kwargs: arguments of timm.create_model.
+
+    Raises:
+        InputError: as `check_model`, or arguments that the model does not accept.
+    """
+    timm_name = resolve_model_name(name, parameter)
+    with _creation_errors(name, timm_name, parameter):
+        _check_saved(timm_name)
+        return build_blueprint(timm_name, **kwargs)
+
+
+def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> None:
+    """Check that a plain network can be converted, before its weights are downloaded or loaded.
+
+    Args:
+        name, parameter, **kwargs: as in `load_blueprint`.
+
+    Raises:
+        InputError: as `load_blueprint`, or a network that cannot be converted, with the layer and the reason.
+    """
+    network = load_blueprint(name, parameter, **kwargs)
     try:
-        return timm.create_model(timm_name, pretrained=pretrained or is_folder, **kwargs)
+        check_layers(network)
+    except ValueError as error:
+        raise InputError(f"`{parameter}={name}`: {error}") from error
+
+
+@contextmanager
+def _creation_errors(name: str, timm_name: str, parameter: str, hint: str = "") -> Iterator[None]:
+    """Turn the errors of timm.create_model within this context into one sentence for the user."""
+    try:
+        yield
     except OSError as error:
-        if is_folder:
+        if timm_name.startswith("local-dir:"):
             raise InputError(f"`{parameter}={name}` cannot be loaded: {error}") from error
         raise InputError(
             f"`{parameter}={name}` cannot be loaded: the weights are not in the cache and cannot be downloaded "
             f"({type(error).__name__}); check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
-    except CREATE_ERRORS as error:
-        reason = textwrap.shorten(str(error), ERROR_LENGTH, placeholder=" ...")
-        raise InputError(f"`{parameter}={name}` cannot be created: {reason}") from error
+    except Exception as error:  # the config and the weights of a stranger can make any line of timm fail
+        reason = str(error) if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise InputError(f"`{parameter}={name}` cannot be created: {shortened(reason, ERROR_LENGTH)}") from error
+
+
+def _check_saved(timm_name: str) -> list[str] | None:
+    """Check a saved model before anything is allocated: its config, and that its size fits the machine and its files.
+
+    Args:
+        timm_name: result of `resolve_model_name`. A model that timm names is not checked.
+
+    Returns:
+        The class names that are saved with the model, or None.
+
+    Raises:
+        ValueError: a wrong config, or a network that is too large; also any error of timm.create_model.
+    """
+    source, place = parse_model_name(timm_name)
+    if source is None:
+        return None
+    config = Path(place) / "config.json" if source == "local-dir" else Path(download_from_hf(place, "config.json"))
+    label_names = check_config(config)
+    network = build_blueprint(timm_name)
+    if (needed := memory_needed(network)) > memory_of_machine():
+        raise ValueError(f"its config.json describes a network of {needed / 2**30:,.0f} GiB, more than the main memory")
+    if source == "local-dir":
+        size = sum(path.stat().st_size for path in Path(place).iterdir() if path.is_file())
+        count = sum(parameter.numel() for parameter in network.parameters())
+        if count > size:  # a parameter has at least one byte
+            raise ValueError(
+                f"its config.json describes a network of {count:,} parameters, and all files of the folder together "
+                f"have {size:,} bytes: weights are missing, or belong to another network"
+            )
+    return label_names
 
 
 def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
@@ -148,13 +242,16 @@ def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
 def class_names(model: Any) -> list[str] | None:
     """Return the class names of a timm model: those saved with it, or ImageNet's if the number of classes matches.
 
+    Args:
+        model: a model from `load_model` or timm.create_model.
+
     Returns:
-        One name per output, or None if the names are not known.
+        One name per output, without control characters, or None if the names are not known.
     """
     names = model.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(model)
     if names and len(names) == model.num_classes:
-        return names
+        return [printable(name) for name in names]
     return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
 
 

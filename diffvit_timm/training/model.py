@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from timm.models import VisionTransformer, group_parameters
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
@@ -12,9 +11,10 @@ from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
+from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..models.from_vit import GENERIC, from_vit
-from ..models.pretrained import check_model, load_model
+from ..models.pretrained import check_model, load_blueprint, load_model
 from ..options import named
 from .config import ModelConfig
 
@@ -63,14 +63,15 @@ def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tu
 
 
 def check_source(config: ModelConfig) -> bool:
-    """Check that the model exists, before data is loaded.
+    """Check that the model exists and can be converted, before data is loaded or weights are downloaded.
 
     Returns:
         Whether the model is the user's own, from a folder or a Hub repository. The head of such a model is kept unless
         `reset_head` replaces it; the head of a model that timm names is not.
 
     Raises:
-        InputError: as `check_model`, or a folder without its weights, or the architecture `diffvit` without a base.
+        InputError: as `check_model`; a folder without its weights; the architecture `diffvit` without a base; or a
+            network that the configuration wants to convert and that cannot be converted.
     """
     is_generic = config.model == GENERIC
     name = check_model(config.model, config.pretrained and not is_generic, hint=WITHOUT_WEIGHTS)
@@ -81,7 +82,9 @@ def check_source(config: ModelConfig) -> bool:
         check_model(str(base), config.pretrained, "model_kwargs=base", WITHOUT_WEIGHTS)
     if name.startswith("local-dir:") and not config.pretrained:
         raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
-    return name.startswith(("local-dir:", "hf-hub:")) and config.pretrained
+    is_own = name.startswith(("local-dir:", "hf-hub:")) and config.pretrained
+    _check_conversion(config, is_own)
+    return is_own
 
 
 def check_variant(config: ModelConfig) -> None:
@@ -91,8 +94,7 @@ def check_variant(config: ModelConfig) -> None:
         InputError: arguments that the variant does not accept, or more blocks to freeze than it has.
     """
     attn = {} if config.attn == "model" else {"attn": config.attn}
-    with torch.device("meta"):
-        _freeze(config, load_model(config.model, pretrained=False, **{**_model_arguments(config), **attn}))
+    _freeze(config, load_blueprint(config.model, **{**_model_arguments(config), **attn}))
 
 
 def conversion_method(config: ModelConfig, attn: str) -> str:
@@ -131,8 +133,21 @@ def _model_arguments(config: ModelConfig) -> dict[str, Any]:
     return {**config.keyword_arguments, **size}
 
 
-def _load_source(config: ModelConfig, attn: str | None, class_count: int, is_own: bool) -> Any:
-    """Load the network to convert to `attn`, with its own head; or the network to train, if there is no conversion."""
+def _check_conversion(config: ModelConfig, is_own: bool) -> None:
+    """Check that the network has an attention that can be converted, if the configuration converts it."""
+    attn = _target_attention(config, is_own)
+    if attn is None:
+        return
+    network = load_blueprint(config.model, **_source_arguments(config, attn, is_own))
+    if not _is_differential(network):
+        try:
+            check_layers(network)
+        except ValueError as error:
+            raise _not_convertible(config, attn, error) from error
+
+
+def _source_arguments(config: ModelConfig, attn: str | None, is_own: bool) -> dict[str, Any]:
+    """Return the arguments of timm.create_model for the network to convert to `attn`, or else to train."""
     kwargs: dict = _model_arguments(config)
     is_variant = _is_variant(config, is_own)
     settings = [name for name in DIFF_SETTINGS if name in config.keyword_arguments]
@@ -145,7 +160,13 @@ def _load_source(config: ModelConfig, attn: str | None, class_count: int, is_own
         raise InputError(f"`model_kwargs={settings[0]}=...` is a setting of a conversion: pass `attn=diff` with it")
     else:
         kwargs |= {"attn": config.attn} if is_variant and config.attn != "model" else {}
-        kwargs |= {} if is_own else {"num_classes": class_count}
+    return kwargs
+
+
+def _load_source(config: ModelConfig, attn: str | None, class_count: int, is_own: bool) -> Any:
+    """Load the network to convert to `attn`, with its own head; or the network to train, if there is no conversion."""
+    kwargs = _source_arguments(config, attn, is_own)
+    kwargs |= {} if attn or is_own else {"num_classes": class_count}
     return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
 
 
@@ -159,9 +180,13 @@ def _convert(source: Any, config: ModelConfig, attn: str, splits: Splits) -> Any
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(
-            f"`model={config.model}` cannot be converted with `attn={attn}`, `conversion={config.conversion}`: {error}"
-        ) from error
+        raise _not_convertible(config, attn, error) from error
+
+
+def _not_convertible(config: ModelConfig, attn: str, error: ValueError) -> InputError:
+    return InputError(
+        f"`model={config.model}` cannot be converted with `attn={attn}`, `conversion={config.conversion}`: {error}"
+    )
 
 
 def _fit_head(config: ModelConfig, model: Any, class_names: list[str], keeps_head: bool) -> None:

@@ -16,7 +16,7 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.layers.base import attention_kind
 from diffvit_timm.models.pretrained import save_pretrained
 from diffvit_timm.training.config import TrainConfig
-from diffvit_timm.training.model import create_model
+from diffvit_timm.training.model import check_source, create_model
 
 NAMES = ["cat", "dog", "owl"]
 SMALL = ("depth=2",)
@@ -154,6 +154,15 @@ def test_attn_diff_is_refused_for_networks_that_cannot_be_converted():
     message = refusal(config("test_resnet", attn="diff", img_size=(), model_kwargs=()))
     assert message.startswith("`model=test_resnet` cannot be converted with `attn=diff`, ")
     assert "it has no self-attention layer" in message
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_network_that_cannot_be_converted_is_refused_before_data_and_weights_are_loaded(pretrained):
+    resnet = config("resnet50", attn="diff", pretrained=pretrained, img_size=(), model_kwargs=())
+    with pytest.raises(
+        InputError, match=r"^`model=resnet50` cannot be converted with `attn=diff`, .*no self-attention"
+    ):
+        check_source(resnet)
 
 
 def test_an_argument_that_timm_does_not_accept_is_an_input_error():

@@ -1,0 +1,186 @@
+"""The config.json of a saved model. A stranger may have written it, so it is checked before a network is built."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from timm.models import PretrainedCfg, is_model, split_model_name_tag
+
+from ..console import shortened
+
+__all__ = ["check_config", "read_label_names"]
+
+MAX_FILE_SIZE = 2**24  # bytes
+MAX_NUMBER = 10**6  # largest whole number in model_args
+MAX_DEPTH = 1000  # most blocks; timm builds lists of their settings before it builds any of them
+MAX_SIDE = 4096  # largest height and width of the images, in pixels
+
+# Entries of model_args that count something; a network without it cannot be built.
+COUNTS = ("depth", "depths", "embed_dim", "img_size", "in_chans", "num_heads", "patch_size")
+
+KNOWN_ENTRIES = {field.name for field in dataclasses.fields(PretrainedCfg)}
+
+
+def check_config(path: Path) -> list[str] | None:
+    """Check the entries of a config.json.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The class names, in the order of the outputs; None if the file has none.
+
+    Raises:
+        ValueError: the first entry that is wrong, its value, and what it must be.
+    """
+    config = _read_json(path)
+    architecture = _entry(config, "architecture", str, "the name of an architecture")
+    if not is_model(architecture):
+        raise ValueError(
+            f"its config.json names the architecture {shortened(architecture)}, which is not known: a newer version of "
+            "timm or of diffvit_timm may have it"
+        )
+    args = _entry(config, "model_args", dict, "a dictionary") if "model_args" in config else {}
+    if "pretrained_cfg" in config:
+        settings = _entry(config, "pretrained_cfg", dict, "a dictionary")
+        if unknown := sorted(settings.keys() - KNOWN_ENTRIES):
+            raise ValueError(
+                f"its config.json has the unknown entry pretrained_cfg.{shortened(unknown[0])}: a newer version of "
+                "timm may know it"
+            )
+    else:
+        settings = config  # timm's older form
+    # The entries at the top replace those of pretrained_cfg.
+    top = {name: config[name] for name in ("num_classes", "label_names") if name in config}
+    settings = {**settings, **top}
+    _check_settings(settings)
+    _check_arguments(args, settings)
+    return read_label_names(settings.get("label_names", settings.get("labels")), settings.get("num_classes"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_FILE_SIZE:
+        raise ValueError(f"its config.json has more than {MAX_FILE_SIZE // 2**20} MiB")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its config.json is nested too deeply") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(f"its config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"its config.json has a {type(config).__name__} where it needs a dictionary")
+    return config
+
+
+def _entry(config: dict[str, Any], name: str, kind: type, what: str) -> Any:
+    """Return an entry of a config, after checking its type."""
+    if not isinstance(config.get(name), kind):
+        raise _wrong(name, config.get(name), what)
+    return config[name]
+
+
+def _wrong(name: str, value: Any, what: str) -> ValueError:
+    return ValueError(f"its config.json has {shortened(name)}={shortened(repr(value))}, which must be {what}")
+
+
+def _is_whole(value: Any, least: int = 1, most: int = MAX_NUMBER) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_input_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_is_whole(number, most=MAX_SIDE) for number in value)
+
+
+def _are_numbers(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(_is_number(number, least, most) for number in value)
+
+
+SIZES = f"channels, height and width, from 1 to {MAX_SIDE}"
+CROP = "a number from 0.5 to 2"
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+# The check of each entry that the package reads, and what the entry must be. An entry may also be missing or null.
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_classes": (lambda value: _is_whole(value, least=0), f"a whole number from 0 to {MAX_NUMBER:,}"),
+    "input_size": (_is_input_size, SIZES),
+    "test_input_size": (_is_input_size, SIZES),
+    "min_input_size": (_is_input_size, SIZES),
+    "mean": (lambda value: _are_numbers(value, -1e4, 1e4), "a list of numbers from -10000 to 10000"),
+    "std": (lambda value: _are_numbers(value, 1e-4, 1e4), "a list of numbers from 0.0001 to 10000"),
+    "crop_pct": (lambda value: _is_number(value, 0.5, 2), CROP),
+    "test_crop_pct": (lambda value: _is_number(value, 0.5, 2), CROP),
+    "crop_mode": (lambda value: value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
+    "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    "fixed_input_size": (lambda value: isinstance(value, bool), "true or false"),
+    "label_offset": (lambda value: _is_whole(value, least=0), "a whole number"),
+}
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Check the entries that describe the images and the head."""
+    for name, (is_right, what) in CHECKS.items():
+        value = settings.get(name)
+        if value is not None and not is_right(value):
+            raise _wrong(name, value, what)
+
+
+def _check_arguments(args: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check the arguments of the architecture, as far as their names and sizes tell."""
+    for name, value in args.items():
+        if not _is_moderate(value):
+            raise _wrong(name, value, f"finite, and not beyond {MAX_NUMBER:,}")
+        values = value if isinstance(value, list) else [value]
+        if name in COUNTS and value is not None and not (values and all(map(_is_whole, values))):
+            raise _wrong(name, value, "a positive whole number")
+        if name in ("depth", "depths") and value is not None and max(values) > MAX_DEPTH:
+            raise _wrong(name, value, f"at most {MAX_DEPTH:,}")
+    classes = args.get("num_classes")
+    # timm does not insist on all tensors if the two differ, so a file without them would load.
+    if classes is not None and classes != settings.get("num_classes", classes):
+        raise _wrong("model_args.num_classes", classes, f"equal to num_classes={settings['num_classes']}")
+    base = args.get("base")
+    if base is not None and not (isinstance(base, str) and is_model(split_model_name_tag(base)[0])):
+        raise _wrong("base", base, "the name of an architecture of timm")
+
+
+def _is_moderate(value: Any) -> bool:
+    """Return whether all numbers in a value are finite, and the whole ones at most MAX_NUMBER."""
+    if isinstance(value, dict):
+        return all(map(_is_moderate, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_moderate, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) <= MAX_NUMBER
+
+
+def read_label_names(value: Any, num_classes: int | None) -> list[str] | None:
+    """Read class names: a list, or a dictionary from the index of each class, as a string, to its name.
+
+    Args:
+        value: the entry label_names of a config, or None.
+        num_classes: number of classes, or None if it is not known.
+
+    Returns:
+        One name per class; None without names.
+
+    Raises:
+        ValueError: other types, or another number of names.
+    """
+    if value in (None, [], {}):
+        return None
+    names = value
+    if isinstance(value, dict):
+        names = [value.get(str(index)) for index in range(len(value))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _wrong("label_names", value, "a list of names, or a dictionary from each index to its name")
+    if num_classes is not None and len(names) != num_classes:
+        raise ValueError(f"its config.json has {len(names)} label_names for {num_classes} classes")
+    return names
