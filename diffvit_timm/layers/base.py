@@ -21,6 +21,15 @@ __all__ = [
 torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
 
 
+# The projections of the layers, whose shapes do not tell what kind of layer they come from.
+PROJECTION_WEIGHTS = (
+    *("qkv.weight", "in_proj.weight", "q_proj.weight", "q_proj.linear.weight"),
+    *("proj.weight", "o_proj.weight", "o_proj.linear.weight", "attn_out_proj.weight", "out_proj.weight"),
+)
+# Beginnings of the names of the tensors that only differential layers have.
+DIFFERENTIAL = ("lambda_", "branch_widths", "channel_order", "sub_norm.")
+
+
 class Branches(NamedTuple):
     """All that determines the maps and outputs of the heads of a layer.
 
@@ -43,6 +52,11 @@ class DifferentialLayer(nn.Module):
 
     A subclass defines `forward`, how the tokens are projected and how the heads are merged; `Version1` and `Version2`
     define lambda. `project_qkv`, `attend` and `forward` of a subclass take the same arguments.
+
+    `load_state_dict` refuses the projections of another kind of layer, also with strict=False, because their shapes may
+    fit and the layer would compute something else: those of plain attention, which must be converted, and those of a
+    differential layer with another lambda, another split of the branches, or another order of the channels. Weights
+    without projections, such as those of a LoRA or of a head, load as in any module.
 
     Shapes: B images, N tokens, H heads.
     """
@@ -99,6 +113,36 @@ class DifferentialLayer(nn.Module):
         """Set lambda_init in place. From then on it is part of the state dict, so copy the model for EMA afterwards."""
         self.lambda_init.fill_(value)
         self._non_persistent_buffers_set.discard("lambda_init")
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        if prefix + "lambda_init" in state_dict:
+            self._non_persistent_buffers_set.discard("lambda_init")
+        loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+        projection = next((name for name in PROJECTION_WEIGHTS if name in loaded), None)
+        if projection is not None:
+            errors += self._kind_errors(prefix, projection, loaded)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+    @torch.jit.ignore
+    def _kind_errors(self, prefix: str, projection: str, loaded: set[str]) -> list[str]:
+        """Return why the weights of a projection belong to another kind of layer; an empty list if they do not.
+
+        Args:
+            prefix: name of the layer in the network, with a dot at its end.
+            projection: name of one of the projections that are loaded.
+            loaded: names of all tensors that are loaded.
+        """
+        own = {name for name, _ in self.named_parameters()} | self._buffers.keys() - self._non_persistent_buffers_set
+        own -= {name for name, buffer in self._buffers.items() if buffer is None}
+        loaded, own = ({name for name in names if name.startswith(DIFFERENTIAL)} for names in (loaded, own))
+        if not loaded:
+            return [
+                f"{prefix}{projection} comes from plain attention and must be converted: use from_vit, or create_model "
+                "with pretrained=True"
+            ]
+        names = ", ".join(sorted(loaded ^ own))
+        kind = f"{prefix}{projection} comes from another kind of differential layer: {names} only in one of them"
+        return [kind] if names else []
 
     @torch.jit.ignore
     def branches(self, *args: Any, **kwargs: Any) -> Branches:
@@ -177,20 +221,10 @@ class Version1(DifferentialLayer):
         return lambda_1 - lambda_2 + self.lambda_init
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        if prefix + "lambda_init" in state_dict:
-            self._non_persistent_buffers_set.discard("lambda_init")
         if prefix + "branch_widths" in state_dict:
             loaded = tuple(round(width) for width in state_dict[prefix + "branch_widths"].tolist())
             if loaded != self.branch_dims:
                 errors.append(f"{prefix}branch_dims is {self.branch_dims} in this layer and {loaded} in the checkpoint")
-        is_differential = any(key.startswith(prefix + "lambda_") for key in state_dict)
-        for name in ("qkv.weight", "q_proj.weight"):
-            if prefix + name in state_dict and not is_differential:
-                # The shapes fit, so load_state_dict(strict=False) would load these weights without converting them.
-                errors.append(
-                    f"{prefix}{name} comes from plain attention and must be converted: use from_vit, or create_model "
-                    "with pretrained=True"
-                )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
 
