@@ -8,6 +8,7 @@ import torch
 from timm.layers import maybe_add_mask
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..layers.adapters import check_layers, plain_inputs
 from ..layers.adapters.projections import output_projection
 from ..layers.base import differential_layers
@@ -19,6 +20,8 @@ __all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_logits"]
 # Fraction of the mean energy that is added to every direction, so that the rotation does not lose directions which a
 # handful of images never showed.
 RIDGE = 1e-6
+# Keys that differ by less than this number of rounding errors are equal.
+EQUAL_KEYS = 10
 # Weight of the uniform map, which is mixed into each query's own map: queries of other images look at other keys.
 UNIFORM_WEIGHT = 0.1
 # Ridge of the least squares, as a fraction of the mean energy; it pulls towards the projection before the fit.
@@ -60,19 +63,24 @@ def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[
 
     Returns:
         One pair (E[q q^T], E[Cov_a(k)]) per layer, float64, (num_heads, head_dim, head_dim) each. Cov_a(k) is the
-        covariance of the keys under the map `a` of a query.
+        covariance of the keys under the map `a` of a query. It is 0 for a head whose keys are equal in each image.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or a layer whose queries or keys are not finite.
     """
-    layers: list[Any] = list(check_layers(source).values())
+    named = check_layers(source)
+    layers: list[Any] = list(named.values())
     shapes = [(2, layer.num_heads, head_width(layer), head_width(layer)) for layer in layers]
     grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    noise = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers]  # energy of the keys' rounding
 
     def accumulate(index: int, layer: nn.Module, call: Call) -> None:
         q, k, logits = plain_logits(layer, call)  # (B, H, N, d) twice and (B, H, N, N)
         maps = logits.softmax(dim=-1).float()
         maps = torch.lerp(maps, torch.full_like(maps, 1 / maps.shape[-1]), UNIFORM_WEIGHT)
+        noise[index] += (
+            k.float().square().mean(dim=2).sum((0, 2)) * (EQUAL_KEYS * torch.finfo(k.dtype).eps) ** 2
+        ).cpu()
         # The covariance does not depend on the origin; near it, the difference below loses fewer digits.
         k = (k - k.mean(dim=2, keepdim=True)).float()
         # Sum over the queries of Cov_a(k) = E_a[k k^T] - E_a[k] E_a[k]^T. In the first term every key has the weight
@@ -83,7 +91,21 @@ def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[
             gram += (moment / q.shape[2]).cpu()  # summed in float64 on the CPU: some devices do not have float64
 
     count = observe_layers(source, layers, images, accumulate)
+    _require_finite(named, grams)
+    for gram, energy in zip(grams, noise, strict=True):
+        gram[1, gram[1].diagonal(dim1=-2, dim2=-1).sum(-1) <= energy] = 0
     return [(_add_ridge(gram_q / count), _add_ridge(gram_k / count)) for gram_q, gram_k in grams]
+
+
+def _require_finite(names: Iterable[str], grams: list[Tensor]) -> None:
+    """Check what was measured on the images, one tensor per layer.
+
+    Raises:
+        InputError: the first layer with values that are NaN or infinite.
+    """
+    for name, gram in zip(names, grams, strict=True):
+        if not gram.isfinite().all():
+            raise InputError(f"{name} has NaN or infinite values on the `images`: check them, and the weights")
 
 
 def _add_ridge(gram: Tensor) -> Tensor:
@@ -97,7 +119,7 @@ def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterab
 
     For each layer this is a ridge regression of the source's attention output on the input of the projection, both
     computed from the source's own tokens. It restores part of what the second branch and lambda took away. The weights
-    are changed in place.
+    are changed in place; a projection whose input is always 0 keeps its weights.
 
     Args:
         source: the plain network; it is not changed.
@@ -106,7 +128,7 @@ def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterab
             enough).
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or a layer whose output is not finite.
     """
     layers = differential_layers(model)
     projections = [output_projection(layer) for layer in layers]
@@ -122,12 +144,16 @@ def fit_projections(source: nn.Module, model: nn.Module, images: Tensor | Iterab
             heads = torch.cat([heads, torch.ones_like(heads[:, :1])], dim=1)
         grams[index] += (heads.T @ torch.cat([heads, target], dim=1)).cpu()
 
-    observe_layers(source, list(check_layers(source).values()), images, accumulate)
+    named = check_layers(source)
+    observe_layers(source, list(named.values()), images, accumulate)
+    _require_finite(named, grams)
     for proj, gram, (size, _) in zip(projections, grams, sizes, strict=True):
         xx, xy = gram[:, :size], gram[:, size:]  # X^T X (size, size) and X^T Y (size, dim)
         start = proj.weight.T if proj.bias is None else torch.cat([proj.weight.T, proj.bias[None]])
         start = start.detach().cpu().double()  # (size, dim)
         ridge = FIT_RIDGE * xx.diagonal()[: proj.in_features].mean()
+        if ridge == 0:
+            continue
         # The minimiser of |X W - Y|^2 + ridge |W - start|^2.
         fitted = torch.linalg.solve(xx + ridge * torch.eye(size).to(xx), xy + ridge * start)
         with torch.no_grad():
@@ -149,9 +175,10 @@ def head_pairs(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[lis
         One list of head indices per layer.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or a layer whose maps are not finite.
     """
-    layers: list[Any] = list(check_layers(source).values())
+    named = check_layers(source)
+    layers: list[Any] = list(named.values())
     grams = [torch.zeros(layer.num_heads, layer.num_heads, dtype=torch.float64) for layer in layers]
 
     def accumulate(index: int, layer: nn.Module, call: Call) -> None:
@@ -160,6 +187,7 @@ def head_pairs(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[lis
         grams[index] += (maps @ maps.T).cpu()
 
     observe_layers(source, layers, images, accumulate)
+    _require_finite(named, grams)
     return [_matching_order(gram) for gram in grams]
 
 

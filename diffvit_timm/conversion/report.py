@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..layers.adapters import attention_output, check_layers, plain_inputs
 from ..layers.base import DifferentialLayer, attention_kind, differential_layers
 from ..layers.hooks import Call, batches_for, evaluating, observing
@@ -109,6 +110,11 @@ def _compare_layers(plain: nn.Module, layer: DifferentialLayer, call: Call, imag
     return torch.stack(sums).cpu().double()  # first to the CPU: some devices do not have float64
 
 
+def _ratio(error: Tensor, norm: Tensor) -> Tensor:
+    """Divide errors by norms. A layer or head of zeros has the error 0 if the converted one has zeros too."""
+    return torch.where(error == 0, 0.0, error / norm)
+
+
 @torch.inference_mode()
 def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[Tensor]) -> ConversionReport:
     """Compare a Diff-ViT with the plain ViT that it was converted from.
@@ -119,7 +125,8 @@ def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[T
         images: (n, C, H, W), normalised as the models expect, or an iterable of such batches; at least one image.
 
     Raises:
-        ValueError: no images, or networks whose outputs have different shapes.
+        ValueError: no images, outputs of the source that are not finite, or networks whose outputs have different
+            shapes.
     """
     converted = differential_layers(model)
     layer_pairs = list(zip(check_layers(source).values(), converted, strict=True)) if converted else []
@@ -147,6 +154,8 @@ def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[T
                 row += _compare_layers(plain, layer, call, len(batch))
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
+    if not math.isfinite(norm):
+        raise InputError("the outputs of the source on the `images` are NaN or infinite: check them, and the weights")
 
     out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)  # (layers,) each
     has_head = (
@@ -157,8 +166,8 @@ def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[T
         images=count,
         agreement=agree / count if has_head else None,
         kl=kl / count if has_head else None,
-        output_error=(error / norm) ** 0.5,
-        attention_error=(out_error / out_norm).sqrt().tolist(),
+        output_error=_ratio(torch.tensor(error), torch.tensor(norm)).sqrt().item(),
+        attention_error=_ratio(out_error, out_norm).sqrt().tolist(),
         energy_kept=[None if math.isnan(kept) else kept for kept in (1 - logit_error / logit_norm).tolist()],
         tail_std=(tail / count).sqrt().tolist(),
         lambdas=(lam / count).tolist(),

@@ -25,7 +25,7 @@ from ..layers.adapters.projections import output_projection, read_qkv, scale_out
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
-from .weights import METHODS, convert_layer, pairs_kwargs, rotate_heads
+from .weights import METHODS, convert_layer, have_energy, pairs_kwargs, rotate_heads
 
 __all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "refuse_plain_file", "replace_layers"]
 
@@ -245,20 +245,21 @@ def _channel_order(plain: Any, q: Tensor, k: Tensor, moments: tuple[Tensor, Tens
         plain: the plain layer.
         q, k: weights of the heads with the bias as the last column, (H, d, dim + 1) each.
         moments: second moments of the queries and the centred keys after norms and rotary embedding, (H, d, d) each. If
-            None, the tokens are assumed to be white (uncorrelated, of equal variance).
+            None, and for heads without energy, the tokens are assumed to be white (uncorrelated, of equal variance).
         freedom: 'pairs' or 'channels'.
 
     Returns:
         The order, (H, d). Pairs stay together.
     """
     heads = plain.num_heads
+    # For white tokens x, E[(w . x)^2] = |w|^2. The bias of k adds the same number to all logits of a query.
+    energy_q = _after_norm(q.square().sum(-1), getattr(plain, "q_norm", None))
+    energy_k = _after_norm(k[..., :-1].square().sum(-1), getattr(plain, "k_norm", None))
+    energy_k = energy_k.repeat_interleave(heads // len(energy_k), dim=0)  # heads may share their keys
     if moments is not None:
-        energy_q, energy_k = (moment.diagonal(dim1=-2, dim2=-1) for moment in moments)  # (H, d) each
-    else:
-        # For white tokens x, E[(w . x)^2] = |w|^2. The bias of k adds the same number to all logits of a query.
-        energy_q = _after_norm(q.square().sum(-1), getattr(plain, "q_norm", None))
-        energy_k = _after_norm(k[..., :-1].square().sum(-1), getattr(plain, "k_norm", None))
-        energy_k = energy_k.repeat_interleave(heads // len(energy_k), dim=0)  # heads may share their keys
+        measured = have_energy(moments)[:, None]
+        shares = [moment.diagonal(dim1=-2, dim2=-1) for moment in moments]  # (H, d) each
+        energy_q, energy_k = torch.where(measured, shares[0], energy_q), torch.where(measured, shares[1], energy_k)
     if freedom == "channels":
         return (energy_q * energy_k).argsort(dim=-1, descending=True, stable=True)
     # In a pair the embedding turns query and key by an angle that changes with their distance, so on average all four
@@ -275,5 +276,5 @@ def _after_norm(energy: Tensor, norm: Any) -> Tensor:
     weight = getattr(norm, "weight", None)
     if norm is None or isinstance(norm, nn.Identity):
         return energy
-    energy = energy / energy.mean(-1, keepdim=True)
+    energy = energy / energy.mean(-1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)  # a head may be all 0
     return energy if weight is None else energy * weight.detach().cpu().double().square()

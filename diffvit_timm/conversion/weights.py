@@ -20,6 +20,7 @@ __all__ = [
     "READS_IMAGES",
     "convert_layer",
     "convert_state_dict",
+    "have_energy",
     "is_differential",
     "logit_rotation",
     "pairs_kwargs",
@@ -118,20 +119,31 @@ def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.endswith((".lambda_q1", ".lambda_a", ".lambda_proj.weight")) for key in state_dict)
 
 
+def have_energy(moments: tuple[Tensor, Tensor]) -> Tensor:
+    """Return for each head, (H,), whether its queries and keys both differ from 0 in their moments, (H, d, d) each."""
+    energy_q, energy_k = (moment.diagonal(dim1=-2, dim2=-1).sum(-1) for moment in moments)
+    return (energy_q > 0) & (energy_k > 0)
+
+
 def rotate_heads(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Rotate the heads so that their first channels carry the most of the logits.
 
     Args:
         q, k: weights of the heads with the bias as the last column, (H, d, dim + 1) each.
-        moments: second moments of the queries and keys, (H, d, d) each; None assumes white tokens.
+        moments: second moments of the queries and keys, (H, d, d) each; None assumes white tokens. So do heads without
+            energy, about which the images say nothing.
 
     Returns:
         The rotated q and k. The bias of k is 0.
     """
+    # For white tokens x, E[q q^T] = W W^T. The bias of q is the weight of a constant 1 beside x. The bias of k adds the
+    # same number to all logits of a query, so it is left out.
+    white = q @ q.mT, k[..., :-1] @ k[..., :-1].mT
     if moments is None:
-        # For white tokens x, E[q q^T] = W W^T. The bias of q is the weight of a constant 1 beside x. The bias of k adds
-        # the same number to all logits of a query, so it is left out.
-        moments = q @ q.mT, k[..., :-1] @ k[..., :-1].mT
+        moments = white
+    else:
+        measured = have_energy(moments)[:, None, None]
+        moments = torch.where(measured, moments[0], white[0]), torch.where(measured, moments[1], white[1])
     rotate_q, rotate_k = logit_rotation(*moments)  # (H, d, d) each
     k = rotate_k @ k
     k[..., -1] = 0
