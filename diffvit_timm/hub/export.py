@@ -1,6 +1,8 @@
 """Export a network with torch.export or to ONNX, so that it runs without this package, and check the exported file.
 
-An exported network takes batches of any size. Its images must be preprocessed with the network's own transform.
+An exported network takes batches of any size. Its images must be preprocessed with the network's own transform. The
+weights of a large ONNX network, beyond about 1.5 GB, are in a second file, NAME.onnx.data, which must stay beside
+NAME.onnx: a protobuf file cannot have more than 2 GB.
 """
 
 import contextlib
@@ -8,6 +10,7 @@ import dataclasses
 import importlib
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import disk_errors
 
-__all__ = ["Exported", "Format", "export_model"]
+__all__ = ["Exported", "Format", "check_output", "export_model"]
 
 Format = Literal["pt2", "onnx", "onnx_int8"]
 SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "onnx_int8": ".onnx"}
@@ -32,11 +35,13 @@ class Exported:
 
     Attributes:
         path: the exported file.
+        size: bytes of the file, and of NAME.onnx.data if there is one.
         run: function that runs the exported network: images (B, C, H, W) -> outputs (B, num_classes).
         difference: largest absolute difference from the outputs of the network, relative to its largest output.
     """
 
     path: Path
+    size: int
     run: Callable[[Tensor], Tensor]
     difference: float
 
@@ -52,37 +57,63 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
         images: (B, C, H, W), B >= 2, images for the comparison.
 
     Raises:
-        InputError: the suffix does not fit the format, a package is missing, torch cannot export the network, or the
-            disk is full.
+        InputError: as `check_output`; a package is missing, torch cannot export the network, or the disk is full.
         RuntimeError: the exported file computes something else than the network.
     """
+    check_output(out, form)
+    # Everything is written under its final name into a temporary folder, because NAME.onnx contains the name of
+    # NAME.onnx.data, and moves to its place only after the comparison.
+    with torch.no_grad(), _silent(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        path = Path(folder) / out.name
+        save = _exporter(model, form, images)
+        with disk_errors(out.name, out.parent, "export again"):
+            save(path)
+        if form == "onnx_int8":
+            path = _quantize(path)
+        run = _load_pt2(path) if form == "pt2" else _load_onnx(path, form)
+        difference = _difference(run, model, images)
+        if form != "onnx_int8" and not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"the {form} file computes something else than the network: its outputs differ by {difference:.1e} "
+                "of the largest output"
+            )
+        files = [_data_file(path), path]
+        size = sum(file.stat().st_size for file in files if file.exists())
+        for file in files:  # the network last: it is usable only with its weights
+            if file.exists():
+                file.replace(out.with_name(file.name))
+    return Exported(out, size, run, difference)
+
+
+def check_output(out: Path, form: Format) -> None:
+    """Check the name of the file to write, before a network is loaded.
+
+    Raises:
+        InputError: the suffix does not fit the format, there is no such folder, or the file or NAME.onnx.data exists.
+    """
+    if out.exists():
+        raise InputError(f"`out={out}` already exists: give a new file")
     if out.suffix != SUFFIXES[form]:
         raise InputError(f"`out={out}` does not fit `form={form}`: choose a file name that ends in {SUFFIXES[form]}")
-    with torch.no_grad(), _silent():
-        expected = model(images)  # (B, num_classes)
-        # Written to a temporary file, which is renamed only after the comparison.
-        temporary = out.with_name(f"{out.stem}.part{out.suffix}")
-        try:
-            save = _exporter(model, form, images)
-            with disk_errors(out.name, out.parent, "export again"):
-                save(temporary)
-            if form == "onnx_int8":
-                _quantize(temporary)
-            run = _load_pt2(temporary) if form == "pt2" else _load_onnx(temporary, form)
-            # A batch of one, too: an exporter can specialise a program on the batch size that it has seen.
-            difference = max(
-                ((run(batch) - target).abs().max() / expected.abs().max()).item()
-                for batch, target in ((images, expected), (images[:1], expected[:1]))
-            )
-            if form != "onnx_int8" and not difference <= TOLERANCE:
-                raise RuntimeError(
-                    f"the {form} file computes something else than the network: its outputs differ by {difference:.1e} "
-                    "of the largest output"
-                )
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return Exported(out, run, difference)
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"`out={out}`: there is no folder {out.parent}: create it first")
+    if form != "pt2" and _data_file(out).exists():
+        raise InputError(
+            f"`out={out}` may need {_data_file(out)} for its weights, which already exists: give a new file"
+        )
+
+
+def _data_file(path: Path) -> Path:
+    """Return where the weights of a large ONNX network are."""
+    return path.with_name(path.name + ".data")
+
+
+def _difference(run: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor) -> float:
+    """Return the largest difference of the outputs, relative to the largest output of the network."""
+    expected = model(images)  # (B, num_classes)
+    # A batch of one, too: an exporter can specialise a program on the batch size that it has seen.
+    pairs = ((images, expected), (images[:1], expected[:1]))
+    return max(((run(batch) - target).abs().max() / expected.abs().max()).item() for batch, target in pairs)
 
 
 @contextlib.contextmanager
@@ -155,15 +186,23 @@ def _load_onnx(path: Path, form: Format) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _quantize(path: Path) -> None:
-    """Quantize the weights of the matrix products of an ONNX file to 8 bits, in place."""
+def _quantize(path: Path) -> Path:
+    """Quantize the weights of the matrix products of an ONNX file to 8 bits; returns the new file, in a subfolder."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     network = onnx.load(path)
     del network.graph.value_info[:]  # the exporter's shapes, which disagree with those that the quantizer infers
+    quantized = path.parent / "int8" / path.name
+    quantized.parent.mkdir()
     # One scale per output channel: with one scale per matrix, the outputs of a fine-tuned DeiT-Ti differ by 18 % of the
     # largest output instead of 8 %.
     quantize_dynamic(
-        network, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QUInt8
+        network,
+        quantized,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,
+        use_external_data_format=_data_file(path).exists(),
     )
+    return quantized

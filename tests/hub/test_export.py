@@ -36,6 +36,34 @@ def test_eight_bits_are_smaller_and_close(tiny_model, tmp_path):
     assert 0 < small.difference < 0.1
 
 
+@pytest.mark.parametrize("form", ["onnx", "onnx_int8"])
+def test_the_weights_of_a_large_network_are_in_a_second_file_and_both_can_be_moved(
+    tiny_model, tmp_path, monkeypatch, form
+):
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    (tmp_path / "here").mkdir()
+    model = tiny_model(embed_dim=128).eval()
+    exported = export_model(model, tmp_path / "here" / "net.onnx", form, IMAGES)
+    files = sorted((tmp_path / "here").iterdir())
+    assert [path.name for path in files] == ["net.onnx", "net.onnx.data"]
+    assert exported.size == sum(path.stat().st_size for path in files)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = export._load_onnx(tmp_path / "there" / "net.onnx", form)
+    assert torch.equal(moved(IMAGES), exported.run(IMAGES))
+
+
+def test_nothing_is_overwritten(tiny_model, tmp_path):
+    for name in ("net.onnx", "net2.onnx.data"):
+        (tmp_path / name).write_text("mine")
+    for name, message in (
+        ("net.onnx", "already exists"),
+        ("net2.onnx", r"may need .*net2\.onnx\.data for its weights"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_model(tiny_model(), tmp_path / name, "onnx", IMAGES)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["mine", "mine"]
+
+
 def test_an_exported_file_that_computes_something_else_is_deleted(tiny_model, tmp_path, monkeypatch):
     load = export._load_pt2
 

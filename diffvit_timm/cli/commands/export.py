@@ -15,8 +15,7 @@ import torch
 import tyro
 
 from ...data.loading import model_data_config
-from ...errors import InputError
-from ...hub.export import Format, export_model
+from ...hub.export import Format, check_output, export_model
 from ...studies.timing import inference_step, interleaved, paired_ratio
 from ..images import load_for_inference
 
@@ -26,7 +25,7 @@ class Options:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """File to write, new: .onnx or .pt2."""
+    """File to write, new: .onnx or .pt2. ONNX weights beyond about 1.5 GB are beside it, in OUT.data: keep both."""
     form: Format = "onnx"
     """onnx; onnx_int8: ONNX with matrix products in 8 bits; pt2: torch.export."""
     pretrained: bool = True
@@ -35,10 +34,7 @@ class Options:
 
 def main(options: Options) -> None:
     out = options.out
-    if out.exists():
-        raise InputError(f"`out={out}` already exists: give a new file")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"`out={out}`: there is no folder {out.parent}: create it first")
+    check_output(out, options.form)
     network, _, _ = load_for_inference(options.model, "cpu", options.pretrained, hint="pass `pretrained=False`")
     size = model_data_config(network)["input_size"]
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))  # (B, C, H, W)
@@ -48,7 +44,7 @@ def main(options: Options) -> None:
     seconds = interleaved(steps, repeats=7)
     speed, low, high = paired_ratio(seconds["exported"], seconds["eager"])
     print(
-        f"{out}: {out.stat().st_size / 2**20:.1f} MB. On noise its outputs differ from the network's by "
+        f"{out}: {exported.size / 2**20:.1f} MB. On noise its outputs differ from the network's by "
         f"{exported.difference:.1e} of the largest output. It runs at {speed:.2f} times the speed of PyTorch "
         f"(quartiles {low:.2f} to {high:.2f})."
     )
