@@ -5,7 +5,8 @@ from typing import Any
 
 from timm.data import create_transform
 
-from ..data.images import MODES, decode_image
+from ..data.decoding import decode_image
+from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import require_device
 from ..models.pretrained import check_model, load_model

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
@@ -18,6 +18,7 @@ __all__ = ["load_images", "load_splits"]
 
 VAL_NAMES = ("validation", "valid", "val")
 SHARDS = 64  # of a streamed folder of images
+UNDECODED = {"bytes": Value("binary"), "path": Value("string")}  # an image in a streamed row
 VAL_SHARE = 0.1  # share of the training images that become validation images if there is no such split
 
 
@@ -179,7 +180,9 @@ def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
     """Keep these columns under the names that they map to; images stay undecoded."""
     image = next(column for column, name in columns.items() if name == "image")
     # The cast comes first: datasets decodes and re-encodes streamed images when it renames columns after it reads them.
-    data = data.cast_column(image, ImageFeature(decode=False)).select_columns(list(columns))
+    # Streamed rows become plain dicts, because datasets encodes undecoded images too, and fails on those without bytes.
+    kind = UNDECODED if isinstance(data, IterableDataset) else ImageFeature(decode=False)
+    data = data.cast_column(image, kind).select_columns(list(columns))
     return data.rename_columns({k: v for k, v in columns.items() if k != v})
 
 

@@ -1,23 +1,21 @@
 """The images of a split, decoded, augmented and normalised: one at a time, or small images in batches from memory."""
 
-import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..errors import InputError
 from .augment import Transform
+from .decoding import decode_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["BATCHED", "MODES", "SMALL", "ImageDataset", "SmallImages", "decode_all", "decode_image"]
+__all__ = ["BATCHED", "MODES", "SMALL", "ImageDataset", "SmallImages", "decode_all"]
 
 SMALL = 64  # largest side in pixels of images that are decoded once and kept in memory
 BATCHED = {"shift", "flip", "cutout"}  # augmentation steps that SmallImages applies to a whole batch
@@ -188,32 +186,3 @@ def decode_all(split: "Dataset", in_chans: int) -> Tensor | None:
         rows.append(pixels)
     decoded = torch.from_numpy(np.stack(rows))  # (n, H, W) or (n, H, W, 3)
     return decoded.unsqueeze(1) if in_chans == 1 else decoded.permute(0, 3, 1, 2).contiguous()
-
-
-def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
-    """Decode an image of a split, and turn it upright by its EXIF orientation.
-
-    Args:
-        image: dict with the `bytes` or the `path` of the image, as `datasets` stores an undecoded image.
-        mode: PIL's mode of the result, 'L' or 'RGB'.
-        where: name of the image in the error, if it does not have a path.
-
-    Raises:
-        InputError: the image is empty or cannot be decoded.
-    """
-    if image is None or not (image["bytes"] or image["path"]):
-        raise InputError(f"{where} is empty: remove it from the dataset")
-    try:
-        with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits, and no known range: save it with 8 or 16 bits per channel")
-            if upright.mode.startswith("I;16"):  # PIL's convert clips 16 bits to 8 instead of scaling them
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-            return upright.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{image['path'] or where} does not decode ({error}): fix it or remove it from the dataset"
-        ) from error

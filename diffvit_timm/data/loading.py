@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from ..console import track
 from ..errors import InputError
 from .augment import eval_transform, train_transform
-from .images import BATCHED, SMALL, ImageDataset, SmallImages, decode_all, decode_image
+from .decoding import decode_image
+from .images import BATCHED, SMALL, ImageDataset, SmallImages, decode_all
 from .steps import parse_policy
 from .stream import Stream, StreamedImages
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from .images import decode_image
+from .decoding import decode_image
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,18 +1,21 @@
 """Training images that are streamed, for datasets that do not fit on the disk."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ..errors import InputError
 from .augment import Transform
-from .images import MODES, decode_image
+from .decoding import decode_image
+from .images import MODES
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-__all__ = ["Stream", "StreamedImages"]
+__all__ = ["Stream", "StreamedImages", "checked_stream"]
 
 BUFFER = 2048  # undecoded images in the shuffle buffer, from which the next image is drawn at random
 BUFFER_FILES = 10  # number of files that fill the buffer; with a single file, datasets waits five seconds at its end
@@ -73,3 +76,19 @@ class StreamedImages:
 
 def _add_position(row: dict[str, Any], position: int) -> dict[str, Any]:
     return {**row, "position": position}
+
+
+def checked_stream(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches of a stream, and turn the errors of reading it into one line.
+
+    Raises:
+        InputError: an image does not decode, a file is damaged, or the network fails.
+    """
+    try:
+        yield from batches
+    except InputError:
+        raise
+    except Exception as error:  # of pyarrow, datasets, fsspec or the network, perhaps with the traceback of a worker
+        lines = str(error).split("\n")
+        reason = next((line for line in reversed(lines) if line.strip()), type(error).__name__)
+        raise InputError(f"the stream of training images cannot be read ({reason}): check its files") from error

@@ -18,7 +18,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, dispatch_clip_grad
 
-from ..data.images import MODES, decode_image
+from ..data.decoding import decode_image
+from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..data.splits import Splits
 from ..errors import InputError

@@ -11,7 +11,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
-from ..data.images import MODES, decode_image
+from ..data.decoding import decode_image
+from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.attention_maps import check_heat_maps

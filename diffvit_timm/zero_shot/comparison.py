@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ..console import track
 from ..data.augment import without_seed
-from ..data.images import ImageDataset, decode_image
+from ..data.decoding import decode_image
+from ..data.images import ImageDataset
 from ..data.loading import model_data_config
 from ..inspection.accuracy import Accuracy
 from .class_names import class_outputs, class_scores

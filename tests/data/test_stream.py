@@ -1,13 +1,17 @@
 """A stream has the stored training images in another order, without storing them."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import ClassLabel, Features
+from datasets import Image as ImageFeature
 from torch.utils.data import DataLoader
 
 from diffvit_timm.data.augment import train_transform
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.images import ImageDataset
-from diffvit_timm.data.stream import Stream, StreamedImages
+from diffvit_timm.data.stream import Stream, StreamedImages, checked_stream
 from diffvit_timm.errors import InputError
 
 CONFIG = dict(
@@ -63,3 +67,66 @@ def test_the_same_number_of_workers_reads_the_same_stream_again(streamed):
 def test_a_stream_without_test_images_is_refused(make_image_folder):
     with pytest.raises(InputError, match="has no test split"):
         load_splits(str(make_image_folder(train=4)), stream=4)
+
+
+BAD_IMAGES = {
+    "null": (None, "is empty"),
+    "without bytes": ({"bytes": None, "path": None}, "is empty"),
+    "no bytes": ({"bytes": b"", "path": None}, "is empty"),
+    "no image": ({"bytes": b"hello", "path": None}, "does not decode (no format that Pillow reads)"),
+    "truncated": ({"bytes": b"GIF89a\x10\0\x10\0", "path": None}, "does not decode ("),
+    "no file": ({"bytes": None, "path": "nowhere.png"}, "does not decode ([Errno 2] "),
+}
+
+
+@pytest.fixture
+def stream_with(stream_folder, tmp_path):
+    """Function: kind of bad image and split -> the splits of a stream, and the start of the error that is expected."""
+
+    def write(kind, split):
+        bad, reason = BAD_IMAGES[kind]
+        features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat", "dog", "owl"])})
+        for path in sorted(stream_folder.glob("*.parquet")):
+            rows = pq.read_table(path).to_pylist()
+            if path.name.startswith(split):
+                rows = [{**row, "image": bad} for row in rows]
+            pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), tmp_path / path.name)
+        return load_splits(str(tmp_path), stream=20), reason
+
+    return write
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_image_of_a_stream_is_an_input_error_that_names_it(stream_with, kind):
+    splits, reason = stream_with(kind, "train")
+    images = StreamedImages(splits.train, train_transform("none", CONFIG))
+    row = next(iter(splits.train.rows))  # without the shuffling, which waits for a thread
+    with pytest.raises(InputError) as caught:
+        images.collate([{**row, "position": 12}])
+    name = "nowhere.png" if kind == "no file" else "image 12 of the stream"
+    assert str(caught.value).startswith(f"{name} {reason}")
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_a_bad_test_image_beside_a_stream_is_an_input_error_that_names_it(stream_with, kind):
+    splits, reason = stream_with(kind, "test")
+    with pytest.raises(InputError) as caught:
+        ImageDataset(splits.test, train_transform("none", CONFIG))[0]
+    name = "nowhere.png" if kind == "no file" else "image 0 of split test"
+    assert str(caught.value).startswith(f"{name} {reason}")
+
+
+@pytest.mark.parametrize(
+    "error", [pa.ArrowInvalid("Caught it in a worker\nTraceback\nthe footer is broken"), OSError()]
+)
+def test_a_damaged_file_of_a_stream_is_one_line(error):
+    def batches():
+        yield 1
+        raise error
+
+    stream = checked_stream(batches())
+    assert next(stream) == 1
+    reason = "the footer is broken" if str(error) else "OSError"
+    with pytest.raises(InputError) as caught:
+        next(stream)
+    assert str(caught.value) == f"the stream of training images cannot be read ({reason}): check its files"
