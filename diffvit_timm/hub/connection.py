@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
@@ -42,19 +43,21 @@ MEANINGS = {
     402: ("the Hub asks for a payment", "look at the plan and the limits of the account"),
     403: ("the token may not {verb} it", "create a token that may, or choose another repository"),
     404: ("it does not exist, or the token may not read it", "check the name, or run 'hf auth login'"),
+    407: ("the proxy asks for a login", "check HTTPS_PROXY"),
     410: ("it does not exist any more", "check the name"),
     413: ("a file is larger than the Hub accepts", "leave out large pictures, or save a smaller model"),
     422: ("the Hub calls what was sent invalid", "correct what it names"),
     429: ("the Hub gets too many requests from this account or address", "wait some minutes"),
     451: ("the Hub may not offer it for legal reasons", "choose another repository"),
     507: ("the storage of the account is full", "delete files on the Hub, or choose another account"),
+    511: ("the network asks for a login", "open a page in a browser and log in to the network"),
 }
 
 T = TypeVar("T")
 
 
 class HubError(Exception):
-    """A call that failed for good: the reason and the fix, in one line without backquotes."""
+    """A call that failed for good: the reason and the fix, in one line."""
 
 
 class HubCalls:
@@ -188,7 +191,7 @@ def _asked_to_wait(headers: Any) -> float:
 
 
 def _in_words(error: BaseException, verb: str, fix: bool = True) -> str:
-    """Return what happened and, if asked, how to fix it, in one line without backquotes."""
+    """Return what happened and, if asked, how to fix it, in one line."""
     what, advice = _meaning(error, verb)
     return f"{what}: {advice}" if fix else what
 
@@ -218,6 +221,8 @@ def _meaning_of_answer(answer: HfHubHTTPError, verb: str) -> tuple[str, str]:
         return "it does not have this revision", "check `revision`"
     if isinstance(answer, GatedRepoError):
         what, advice = "its authors must allow the access", "ask for it on the page of the repository"
+    elif isinstance(answer, RepositoryNotFoundError):  # the Hub answers 401 to users without a token
+        what, advice = MEANINGS[404]
     elif status in MEANINGS:
         what, advice = MEANINGS[status]
     elif status >= 500 and status not in PERMANENT:

@@ -9,7 +9,14 @@ import types
 import pytest
 from hub_server import Fault
 from huggingface_hub import get_session
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from diffvit_timm.hub import connection
 from diffvit_timm.hub.connection import HubCalls, HubError
@@ -86,10 +93,10 @@ def test_a_pull_ends_with_a_hub_that_does_not_finish(hub, ask, run_folder, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def answer_of(status, said=None, **headers):
+def answer_of(status, said=None, kind=HfHubHTTPError, **headers):
     """The error of huggingface_hub for an answer."""
     response = types.SimpleNamespace(status_code=status, headers=headers, request=None)
-    return HfHubHTTPError(f"{status} of the server", response=response, server_message=said)
+    return kind(f"{status} of the server", response=response, server_message=said)
 
 
 @pytest.fixture
@@ -147,6 +154,18 @@ def test_an_answer_that_will_be_the_same_is_not(attempts, status):
 )  # fmt: skip
 def test_an_error_is_the_meaning_of_the_answer_what_the_hub_says_and_the_fix(attempts, status, said, message):
     assert attempts(answer_of(status, said), "read")[1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (401, RepositoryNotFoundError, "it does not exist, or the token may not read it (HTTP 401: Unauthorized)"),
+        (403, GatedRepoError, "its authors must allow the access (HTTP 403: Forbidden): ask for it on the page"),
+        (404, RevisionNotFoundError, "it does not have this revision: check `revision`"),
+    ],
+)
+def test_a_repository_that_is_missing_gated_or_has_no_such_revision_is_named_so(attempts, status, kind, message):
+    assert attempts(answer_of(status, kind=kind))[1].startswith(message)
 
 
 def test_what_the_hub_says_is_one_line_without_control_characters(attempts):

@@ -2,7 +2,8 @@
 
     diffvit push RUN USER/NAME --private
 
-The token comes from hf auth login or the environment variable HF_TOKEN.
+The token comes from hf auth login or the environment variable HF_TOKEN. No path of this machine is published, only the
+last part of each.
 """
 
 import dataclasses
