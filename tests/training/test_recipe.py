@@ -43,13 +43,16 @@ def test_a_training_with_wrong_input_leaves_no_run_folder(image_folder, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_is_a_model_to_continue_from(image_folder, splits, tmp_path):
+def test_a_finished_run_is_a_model_to_continue_from(image_folder, splits, tmp_path, saved_figures):
     first = train(small(image_folder, tmp_path), "recipe")
     again = small(image_folder, tmp_path).replace(
         model=f"local-dir:{tmp_path}/run/best", pretrained=True, img_size=(), model_kwargs=(),
         output=str(tmp_path / "more"), lr=1e-12
     )  # fmt: skip
     assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
+    title = saved_figures[-1].get_suptitle()
+    assert title.startswith("best, ")
+    assert str(tmp_path) not in title  # the picture is pushed
 
 
 def test_another_backbone_is_converted_trained_saved_and_continued_from(image_folder, tmp_path):
