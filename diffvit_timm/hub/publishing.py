@@ -1,17 +1,13 @@
 """Push runs to the Hugging Face Hub and pull them back. The repository is checked before the training starts."""
 
 import functools
-import hashlib
-import io
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -22,14 +18,13 @@ from .connection import HubCalls, HubError
 from .licences import NO_PICTURES
 from .model_card import HAND_WRITTEN_MARK, model_card
 from .redaction import Records, public_records, weights_folder
+from .verification import Content, differs, fetch, hub_api, listing, size_of
 
 __all__ = ["check_repository", "pull_run", "push_run"]
 
 WEIGHTS = ("config.json", "model.safetensors")  # in the root of the repository, where timm looks for them
 LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")  # in the folder run/
 PICTURES = "run/attention"
-
-Content = Path | bytes  # of a file to push
 
 
 def check_repository(repo: str, private: bool = False, parameter: str = "push_to_hub") -> str:
@@ -56,7 +51,7 @@ def check_repository(repo: str, private: bool = False, parameter: str = "push_to
 
 
 def _create(calls: HubCalls, repo: str, private: bool) -> str:
-    api = _api()
+    api = hub_api()
 
     def create() -> str:
         validate_repo_id(repo)
@@ -64,10 +59,6 @@ def _create(calls: HubCalls, repo: str, private: bool) -> str:
         return api.create_repo(repo, private=private, exist_ok=True).repo_id
 
     return calls.run(create)
-
-
-def _api() -> HfApi:
-    return HfApi(library_name="diffvit_timm")
 
 
 def files_of_run(run: Path, records: Records) -> dict[str, Content]:
@@ -134,7 +125,7 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
     records = public_records(run)
     files = files_of_run(run, records)
     _card_of_run(run, records, repo, sorted(files))  # damaged records are found before anything is sent
-    calls = HubCalls("write to", sum(_size(content) for content in files.values()))
+    calls = HubCalls("write to", sum(size_of(content) for content in files.values()))
     retry = f"the run in {run} is complete, push it again with: diffvit push {run} {repo}"
     retry += " --private" if private else ""
     try:
@@ -145,13 +136,13 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
     try:
         additions = calls.run(lambda: _upload(name, files))
         commit, readme = calls.run(lambda: _commit(name, additions, card, f"Push {run.resolve().name}"))
-        stored = calls.run(lambda: _listing(name, commit))[1]
+        stored = calls.run(lambda: listing(name, commit))[1]
     except HubError as error:
         raise InputError(f"`{parameter}={repo}` cannot be pushed to: {error}; {retry}") from error
     files["README.md"] = readme
-    if wrong := [path for path, content in files.items() if path not in stored or _differs(content, stored[path])]:
+    if wrong := [path for path, content in files.items() if path not in stored or differs(content, stored[path])]:
         raise InputError(f"`{parameter}={repo}`: the Hub has stored other bytes of {', '.join(wrong)}; {retry}")
-    return f"{_api().endpoint}/{name}"
+    return f"{hub_api().endpoint}/{name}"
 
 
 def _card_of_run(run: Path, records: Records, repo: str, paths: list[str]) -> str:
@@ -172,7 +163,7 @@ def _upload(repo: str, files: Mapping[str, Content]) -> list[CommitOperationAdd]
     """
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     for addition in additions:
-        _api().preupload_lfs_files(repo, [addition], free_memory=False)
+        hub_api().preupload_lfs_files(repo, [addition], free_memory=False)
     return additions
 
 
@@ -183,68 +174,17 @@ def _commit(repo: str, additions: Sequence[CommitOperationAdd], card: str, messa
         The commit, and the model card with the text that was added by hand.
     """
     # An earlier attempt or somebody else may have changed the repository, so it is read every time.
-    head, there = _listing(repo)
+    head, there = listing(repo)
     paths = {addition.path_in_repo for addition in additions}
     stale = [path for path in there if path.startswith("run/") and path not in paths]
-    old = _fetch(repo, there["README.md"], head).read_bytes() if "README.md" in there else b""
+    old = fetch(repo, there["README.md"], head).read_bytes() if "README.md" in there else b""
     mark = HAND_WRITTEN_MARK.encode()
     if old and mark not in old:
         log0(f"the README.md of {repo} is replaced; its text stays in the history of the repository (commit {head})")
     readme = card.encode() + b"\n" + mark + (old.partition(mark)[2] or b"\n")
     operations: list = [CommitOperationDelete(path) for path in stale]
     operations += [*additions, CommitOperationAdd("README.md", readme)]
-    return _api().create_commit(repo, operations, commit_message=message).oid, readme
-
-
-def _listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
-    """Return the commit of a revision, and what the Hub says about each file, by its path."""
-    info = _api().model_info(repo, revision=revision, files_metadata=True)
-    files = info.siblings or []
-    # huggingface_hub does not check the types of an answer.
-    if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or not all(
-        isinstance(file.rfilename, str) and isinstance(file.size, int | None) for file in files
-    ):
-        raise TypeError("a list of files without names, sizes or its commit")
-    return str(info.sha), {file.rfilename: file for file in files}
-
-
-def _fetch(repo: str, file: RepoSibling, commit: str) -> Path:
-    """Download a file into the cache, or find it there. A damaged file is downloaded once more.
-
-    Raises:
-        HubError: it is still damaged.
-    """
-    for force in (False, True):
-        path = Path(hf_hub_download(repo, file.rfilename, revision=commit, force_download=force))
-        if not _differs(path, file):
-            return path
-        if not force:
-            log0(f"{path} is not what the Hub lists (size or hash): it is downloaded again")
-    raise HubError(f"{file.rfilename} is damaged, also after a second download: delete {path.resolve()} and try again")
-
-
-def _size(content: Content) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _open(content: Content) -> io.BufferedIOBase:
-    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-
-
-def _differs(content: Content, expected: RepoSibling) -> bool:
-    """Return whether a file has another size or hash than the Hub says. Where it says nothing, it does not differ."""
-    size = _size(content)
-    if expected.size is not None and size != expected.size:
-        return True
-    if expected.lfs is not None:
-        with _open(content) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() != expected.lfs.sha256
-    if expected.blob_id is None:
-        return False
-    digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)  # git's hash of a file
-    with _open(content) as file:
-        digest.update(file.read())
-    return digest.hexdigest() != expected.blob_id
+    return hub_api().create_commit(repo, operations, commit_message=message).oid, readme
 
 
 def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
@@ -264,13 +204,13 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     """
     calls = HubCalls("read")
     try:
-        commit, listed = calls.run(lambda: _listing(repo, revision))
+        commit, listed = calls.run(lambda: listing(repo, revision))
         places = {path: place for path in listed if (place := _place(path))}
         missing = [name for name in WEIGHTS if name not in places]
         if missing:
             raise InputError(f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}")
         calls.allow(sum(listed[path].size or 0 for path in places))
-        cached = {path: calls.run(functools.partial(_fetch, repo, listed[path], commit)) for path in places}
+        cached = {path: calls.run(functools.partial(fetch, repo, listed[path], commit)) for path in places}
     except HubError as error:
         raise InputError(f"`repo={repo}` cannot be pulled: {error}") from error
     with fill_folder(folder, "the run", "pull again") as temporary:

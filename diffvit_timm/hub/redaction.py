@@ -42,7 +42,7 @@ class Records:
     @property
     def dataset(self) -> str:
         """Name of the dataset for people: the last part of its name on the Hub or of its path."""
-        return str(self.config.get("dataset", "")).rpartition("/")[2]
+        return str(self.config.get("dataset") or "").rpartition("/")[2]
 
 
 def weights_folder(run: Path) -> Path:
