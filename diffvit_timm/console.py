@@ -67,9 +67,13 @@ def log0(line: str) -> None:
 def printable(text: str) -> str:
     """Return a text with every control character and invisible character as its escape, such as \\x1b or \\n.
 
-    A terminal obeys control characters, and the names of classes and files can contain them.
+    A terminal obeys control characters, and the names of classes and files can contain them. The invisible joiners of
+    several scripts stay.
     """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    joiners = "\u200c\u200d"
+    return "".join(
+        char if char.isprintable() or char in joiners else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def discard(stream: TextIO) -> None:
@@ -85,12 +89,6 @@ def counted(number: int, noun: str) -> str:
 def is_main() -> bool:
     """Return whether this is the main process: the only one, or rank 0 of those that a launcher started."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def printable(text: str) -> str:
-    """Return a text of a stranger without control characters, which can rewrite a terminal or reverse what is read."""
-    joiners = "\u200c\u200d"  # several scripts need them, and they only join letters
-    return "".join(letter for letter in text if letter.isprintable() or letter in joiners)
 
 
 def shortened(text: str, length: int = 80) -> str:

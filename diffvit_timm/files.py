@@ -192,11 +192,12 @@ def read_yaml(path: Path, way_out: str) -> dict:
 
 def _read_mapping(path: Path, parse: Callable[[str], Any], way_out: str) -> dict:
     try:
-        content = parse(path.read_text())
+        content = parse(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it contains a {type(content).__name__}, not names with values")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): {way_out}") from error
+        reason = " ".join(str(error).replace("`", "'").split())
+        raise InputError(f"{path} is damaged ({reason}): {way_out}") from error
     return content
 
 

@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn
 
 from .. import __version__
-from ..console import discard
+from ..console import discard, printable
 
 __all__ = ["COMMANDS", "main"]
 
@@ -90,5 +90,5 @@ def _stop_unknown(argv: list[str]) -> NoReturn:
 
 
 def _stop(cause: str) -> NoReturn:
-    print(f"error: {cause}", file=sys.stderr)
+    print(f"error: {printable(cause)}", file=sys.stderr)
     sys.exit(2)

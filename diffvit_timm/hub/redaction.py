@@ -1,19 +1,17 @@
 """What a push publishes of the records of a run: no path of the user's machine, only the last part of each."""
 
 import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..data.config import SHORT_NAMES
-from ..errors import InputError
+from ..files import read_json, read_yaml
 
 __all__ = ["Records", "public_records", "public_text", "weights_folder"]
 
@@ -59,9 +57,9 @@ def public_records(run: Path) -> Records:
     Raises:
         InputError: a file that cannot be read.
     """
-    config = _read(run, "config.yaml", yaml.safe_load)
-    environment = _read(run, "environment.json", json.loads)
-    result = _read(run, "result.json", json.loads)
+    config = _read(run / "config.yaml", read_yaml)
+    environment = _read(run / "environment.json", read_json)
+    result = _read(run / "result.json", read_json)
     dataset = _hub_dataset(config.get("dataset"), environment.get("dataset_is_folder"))
     kept = {name for name in (config.get("dataset") if dataset else None, dataset, config.get("push_to_hub")) if name}
     config = {name: _public(value, kept) for name, value in config.items()}
@@ -75,18 +73,9 @@ def public_records(run: Path) -> Records:
     return Records(config, environment, result, dataset)
 
 
-def _read(run: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read(path: Path, read: Callable[[Path, str], dict]) -> dict[str, Any]:
     """Read a file of a run folder, {} if there is none."""
-    if not (run / name).is_file():
-        return {}
-    try:
-        content = parse((run / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).replace("`", "'").split())
-        raise InputError(f"`run={run}`: {name} cannot be read ({reason}): restore it, or delete it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"`run={run}`: {name} is not a mapping of names to values: restore it, or delete it")
-    return content
+    return read(path, "restore it, or delete it") if path.is_file() else {}
 
 
 def _hub_dataset(name: Any, is_folder: bool | None) -> str | None:

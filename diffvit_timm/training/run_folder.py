@@ -179,10 +179,16 @@ def _plain(config: TrainConfig) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.flat().items()}
 
 
+def _program() -> str:
+    """Return the name of the program: a script, or the console command, also if it was started by `python -m`."""
+    name = Path(sys.argv[0]).name
+    return "diffvit" if name == "__main__.py" else name
+
+
 def environment() -> dict:
     """Return the command, the versions and the hardware."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
