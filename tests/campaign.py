@@ -15,9 +15,11 @@ The exit code is 1 if there is any of the last three.
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -28,12 +30,20 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS.parent), *(str(TESTS / room) for room in ("training", "data", "cli", "hub", "models"))]
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
+
+# Before anything imports huggingface_hub and torch, which read these once.
+with socket.create_server(("127.0.0.1", 0)) as free:
+    PORT = free.getsockname()[1]  # of the Hub on loopback that a trial starts
+os.environ |= {
+    "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": f"http://127.0.0.1:{PORT}", "HF_TOKEN": "hf_of_the_user",
+    "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "OMP_NUM_THREADS": "1",
+}  # fmt: skip
 
 OUTCOMES = {0: "right", 2: "one line", 1: "traceback", 3: "silent"}
 FAILURES = ("traceback", "silent", "stuck")
 LIMIT = 120.0  # seconds per trial
+FILES = 500  # damaged images per trial
 
 Trial = tuple[str, Callable[[], object]]
 
@@ -95,7 +105,10 @@ def run_section(name: str, trials: Iterable[Trial], folder: Path) -> Counter:
 
 def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Callable[[], Iterable[Trial]]]:
     """Return the sections of the campaign by their names."""
+    from config_faults import config_faults
+    from hub_faults import hub_faults
     from layout_faults import layouts
+    from mutations import try_mutations
     from run_faults import RunFaults
 
     def count(full: int) -> int:
@@ -106,9 +119,20 @@ def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Call
         numbers = list(range(1, faults.events + 1))
         return faults.kills_at_events(numbers if scale >= 1 else sorted(rng.sample(numbers, count(len(numbers)))))
 
+    def images(trials: int) -> Iterable[Trial]:
+        def trial(seed: int) -> None:
+            _, escaped = try_mutations(FILES, seed)
+            assert not escaped, escaped
+
+        for seed in rng.sample(range(10**6), trials):
+            yield f"{FILES} damaged images of seed {seed}", functools.partial(trial, seed)
+
     return {
         "kills": lambda: RunFaults(root / "kills").random_kills(count(40), rng),
         "events": events,
+        "hub": lambda: hub_faults(root / "hub", PORT, count(300), rng),
+        "configs": lambda: config_faults(root / "configs", count(300), rng),
+        "images": lambda: images(count(20_000 // FILES)),
         "layouts": lambda: layouts(root / "layouts", count(500), rng),
         "runs": lambda: RunFaults(root / "runs").damages(),
     }
@@ -121,8 +145,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["HF_ASSETS_CACHE"] = f"{folder}/assets"
-        os.environ["HF_DATASETS_CACHE"] = f"{folder}/datasets"
+        os.environ |= {"HF_HOME": folder}
         sections = run_sections(Path(folder), random.Random(options.seed), options.scale)
         if unknown := set(options.sections) - set(sections):
             parser.error(f"no section {', '.join(unknown)}: choose from {', '.join(sections)}")

@@ -69,8 +69,8 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.repos: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
         self.private: dict[str, bool] = {}
         self.objects: dict[str, bytes] = {}
