@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from .errors import InputError
 
 __all__ = [
+    "CHECKSUMS",
     "atomic_folder",
     "check_checksums",
     "disk_errors",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..console import log0
 from ..errors import InputError
-from ..files import fill_folder
+from ..files import CHECKSUMS, check_checksums, fill_folder
 from .connection import HubCalls, HubError
 from .licences import NO_PICTURES
 from .model_card import HAND_WRITTEN_MARK, model_card
@@ -78,7 +78,7 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
     missing = [name for name in WEIGHTS if not (weights / name).is_file()]
     if missing:
         raise InputError(f"`run={run}` is not a finished run: {weights} has no {' and no '.join(missing)}")
-    _require_whole_weights(run, weights / "model.safetensors")
+    _require_whole_weights(run, weights)
     files: dict[str, Content] = {name: weights / name for name in WEIGHTS}
     files |= {f"run/{name}": run / name for name in LOGS if (run / name).is_file()}
     for name, content in (
@@ -93,7 +93,16 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
     return files | {f"{PICTURES}/{path.name}": path for path in sorted((run / "attention").glob("*.png"))}
 
 
-def _require_whole_weights(run: Path, path: Path) -> None:
+def _require_whole_weights(run: Path, weights: Path) -> None:
+    path = weights / "model.safetensors"
+    if (sums := weights / CHECKSUMS).is_file():
+        try:
+            check_checksums(weights)
+        except ValueError as error:
+            raise InputError(
+                f"`run={run}`: {weights} is not as it was saved: {error}; train again, or delete {sums} if you have "
+                "changed the folder yourself"
+            ) from error
     try:
         with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
             pass

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from hub_server import TOKEN, Fault
 from huggingface_hub import ModelCard
 
+from diffvit_timm.files import atomic_folder
 from diffvit_timm.hub.model_card import model_card
 from diffvit_timm.hub.redaction import public_records
 from diffvit_timm.models.pretrained import save_pretrained
@@ -428,6 +430,21 @@ def test_damaged_weights_are_not_pushed(hub, ask, run_folder, content):
     error = ask(PUSH, run=str(run_folder), repo="me/pets")
     assert error.startswith(f"InputError: `run={run_folder}`: {path} is damaged (")
     assert not hub.seen
+
+
+def test_weights_that_changed_since_they_were_saved_are_not_pushed(hub, ask, run_folder):
+    shutil.copytree(run_folder / "best", run_folder / "saved")
+    with atomic_folder(run_folder / "best", "best/", "") as folder:
+        for path in (run_folder / "saved").iterdir():
+            shutil.copy(path, folder)
+    ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert "SHA256SUMS" not in hub.repos["me/pets"][-1][1]
+    weights = bytearray((run_folder / "best" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run_folder / "best" / "model.safetensors").write_bytes(weights)
+    error = ask(PUSH, run=str(run_folder), repo="me/pets")
+    assert f"{run_folder}/best is not as it was saved: model.safetensors is damaged" in error
+    assert len(hub.repos["me/pets"]) == 2
 
 
 @pytest.mark.parametrize(
