@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import re
 import signal
 import sys
 import time
@@ -91,6 +92,10 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
             time.sleep(5)  # the main process reports what stops all of them, and then the launcher ends the others
         text = str(error).rpartition("InputError: ")[-1]  # a worker of a DataLoader puts its traceback in front
         _stop(command_line_text(text, options, positionals))
+    except (RuntimeError, MemoryError) as error:
+        if (cause := _lack_of_memory(error)) is None:
+            raise
+        _stop(cause)
     except KeyboardInterrupt:
         log0("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
@@ -101,6 +106,22 @@ def one_line_errors(options: Collection[str] = (), positionals: Collection[str] 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _stop(f"{error}: free some space and start again")
+
+
+def _lack_of_memory(error: Exception) -> str | None:
+    """Return the cause and the fix if a device or a process has run out of memory, None for another error.
+
+    PyTorch has no class of its own for the memory of a CPU or for a worker that was killed.
+    """
+    text = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+    if "DataLoader worker" in str(error):
+        return (
+            f"a process that loads images was killed ({text}): the memory may be too small for it, or the shared "
+            "memory (in a container: docker run --shm-size=2g); use fewer workers or a smaller batch size"
+        )
+    if isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)):
+        return f"the memory is too small ({text}): use a smaller batch size, smaller images or a smaller network"
+    return None
 
 
 def _stop(cause: str) -> NoReturn:

@@ -8,6 +8,7 @@ Nothing is guessed from words within a name: a class may be called train, and a 
 """
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
     """
     files = sorted(_files(folder))
+    for path in files:
+        _require_utf8(path, f"`{parameter}={folder}`")
     images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
     images = [image for image in images if _is_image(image)]
     if not images:
@@ -84,6 +87,15 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield from _files(entry, (*above, real))
         elif entry.is_file() or entry.is_symlink():  # a link to a missing file is reported when it is read
             yield entry
+
+
+def _require_utf8(path: Path, given: str) -> None:
+    """Refuse a name in another encoding, as old archives have them; datasets stores paths as UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(f"{given}: the name {shown} is not UTF-8: rename it") from None
 
 
 def _is_image(file: ImageFile) -> bool:

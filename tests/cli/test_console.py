@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from torch.utils.data import DataLoader
 
@@ -125,6 +128,30 @@ def test_a_command_goes_on_when_the_disk_of_its_log_is_full(capsys, monkeypatch)
     monkeypatch.setattr(sys, "stderr", Full())
     run(lambda: console.log0("line") or {"accuracy": 0.5})
     assert json.loads(capsys.readouterr().out) == {"accuracy": 0.5}
+
+
+class Killed(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_that_loads_images_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: next(iter(DataLoader(Killed(), num_workers=1))))
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: a process that loads images was killed (DataLoader worker")
+    assert line.endswith("use fewer workers or a smaller batch size\n")
+
+
+def test_a_lack_of_memory_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: torch.empty(2**60))
+    assert stop.value.code == 2
+    assert re.match(r"error: the memory is too small \(.*\): use a smaller batch size.*\n$", capsys.readouterr().err)
 
 
 def test_ctrl_c_is_one_line_too(capsys):

@@ -1,5 +1,7 @@
 """The layout of a folder of images is decided by its top level, and never guessed from words in names."""
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -143,6 +145,16 @@ def test_images_without_labels_are_read_from_any_layout(tmp_path):
     assert len(load_images(str(fill(tmp_path / "flat", "1.png", "2.jpg")))) == 2
     assert len(load_images(str(fill(tmp_path / "classes", *many("", 2, "cat", "dog"))))) == 4
     assert len(load_images(str(fill(tmp_path / "splits", *many("train", 3, "cat"), *many("test", 2, "cat"))))) == 3
+
+
+@pytest.mark.parametrize("place", [b"train/Gr\xfcn/1.png", b"train/cat/Gr\xfcn.png"])
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path, place):
+    fill(tmp_path, *many("train", 2, "cat", "dog"))
+    strange = os.path.join(os.fsencode(tmp_path), place)
+    os.makedirs(os.path.dirname(strange), exist_ok=True)
+    os.link(tmp_path / "train" / "cat" / "0.png", strange)
+    with pytest.raises(InputError, match=r"the name .*Gr\\xfcn.* is not UTF-8: rename it"):
+        load_image_folder(tmp_path)
 
 
 def test_links_to_folders_are_followed(tmp_path):
