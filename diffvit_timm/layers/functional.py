@@ -110,7 +110,8 @@ def differential_attention(
     lam = lam.to(q.dtype)
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
-        map1, map2 = F.dropout(map1, dropout_p), F.dropout(map2, dropout_p)
+        # Without dropout not even in training mode: timm's ONNX export would write nodes that OpenVINO refuses.
+        map1, map2 = (F.dropout(matrix, dropout_p, dropout_p > 0) for matrix in (map1, map2))
         return head_norm((map1 - lam * map2) @ v, norm_weight)
 
     # Path 1: our own kernels, which know neither masks nor dropout.

@@ -1,9 +1,12 @@
 """Exported networks compute what the network computes, at any batch size."""
 
 import pytest
+import timm
 import torch
+from timm.utils.onnx import onnx_export
 from torch import nn
 
+from diffvit_timm import differential_layers
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import export
 from diffvit_timm.hub.export import export_model
@@ -50,6 +53,23 @@ def test_the_weights_of_a_large_network_are_in_a_second_file_and_both_can_be_mov
     (tmp_path / "here").rename(tmp_path / "there")
     moved = export._load_onnx(tmp_path / "there" / "net.onnx", form)
     assert torch.equal(moved(IMAGES), exported.run(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("name", "use_dynamo"),
+    [("diffvit_tiny_patch16", False), ("diffvit2_tiny_patch16", False), ("diffvit_small_patch16_dinov3", False),
+     ("diffvit_tiny_patch16", True)],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")  # the exporters warn of their own internals
+def test_timms_own_exporter_writes_no_dropout(tmp_path, name, use_dynamo):
+    onnx = pytest.importorskip("onnx")
+    shape = dict(img_size=32, embed_dim=48, depth=1, num_heads=3, num_classes=3)
+    model = timm.create_model(name, exportable=True, **shape)
+    assert not any(layer.fused_attn for layer in differential_layers(model))
+    onnx_export(model, str(tmp_path / "net.onnx"), batch_size=2, input_size=(3, 32, 32), use_dynamo=use_dynamo)
+    operations = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    assert "Softmax" in operations
+    assert "Dropout" not in operations
 
 
 def test_nothing_is_overwritten(tiny_model, tmp_path):
