@@ -28,8 +28,11 @@ from torch import Tensor
 from ..conversion.weights import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
 from ..layers.pos_embed import resample_axis
 from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
+from .layer_names import decode_layers
 
-__all__ = ["FROM_SCRATCH", "SOURCES", "converted_cfg", "timm_architecture"]
+__all__ = ["FROM_SCRATCH", "GENERIC", "SOURCES", "converted_cfg", "timm_architecture"]
+
+GENERIC = "diffvit"  # name of the architecture that rebuilds any converted network
 
 
 def _check_keys(state_dict: dict[str, Tensor], model: DiffVisionTransformer) -> None:
@@ -98,6 +101,7 @@ def _create_diffvit(
     output of the pretrained heads. The paper's network is `head_norm=True, lambda_init='schedule',
     branch_dims=(d / 2, d / 2)` with head width d. conversion='pairs' makes half as many heads.
     """
+    kwargs = decode_layers(kwargs)
     if attn == "diff":
         heads: int = kwargs["num_heads"]
         head_dim = kwargs["embed_dim"] // heads

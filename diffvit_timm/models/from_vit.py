@@ -16,14 +16,14 @@ from ..conversion.weights import require_finite, resolve_method
 from ..layers.adapters import check_layers
 from ..layers.hooks import batches_for
 from .diff_vision_transformer import DiffVisionTransformer
+from .diffvit import GENERIC
+from .layer_names import encode_layers
 from .pretrained import check_convertible, load_model
 
 __all__ = ["GENERIC", "from_vit"]
 
 # `calibrated` keeps this many images in memory for its least squares, because `images` is read only once.
 FIT_IMAGES = 256
-
-GENERIC = "diffvit"  # name of the architecture that rebuilds any converted network
 
 
 def from_vit(
@@ -123,7 +123,7 @@ def _reconstruction_args(source: Any, attn: str, settings: dict[str, Any]) -> di
         attn: attention that it was converted to.
         settings: settings of the conversion that were given.
     """
-    args = {**getattr(source, "_model_args", {}), "attn": attn, **settings}
+    args = {**encode_layers(getattr(source, "_model_args", {})), "attn": attn, **settings}
     if isinstance(source, DiffVisionTransformer):
         return args
     cfg = source.pretrained_cfg

@@ -28,8 +28,9 @@ from ..conversion.surgery import replace_layers
 from ..conversion.weights import is_differential
 from ..layers.adapters import check_layers
 from .blueprint import build_blueprint
-from .diffvit import SOURCES, converted_cfg
-from .from_vit import GENERIC, from_vit
+from .diffvit import GENERIC, SOURCES, converted_cfg
+from .from_vit import from_vit
+from .layer_names import decode_layers
 
 __all__ = ["BASES", "plain_name"]
 
@@ -85,6 +86,7 @@ def diffvit(
     """
     if base is None:
         raise ValueError("base is missing: pass the timm name of the plain network, e.g. base='deit_tiny_patch16_224'")
+    kwargs = decode_layers(kwargs)
     if attn == "plain":
         return timm.create_model(base, pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
     branch_dims = None if branch_dims is None else (branch_dims[0], branch_dims[1])  # a config has a list

@@ -28,7 +28,8 @@ from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
 from .blueprint import build_blueprint, memory_needed, memory_of_machine
 from .diff_vision_transformer import DiffVisionTransformer
-from .diffvit import timm_architecture
+from .diffvit import GENERIC, timm_architecture
+from .layer_names import decode_layers, encode_layers, names_layer
 from .saved_config import check_config
 
 __all__ = [
@@ -121,7 +122,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
         pretrained: whether to load pretrained weights. A folder always loads its weights.
         parameter: what the caller calls the parameter `name`.
         hint: what the user can do instead if the weights cannot be downloaded.
-        **kwargs: arguments of timm.create_model.
+        **kwargs: arguments of timm.create_model. A layer class may be given by name, such as mlp_layer='SwiGLUPacked'.
 
     Raises:
         InputError: as `check_model`; weights that cannot be loaded, or have NaN or infinite values; or arguments that
@@ -131,7 +132,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
     has_weights = pretrained or timm_name.startswith("local-dir:")
     with _creation_errors(name, timm_name, parameter, hint):
         label_names = _check_saved(timm_name)
-        model: Any = timm.create_model(timm_name, pretrained=has_weights, **kwargs)
+        model: Any = timm.create_model(timm_name, pretrained=has_weights, **decode_layers(kwargs))
         if label_names is not None:
             model.pretrained_cfg["label_names"] = label_names
         if has_weights:
@@ -153,7 +154,7 @@ def load_blueprint(name: str, parameter: str = "model", **kwargs: Any) -> Any:
     timm_name = resolve_model_name(name, parameter)
     with _creation_errors(name, timm_name, parameter):
         _check_saved(timm_name)
-        return build_blueprint(timm_name, **kwargs)
+        return build_blueprint(timm_name, **decode_layers(kwargs))
 
 
 def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> None:
@@ -207,6 +208,8 @@ def _check_saved(timm_name: str) -> list[str] | None:
     config = Path(place) / "config.json" if source == "local-dir" else Path(download_from_hf(place, "config.json"))
     label_names = check_config(config)
     network = build_blueprint(timm_name)
+    if not hasattr(network, "num_classes"):
+        raise ValueError("its config.json describes a feature extractor, which has no outputs")
     if (needed := memory_needed(network)) > memory_of_machine():
         raise ValueError(f"its config.json describes a network of {needed / 2**30:,.0f} GiB, more than the main memory")
     if source == "local-dir":
@@ -264,7 +267,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
         label_names: class names, in the order of the outputs of the head.
 
     Raises:
-        InputError: a model that was built without timm.create_model, so that no name rebuilds it.
+        InputError: a model that was built without timm.create_model, so that no name rebuilds it, or with an argument
+            that a config cannot contain.
     """
     if not (getattr(model, "pretrained_cfg", None) or {}).get("architecture"):
         raise InputError(
@@ -272,7 +276,10 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
             "rebuilds it: create it by timm.create_model"
         )
     model_config = {"label_names": label_names} if label_names else None
-    save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
+    model_args = encode_layers(getattr(model, "_model_args", {}))
+    _require_json(model_args)
+    named = {name: value for name, value in model_args.items() if names_layer(value)}
+    save_for_hf(model, str(folder), model_config=model_config, model_args=named, safe_serialization=True)
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
     # num_classes is also at the top level, and the TimmWrapper of transformers 5 fails if it gets it twice.
@@ -282,12 +289,29 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _require_json(args: dict[str, Any]) -> None:
+    """Check that a config can contain the arguments of a network, before its weights are written."""
+    for name, value in args.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"`{name}={value}` cannot be saved in a config: use a class of timm.layers or torch.nn"
+            ) from error
+
+
 def _name_timms_own(model: Any, config: dict) -> None:
     """Let the config of a plain twin name timm's own architecture, so that timm loads it without this package.
 
-    A twin with a position embedding or an eps that timm's function does not take keeps its name.
+    A twin with a position embedding or an eps that timm's function does not take keeps its name. timm does not take
+    layers by name, so a network with such an argument is loaded through the architecture `diffvit`.
     """
     args = config.get("model_args", {})
+    if any(map(names_layer, args.values())):
+        if not isinstance(model, DiffVisionTransformer):
+            args |= {"base": config["architecture"], "attn": "plain"}
+            config["architecture"] = GENERIC
+        return
     if isinstance(model, DiffVisionTransformer):
         if args.get("pos_embed") in POS_EMBEDS_2D or "norm_eps" in args:
             return

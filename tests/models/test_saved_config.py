@@ -209,3 +209,10 @@ def test_an_architecture_that_cannot_be_converted_is_refused_before_its_weights_
     ):
         with pytest.raises(ValueError, match="ResNet cannot be converted: it has no self-attention layer of timm"):
             convert()
+
+
+def test_a_config_of_a_feature_extractor_is_refused(tmp_path):
+    save_pretrained(timm.create_model("test_resnet", num_classes=3), tmp_path)
+    rewrite(tmp_path, "model_args", "features_only", value=True)
+    with pytest.raises(InputError, match="describes a feature extractor, which has no outputs"):
+        load_model(str(tmp_path))
