@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "write a network as ONNX or torch.export",
     "push": "push a run to the Hub",
     "pull": "fetch a run from the Hub",
+    "timm": "run a script of timm's repository, such as validate.py, with our models",
 }
 
 # Packages of the extra [train], which the core of the package does without.
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     if name is None:
         _stop_unknown(argv)
     try:
+        if name == "timm":  # the script parses its own options
+            importlib.import_module(".commands.timm", __package__).main(argv[1:])
+            return
         from .console import run  # not above: it needs tyro
 
         module = importlib.import_module(f".commands.{name.replace(' ', '_')}", __package__)
