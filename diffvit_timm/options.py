@@ -1,10 +1,27 @@
 """Checks that all dataclasses of options share."""
 
+import dataclasses
+import math
+import os
+import unicodedata
+from pathlib import Path
 from typing import Any
 
+from .console import printable
 from .errors import InputError
 
-__all__ = ["Options", "named"]
+__all__ = ["LIMITS", "Options", "check_value", "named"]
+
+LARGEST = 10**9  # of every number
+# Smaller limits of numbers that would otherwise fill the memory, or start processes or steps without end.
+LIMITS = {
+    "batch_size": 65_536, "branch_dims": 65_536, "calibration_images": 100_000, "depth": 1_000, "distill": 10_000,
+    "embed_dim": 65_536, "epochs": 1_000_000, "images": 100_000, "img_size": 8_192, "img_sizes": 8_192,
+    "repeated_augmentation": 100, "repeats": 100_000, "report_images": 100_000, "rounds": 100_000, "seed": 2**32 - 1,
+    "seeds": 1_000, "shown": 100, "steps": 10_000, "top": 1_000_000, "workers": 1_024,
+}  # fmt: skip
+
+LONGEST_NAME, LONGEST_PATH = 255, 4_095  # bytes of a file's name and of a path
 
 
 def named(name: str, value: Any) -> str:
@@ -13,8 +30,61 @@ def named(name: str, value: Any) -> str:
     return f"`{name}={shown}`"
 
 
+def check_value(name: str, value: Any) -> None:
+    """Check that a value can be used at all, whatever the option: a number, a text, a path or a tuple of them.
+
+    Args:
+        name: name of the option.
+        value: its value; values of other types pass.
+
+    Raises:
+        InputError: a number that is not finite or too large, or a text that is empty, has control characters, or is too
+            long for a file or for the user's home folder.
+    """
+    if isinstance(value, tuple):
+        for item in value:
+            check_value(name, item)
+    elif isinstance(value, (str, Path)):
+        _check_text(name, str(value))
+    elif isinstance(value, (int, float)):
+        _check_number(name, value)
+
+
+def _check_number(name: str, value: float) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"`{name}={value}` must be a finite number")
+    if value > (largest := LIMITS.get(name, LARGEST)):
+        raise InputError(f"`{name}={value}` must be at most {largest}")
+    if value < -LARGEST:
+        raise InputError(f"`{name}={value}` must be at least {-LARGEST}")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text:
+        raise InputError(f"`{name}` is empty: give a value, or leave it out")
+    # Control characters, halves of characters (bytes that are not UTF-8), and separators of lines and paragraphs.
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise InputError(f"`{name}={printable(text)}` contains characters that cannot be printed: use another name")
+    if len(text.encode()) > LONGEST_PATH or max(len(part.encode()) for part in text.split("/")) > LONGEST_NAME:
+        raise InputError(
+            f"`{name}={text[:40]}...` is too long: a path has at most {LONGEST_PATH} bytes, and each of its names at "
+            f"most {LONGEST_NAME}"
+        )
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        raise InputError(f"`{name}={text}` starts with ~, but there is no such user: write the whole path")
+
+
 class Options:
-    """Base class of frozen dataclasses of options, which check themselves in `__post_init__`."""
+    """Base class of frozen dataclasses of options.
+
+    They check themselves in `__post_init__`. One that has rules of its own calls this one first.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every value that was given; errors as in `check_value`."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if not self.is_default(field.name):
+                check_value(field.name, getattr(self, field.name))
 
     def is_default(self, name: str) -> bool:
         """Return whether an option has its default value."""

@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import importlib.resources
 import io
-import itertools
 import sys
 import typing
 from importlib.resources.abc import Traversable
@@ -15,9 +14,14 @@ import tyro
 import yaml
 
 from ..errors import InputError
+from ..options import check_value
 from .flags import option_fields, positional_names
 
 __all__ = ["parse_options", "preset_names"]
+
+# The words that YAML reads as nothing, and as truth values.
+NOTHING = ("", "~", "null", "Null", "NULL")
+TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 PRESETS = importlib.resources.files(__package__) / "presets"
 
@@ -54,11 +58,12 @@ def parse_options(
         InputError: an unknown or missing option, a preset that cannot be read, or a value that an option refuses.
         SystemExit: help (0).
     """
+    prog = prog or "this command"
     argv = [part for word in (sys.argv[1:] if argv is None else argv) for part in _split_equals(word)]
     fields = option_fields(options_type)
-    _check_lists(argv, fields)
-    argv = _expand_presets(argv, fields, prog or "this command")
-    _check_flags(argv, fields, positional_names(options_type), prog or "this command")
+    _check_values(argv, fields)
+    argv = _expand_presets(argv, fields, prog)
+    _check_flags(argv, fields, positional_names(options_type), prog)
     return _call_tyro(options_type, argv, description, prog)
 
 
@@ -66,7 +71,7 @@ def _split_equals(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--") else [word]
 
 
-def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, prog: str | None) -> OptionsT:
+def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, prog: str) -> OptionsT:
     """Parse by tyro. Its errors, and those of the dataclasses, become an InputError; tyro would print a box."""
     printed = io.StringIO()
     try:
@@ -81,7 +86,7 @@ def _call_tyro(options_type: type[OptionsT], argv: list[str], description: str, 
         if cause is not None:
             raise cause from None
         if exit.code:
-            raise InputError(_one_line(printed.getvalue(), prog or "this command")) from None
+            raise InputError(_one_line(printed.getvalue(), prog)) from None
         print(printed.getvalue(), end="", file=sys.stderr)
         raise
 
@@ -105,12 +110,25 @@ def _one_line(box: str, prog: str) -> str:
     return f"{cause}: {prog} --help explains the options"
 
 
-def _check_lists(argv: list[str], fields: dict[str, Any]) -> None:
-    """Refuse options that take several values but are given none; tyro reads them as an empty list."""
-    for word, following in itertools.pairwise([*argv, "--"]):
-        kind = fields.get(word.removeprefix("--").replace("-", "_")) if word.startswith("--") else None
-        if typing.get_origin(kind) is tuple and following.startswith("--"):
-            raise InputError(f"{word} needs at least one value")
+def _check_values(words: list[str], fields: dict[str, Any]) -> None:
+    """Refuse options without values, unusable texts, and digits of other scripts, which Python reads as numbers."""
+    flag, count = "", 0
+    for word in [*words, "--"]:
+        kind = fields.get(flag.removeprefix("--").replace("-", "_"))
+        if word.startswith("--"):
+            if flag and not count and typing.get_origin(kind) is tuple:
+                raise InputError(f"{flag} needs at least one value")  # tyro reads an empty list
+            flag, count = word, 0
+            continue
+        count += 1
+        check_value(flag.removeprefix("--").replace("-", "_") or "arguments", word)
+        if not word.isascii() and {int, float} & _types(kind):
+            raise InputError(f"{flag} {word}: write numbers with the digits 0 to 9")
+
+
+def _types(kind: Any) -> set[Any]:
+    """Return the types that an annotation names, such as tuple and int for tuple[int, ...] | None."""
+    return {typing.get_origin(kind) or kind}.union(*map(_types, typing.get_args(kind)))
 
 
 def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str], prog: str) -> None:
@@ -142,32 +160,49 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
     return preset_argv + rest
 
 
-def _preset_arguments(name: str, fields: dict[str, Any], prog: str) -> list[str]:
-    """Return the options of a preset as arguments, so that one parser checks presets and command lines alike."""
+def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple[str, ...] = ()) -> list[str]:
+    """Return the options of a preset as arguments, so that one parser checks presets and command lines alike.
+
+    Args:
+        name: name or path of the preset.
+        fields: type of every option of the command.
+        prog: name of the command.
+        above: the presets that start from this one.
+    """
+    if name in above:
+        raise InputError(f"--config {name} starts from itself: change its option config")
     arguments = []
-    for option, value in _read_preset(name).items():
-        option = option.replace("-", "_")
-        if option == "config":  # a preset may start from another one
-            arguments += _preset_arguments(str(value), fields, prog)
-            continue
-        if option not in fields:
+    for key, value in _read_preset(name).items():
+        option = key.replace("-", "_")
+        given, flag = f"--config {name}: {option}", "--" + option.replace("_", "-")
+        if option != "config" and option not in fields:
             close = difflib.get_close_matches(option, fields, n=1)
             advice = f": did you mean {close[0]}?" if close else ""
-            raise InputError(f"--config {name}: {option} is not an option of {prog}{advice}")
-        if value is None:
-            continue
-        flag = option.replace("_", "-")
-        if isinstance(value, bool) and fields[option] is bool:
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-            continue
-        if isinstance(value, bool):  # YAML reads the words yes and no as truth values
-            value = "yes" if value else "no"
+            raise InputError(f"{given} is not an option of {prog}{advice}")
+        kind = fields.get(option)
         values = value if isinstance(value, list) else [value]
-        arguments += [f"--{flag}", *map(str, values)]
+        if not all(isinstance(item, str) for item in values):
+            raise InputError(f"{given} must be one value or a list of values")
+        if isinstance(value, list) and tuple not in _types(kind):
+            raise InputError(f"{given} takes one value, not a list")
+        if value in NOTHING:
+            continue
+        if values:  # the config.yaml of a run has empty lists
+            _check_values([flag, *values], fields)
+        if option == "config":  # a preset may start from another one
+            arguments += _preset_arguments(value, fields, prog, (*above, name))
+        elif kind is bool:
+            if value.lower() not in TRUTH_VALUES:
+                raise InputError(f"{given} must be true or false, not {value}")
+            arguments.append(flag if TRUTH_VALUES[value.lower()] else flag.replace("--", "--no-", 1))
+        else:
+            arguments += [flag, *values]
     return arguments
 
 
-def _read_preset(name: str) -> dict:
+def _read_preset(name: str) -> dict[str, Any]:
+    """Read a preset without its types: scalars are texts, as on a command line."""
+    check_value("config", name)
     path: Traversable = PRESETS / f"{name}.yaml"
     if not path.is_file():
         path = Path(name).expanduser()
@@ -176,9 +211,9 @@ def _read_preset(name: str) -> dict:
                 f"--config {name} is neither a preset ({', '.join(preset_names())}) nor a YAML file: check the name"
             )
     try:
-        preset = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        preset = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {name} cannot be read: {error}") from error
-    if not isinstance(preset, dict):
+    if not isinstance(preset, dict) or not all(isinstance(key, str) for key in preset):
         raise InputError(f"--config {name} is not a mapping of options to values")
     return preset

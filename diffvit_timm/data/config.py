@@ -41,6 +41,7 @@ class DatasetConfig(Options):
 
     def __post_init__(self) -> None:
         """Replace a short name by what it stands for, and check the options."""
+        super().__post_init__()
         if not Path(self.dataset).is_dir():  # a folder of that name comes first
             for name, value in SHORT_NAMES.get(self.dataset, {}).items():
                 if name == "dataset" or self.is_default(name):

@@ -10,7 +10,7 @@ from typing import Any
 from ..console import log0
 from ..errors import DivergedError, InputError, require_at_least
 from ..models.pretrained import load_model
-from ..options import named
+from ..options import Options, named
 from ..output import new_folder
 from ..training.config import TrainConfig
 from ..training.model import check_variant
@@ -27,7 +27,7 @@ Plan = list[tuple[str, TrainConfig]]  # the setting and the options of every tra
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Options):
     """Several trainings that differ in one thing, each in its own folder below `output`."""
 
     train: TrainConfig = SCRATCH
@@ -35,6 +35,7 @@ class StudyConfig:
     """Number of seeds (0, 1, ...) per setting and kind of attention."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, seeds=self.seeds)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError("a study runs in one process: start it without accelerate launch")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..models.pretrained import check_model
-from ..options import named
+from ..options import LIMITS, named
 from ..training.config import TrainConfig
 from .power_law import Point, fit_power_law, loss_ratio
 from .runs import Plan, StudyConfig, require_twin
@@ -32,7 +32,10 @@ class ScalingConfig(StudyConfig):
             if (shape := _parse_size(size)) is None:
                 check_model(size, pretrained=False, parameter="sizes")
                 require_twin(size, "sizes")
-            elif shape[0] % HEAD_WIDTH:
+                continue
+            if shape[0] > LIMITS["embed_dim"] or shape[1] > LIMITS["depth"]:
+                raise InputError(f"`sizes={size}` must be at most {LIMITS['embed_dim']}x{LIMITS['depth']}")
+            if shape[0] % HEAD_WIDTH:
                 raise InputError(f"`sizes={size}`: the width must be a multiple of {HEAD_WIDTH}, the width of a head")
         if not any(map(_parse_size, self.sizes)):
             self.require_unset("model", "has no effect if all `sizes` are models")
@@ -43,7 +46,7 @@ class ScalingConfig(StudyConfig):
 
 def _parse_size(size: str) -> tuple[int, int] | None:
     """Return width and depth of WIDTHxDEPTH, or None for the name of a model."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    match = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
     return (int(match[1]), int(match[2])) if match else None
 
 

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from ..conversion.weights import READS_IMAGES
 from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
-from ..options import Options
+from ..options import Options, check_value
 
 __all__ = ["ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
@@ -48,11 +49,12 @@ class ModelConfig(Options):
     """Recompute activations in the backward pass: slower, but larger models fit."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, calibration_images=self.calibration_images)
         self.require("drop_path", 0 <= self.drop_path < 1, "must be in [0, 1)")
         sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
         self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
-        known = self.freeze in ("none", "backbone") or self.freeze.isdigit()
+        known = self.freeze in ("none", "backbone") or re.fullmatch("[0-9]+", self.freeze) is not None
         self.require("freeze", known, "must be none, backbone or a number of blocks")
         self.require(
             "calibration_images", self.looks_at_images or self.is_default("calibration_images"),
@@ -60,6 +62,8 @@ class ModelConfig(Options):
         )  # fmt: skip
         for pair in self.model_kwargs:
             self.require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")
+        for name, value in self.keyword_arguments.items():
+            check_value(name, value)
         own = {name: name for name in ("attn", "conversion", "pretrained", "img_size")} | {
             "drop_path_rate": "drop_path"
         }
@@ -123,6 +127,7 @@ class OptimConfig(Options):
     """lambda_init after lambda_warmup epochs."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, epochs=self.epochs, batch_size=self.batch_size, grad_accum=self.grad_accum)
         for name in ("lr", "layer_decay", "distill_temperature"):
             self.require(name, getattr(self, name) > 0, "must be above 0")
@@ -183,10 +188,10 @@ class RunConfig(Options):
     """Build everything, train for two updates, evaluate, save and load, estimate the time, and leave nothing behind."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, keep_checkpoints=self.keep_checkpoints, log_every=self.log_every)
         for name in ("checkpoint_every", "val_every", "attention_every", "seed"):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
-        self.require("seed", self.seed < 2**32, "must be below 2**32")
         has_repository = bool(self.push_to_hub) or self.is_default("hub_private")
         self.require("hub_private", has_repository, "has no effect without `push_to_hub`")
         if self.eval_only and (self.dry_run or self.resume != "never"):
@@ -257,9 +262,9 @@ class TrainConfig:
 
 def _parse_value(text: str) -> Any:
     """Read a Python literal; otherwise a word, unless YAML reads it as true, false or null."""
-    with contextlib.suppress(ValueError, SyntaxError):
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         return ast.literal_eval(text)
-    with contextlib.suppress(yaml.YAMLError):
+    with contextlib.suppress(yaml.YAMLError, RecursionError):
         if (value := yaml.safe_load(text)) is None or isinstance(value, bool):
             return value
     return text

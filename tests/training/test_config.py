@@ -71,7 +71,7 @@ def test_an_option_of_a_command_stands_beside_those_of_the_training():
         ("grad_accum", 33, "`grad_accum=33` exceeds `batch_size=32`"),
         ("log_every", -1, "`log_every=-1` must be at least 1"),
         ("lr", 0.0, "`lr=0.0` must be above 0"),
-        ("lr", float("nan"), "`lr=nan` must be above 0"),
+        ("lr", float("nan"), "`lr=nan` must be a finite number"),
         ("layer_decay", -0.5, "`layer_decay=-0.5` must be above 0"),
         ("warmup_epochs", -1.0, "`warmup_epochs=-1.0` must not be negative"),
         ("weight_decay", -0.1, "`weight_decay=-0.1` must not be negative"),

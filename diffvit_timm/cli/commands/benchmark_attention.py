@@ -58,6 +58,7 @@ class Options(Checks):
     """New JSON file for the result with every time."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_variant = self.model.startswith("diffvit_")
         self.require("model", is_variant, "must be a diffvit_* variant: choose one of timm.list_models('diffvit_*')")
         require_at_least(1, batch_size=self.batch_size, repeats=self.repeats)

@@ -10,6 +10,7 @@ The networks of one batch size are timed in turns, so that other load on the mac
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from ...errors import require_at_least, require_device
 from ...files import write_atomically, write_csv
 from ...models.pretrained import short_names
 from ...options import Options as Checks
+from ...options import check_value
 from ...output import output_folder
 from ...studies.inference_speed import (
     check_candidate,
@@ -65,6 +67,7 @@ class Options(Checks):
     """Folder of the tables and the picture, new or empty; auto: runs/benchmark-DATE-TIME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, repeats=self.repeats, images=self.images)
         known = {"fp32"} <= set(self.precisions) <= set(PRECISIONS)
         self.require(
@@ -72,9 +75,10 @@ class Options(Checks):
         )
         sizes = self.batch_size.split(",")
         self.require(
-            "batch_size", all(size.isdecimal() and int(size) > 0 for size in sizes),
+            "batch_size", all(re.fullmatch("0*[1-9][0-9]*", size) for size in sizes),
             "must be numbers from 1 on, separated by commas",
         )  # fmt: skip
+        check_value("batch_size", tuple(self.batch_sizes))
         for name, values in (("precision", self.precisions), ("batch_size", self.batch_sizes)):
             self.require(name, len(set(values)) == len(values), "names a value twice: give each once")
 

@@ -18,6 +18,7 @@ import tyro
 
 from ...console import log0
 from ...errors import require_at_least
+from ...options import Options as Checks
 from ...training.config import TrainConfig
 
 WITHOUT_EFFECT = (
@@ -33,12 +34,13 @@ def _defaults() -> TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checks):
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=_defaults)
     rounds: int = 5
     """Number of turns of each loop, of max_steps updates each."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, rounds=self.rounds, max_steps=self.train.optim.max_steps)
         for name in WITHOUT_EFFECT:
             self.train.require_default(name, "has no effect on the speed of `max_steps` updates")

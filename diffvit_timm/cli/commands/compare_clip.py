@@ -67,6 +67,7 @@ class Options(Checks):
     """Folder of the tables and pictures, new or empty; auto: runs/clip-DATE-TIME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, calibration_images=self.calibration_images, shown=self.shown, batch_size=self.batch_size)
         require_at_least(0, images=self.images)
         if self.supervised is None and self.convert == "none":

@@ -20,6 +20,7 @@ from ...data.loading import image_batches
 from ...errors import InputError, require_at_least
 from ...layers.adapters import check_layers
 from ...models.pretrained import check_model, load_model
+from ...options import Options as Checks
 from ...studies.conversions import list_conversions, query_gradient_ratio, reason_against_pairs
 
 GRADIENT_IMAGES = 16
@@ -33,7 +34,7 @@ convert.
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checks):
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
     )
@@ -47,6 +48,7 @@ class Options:
     """Number of training images, without labels, to calibrate on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(0, images=self.images)
         require_at_least(1, calibration_images=self.calibration_images)
 

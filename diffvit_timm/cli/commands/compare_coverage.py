@@ -11,6 +11,7 @@ import dataclasses
 
 from ...console import log0
 from ...errors import InputError
+from ...options import Options as Checks
 from ...studies.coverage import FAMILIES, Coverage, family_rows, measure_coverage
 
 COLUMNS = """
@@ -21,13 +22,14 @@ the outputs of version 2 and of the plain network, in float32.
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checks):
     names: str = "*"
     """Pattern of the names, as in timm.list_models."""
     families: tuple[str, ...] = ()
     """Modules of timm, such as eva; default: all with transformers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = [family for members in FAMILIES.values() for family in members]
         for family in self.families:
             if family not in known:

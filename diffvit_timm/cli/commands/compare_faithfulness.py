@@ -44,6 +44,7 @@ class Options(Checks):
     """Folder of the pictures and numbers, new or empty; auto: runs/faithfulness-DATE-TIME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, images=self.images, steps=self.steps)
 
 

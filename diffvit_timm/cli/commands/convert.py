@@ -24,12 +24,13 @@ from ...errors import InputError, require_at_least, require_device
 from ...files import fill_folder
 from ...models.from_vit import from_vit
 from ...models.pretrained import check_convertible, check_model, load_model, save_pretrained
+from ...options import Options as Checks
 from ...options import named
 from ...output import claim_new_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(Checks):
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
@@ -60,6 +61,7 @@ class Options:
     """Print the report as JSON."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(1, calibration_images=self.calibration_images, report_images=self.report_images)
         require_at_least(0, distill=self.distill, seed=self.seed)
         if self.distill and self.images is None:

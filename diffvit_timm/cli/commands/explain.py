@@ -41,6 +41,7 @@ class Options(Checks):
     """Folder of the pictures, new or empty; auto: runs/explain-DATE-TIME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_files("images", self.images)
         names = [path.stem for path in self.images]
         self.require(

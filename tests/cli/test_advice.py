@@ -1,0 +1,55 @@
+"""Errors name options that the commands which raise them have."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from odd_values import options_of
+
+import diffvit_timm
+from diffvit_timm.cli.flags import option_fields
+from diffvit_timm.cli.main import COMMANDS
+
+PACKAGE = Path(diffvit_timm.__file__).parent
+OPTIONS = {command: set(option_fields(options_of(command))) for command in COMMANDS}
+
+
+def having(option):
+    return [command for command in COMMANDS if option in OPTIONS[command]]
+
+
+# Modules, and the commands that can raise their errors. Others take the name of the parameter from their caller.
+RAISED_BY = {
+    "data/datasets.py": having("dataset"), "data/splits.py": having("dataset"), "data/steps.py": having("augment"),
+    "data/config.py": having("augment"), "errors.py": having("device"), "hub/export.py": ["export"],
+    "studies/ablation.py": ["study ablation"], "studies/runs.py": ["study ablation", "study scaling"],
+    "studies/scaling.py": ["study scaling"], "studies/inference_speed.py": ["benchmark models"],
+    "studies/trainer_speed.py": ["benchmark training"], "training": having("epochs"), "zero_shot": ["compare clip"],
+} | {f"cli/commands/{command.replace(' ', '_')}.py": [command] for command in COMMANDS}  # fmt: skip
+
+
+def named_parameters(path):
+    """Yield every `name` and `name=...` in the strings of a file, without its docstrings."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        source = ast.get_source_segment(text, node) or "" if isinstance(node, (ast.JoinedStr, ast.Constant)) else ""
+        if not source.startswith(('"""', 'r"""')):
+            yield from (match[1] for match in re.finditer(r"`([a-z]\w*)(=[^`]*)?`", source))
+
+
+@pytest.mark.parametrize("place", RAISED_BY)
+def test_an_error_names_only_options_of_the_commands_that_raise_it(place):
+    paths = [PACKAGE / place] if place.endswith(".py") else sorted((PACKAGE / place).rglob("*.py"))
+    unknown = {
+        f"{path.name}: {name}, not an option of {command}"
+        for path in paths
+        for name in named_parameters(path)
+        for command in RAISED_BY[place]
+        if name not in OPTIONS[command]
+    }
+    assert not unknown
+
+
+def test_the_option_of_the_image_column_is_that_of_every_command_with_images_of_a_dataset():
+    assert set(having("image_column")) == {*having("dataset"), "convert"}
