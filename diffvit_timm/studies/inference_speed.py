@@ -24,6 +24,7 @@ from ..data.images import ImageDataset
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.colours import LINES
+from ..inspection.saving import save_figure
 from ..models.pretrained import check_model, load_model
 from ..zero_shot.class_names import class_outputs, class_scores
 from ..zero_shot.clip import require_open_clip
@@ -267,4 +268,4 @@ def plot_throughput(rows: Sequence[dict[str, Any]], path: Path, title: str) -> N
     axes[0].set_yticks(range(len(models)), models)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -18,6 +18,7 @@ from timm.models import get_model_input_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..inspection.colours import ATTENTION
+from ..inspection.saving import save_figure
 from .timing import explicit_maps
 
 __all__ = ["MIN_SIZES", "LossRatio", "Point", "PowerLaw", "count_flops", "fit_power_law", "loss_ratio", "plot_scaling"]
@@ -219,4 +220,4 @@ def plot_scaling(points: Sequence[Point], path: Path, title: str) -> None:
         axis.grid(alpha=0.3, which="both")
         axis.legend()
     axes[0].set_ylabel("Test loss (nats)")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

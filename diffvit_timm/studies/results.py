@@ -11,6 +11,7 @@ from scipy.stats import t
 
 from .. import files
 from ..inspection.colours import ATTENTION
+from ..inspection.saving import save_figure
 
 __all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
 
@@ -143,4 +144,4 @@ def plot_study(runs: Sequence[Run], path: Path, title: str) -> None:
     axis.grid(axis="x", alpha=0.3)
     figure.suptitle(title, wrap=True)
     axis.legend(loc="best")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

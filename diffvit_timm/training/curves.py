@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..inspection.colours import BLUE, GREEN, VERMILION
+from ..inspection.saving import save_figure
 
 
 def plot_training(rows: list[dict], path: Path, title: str) -> None:
@@ -56,4 +57,4 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
         axis.set_xlabel("Epoch")
     for axis in figure.axes:
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

@@ -17,6 +17,7 @@ from ..data.decoding import decode_image
 from ..data.images import ImageDataset
 from ..data.loading import model_data_config
 from ..inspection.accuracy import Accuracy
+from ..inspection.saving import save_figure
 from .class_names import class_outputs, class_scores
 from .clip import Clip, zero_shot_classifier, zero_shot_logits
 from .disagreement import agreement, plot_agreement, plot_wins, top_k, wins
@@ -191,7 +192,7 @@ def draw_disagreement(
     """
     predictions = {name: values.argmax(axis=1) for name, values in logits.items()}  # (images,) each
     matrix = agreement(predictions)
-    plot_agreement(matrix, list(logits), f"Agreement, {where}").savefig(folder / "agreement.png", dpi=120)
+    save_figure(plot_agreement(matrix, list(logits), f"Agreement, {where}"), folder / "agreement.png")
     first, *_, last = logits
     only_first, only_last = wins(predictions[first], predictions[last], labels)
     for winner, loser, rows, name in ((first, last, only_first, "first"), (last, first, only_last, "last")):
@@ -200,5 +201,5 @@ def draw_disagreement(
         probabilities = {n: torch.tensor(logits[n][picked]).softmax(dim=-1).numpy() for n in (first, last)}
         title = f"{winner} right and {loser} wrong: {len(rows)} of {where}"
         figure = plot_wins(images, labels[picked].tolist(), probabilities, names, title)
-        figure.savefig(folder / f"{name}-alone-right.png", dpi=120)
+        save_figure(figure, folder / f"{name}-alone-right.png")
     return {"agreement": matrix.tolist(), "alone_right": {first: len(only_first), last: len(only_last)}}

@@ -12,6 +12,8 @@ from ..inspection.colours import AMOUNT, BLUE
 
 __all__ = ["agreement", "plot_agreement", "plot_wins", "top_k", "wins"]
 
+LONGEST = 32  # characters of a class name beside a bar
+
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Compute the top-k accuracy, between 0 and 1.
@@ -78,7 +80,8 @@ def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str
     colours = [BLUE if index == label else "#777777" for index in best]
     axis.barh(range(len(best)), probabilities[best], color=colours, alpha=0.5)  # pale, because the names are on them
     for place, index in enumerate(best):
-        axis.text(0.02, place, f"{names[index]} {probabilities[index]:.0%}", va="center", fontsize=7)
+        name = names[index] if len(names[index]) <= LONGEST else names[index][: LONGEST - 3] + "..."
+        axis.text(0.02, place, f"{name} {probabilities[index]:.0%}", va="center", fontsize=7)
     axis.set_xlim(0, 1)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -11,6 +11,7 @@ from scipy.stats import t
 
 from ..colours import LINES
 from ..perturbation import Curve, area_under
+from ..saving import legend_label
 from ..statistics import HeadStatistics
 
 __all__ = ["plot_faithfulness", "plot_lambdas", "plot_statistics"]
@@ -29,7 +30,7 @@ def plot_lambdas(models: Mapping[str, np.ndarray], title: str) -> Figure:
     for colour, (name, lam) in zip(itertools.cycle(LINES), models.items(), strict=False):
         lam = lam.reshape(len(lam), -1)
         mean, deviation = np.nanmean(lam, axis=1), np.nanstd(lam, axis=1)
-        axis.plot(mean, "o-", color=colour, label=name, ms=4)
+        axis.plot(mean, "o-", color=colour, label=legend_label(name), ms=4)
         if lam.shape[1] > 1:
             axis.fill_between(range(len(lam)), mean - deviation, mean + deviation, color=colour, alpha=0.2, lw=0)
     axis.axhline(0, color="black", lw=0.6)
@@ -60,7 +61,7 @@ def plot_statistics(models: Mapping[str, HeadStatistics], title: str) -> Figure:
             # Shift the models sideways, so that their dots do not hide each other.
             layers = np.arange(len(values)) + 0.12 * (number - (len(models) - 1) / 2)
             axis.scatter(np.repeat(layers, values.shape[1]), values.ravel(), s=10, color=colour, alpha=0.5, lw=0)
-            axis.plot(layers, np.nanmean(values, axis=1), color=colour, label=name)
+            axis.plot(layers, np.nanmean(values, axis=1), color=colour, label=legend_label(name))
         axis.set_ylim(bottom=0)
         axis.set_xlabel("Layer")
         axis.set_ylabel(label)

@@ -56,10 +56,12 @@ def plot_overlays(
     names = list(columns)
     width = width or len(names) + 1
     lines = -(-(len(names) + 1) // width)  # lines per image, rounded up
-    # Panels are 1.8 inches wide. Their height follows the image, and 0.65 inches per row are for the labels.
+    # Panels are 1.8 inches wide. Their height follows the image, and 0.65 inches per row are for labels of two lines.
     aspects = [picture.image.height / picture.image.width for picture in pictures]
     heights = [min(max(aspect, 0.3), 2.0) for aspect in aspects for _ in range(lines)]
-    figure = padded_figure(2.0 * width + 1.0, 1.8 * sum(heights) + 0.65 * len(heights) + 0.5)
+    longest = max(_wrap(name).count("\n") for name in (*names, *(picture.name for picture in pictures)))
+    labels = 0.65 + 0.13 * max(0, longest - 1)
+    figure = padded_figure(2.0 * width + 1.0, 1.8 * sum(heights) + labels * len(heights) + 0.5)
     figure.suptitle(title, wrap=True)
     axes = figure.subplots(len(heights), width, squeeze=False, height_ratios=heights)
     for row, picture in enumerate(pictures):

@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from ..overlay import Box
+from ..saving import save_figure
 
 __all__ = ["Picture", "draw_picture", "hide_ticks", "label_colour_bar", "padded_figure", "save"]
 
@@ -37,7 +38,7 @@ def save(figure: Figure, path: Path, **arrays: Any) -> None:
         path: path of the PNG.
         **arrays: arrays of the .npz file.
     """
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     np.savez_compressed(path.with_suffix(".npz"), **arrays)
 
 
