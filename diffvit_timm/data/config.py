@@ -30,6 +30,8 @@ class DatasetConfig(Options):
 
     dataset: str
     """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images."""
+    dataset_config: str | None = None
+    """Configuration of a dataset that has several, as its page on the Hub or its README.md names them."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     label_column: str = "label"
@@ -52,9 +54,8 @@ class DatasetConfig(Options):
         """Load the splits; arguments and errors as in `load_splits`."""
         from .datasets import load_splits  # not above: parsing options does not need datasets
 
-        return load_splits(
-            self.dataset, self.image_column, self.label_column, stream, self.test_share, self.group_column
-        )
+        columns = self.image_column, self.label_column
+        return load_splits(self.dataset, *columns, stream, self.test_share, self.group_column, self.dataset_config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from datasets import Image as ImageFeature
 
 from ..errors import InputError
 from .folders import load_image_folder
-from .parquet import check_class_names, has_parquet_files, load_parquet_folder
+from .load_errors import load_errors
+from .parquet import check_class_names, has_card, has_parquet_files, load_parquet_folder
 from .splits import Splits, hold_out
 from .stream import Stream
 
@@ -29,6 +30,7 @@ def load_splits(
     stream: int = 0,
     test_share: float = 0.0,
     group_column: str | None = None,
+    dataset_config: str | None = None,
 ) -> Splits:
     """Load a dataset with its official splits.
 
@@ -43,12 +45,13 @@ def load_splits(
         stream: stream the training images, with this many images per epoch; 0: store them.
         test_share: share of the training images to test on, instead of the test split; 0: use the test split.
         group_column: column with group ids (e.g. patient); a group never spans two splits.
+        dataset_config: configuration of a dataset that has several.
 
     Raises:
         InputError: the dataset cannot be loaded, it has no usable split, column, label or class list, or no training
             images of a class.
     """
-    loaded = _load(name, streaming=stream > 0)
+    loaded = _load(name, dataset_config, streaming=stream > 0)
     val_name = next((split for split in VAL_NAMES if split in loaded), None)
     if test_share:
         loaded.pop("test", None)
@@ -63,7 +66,7 @@ def load_splits(
         columns[_check_group_column(name, features, group_column, columns, is_divided)] = "group"
     used = ("train", "test", val_name)
     named = {split: _select_columns(data, columns) for split, data in loaded.items() if split in used}
-    _check_class_names(name, label_column, named)
+    _check_class_names(name, label_column, named, dataset_config)
     if stream:
         named = {split: data if split == "train" else _store(data) for split, data in named.items()}
     for split, data in named.items():
@@ -77,13 +80,16 @@ def load_splits(
     return splits
 
 
-def load_images(name: str, image_column: str = "auto", parameter: str = "images") -> Dataset:
+def load_images(
+    name: str, image_column: str = "auto", parameter: str = "images", dataset_config: str | None = None
+) -> Dataset:
     """Load images without their labels: the training split of a dataset, or its only split.
 
     Args:
         name: Hub name, or a folder of images, of parquet files or of one folder of images per class.
         image_column: column of the images; 'auto' is the only image column.
         parameter: what the caller calls the parameter `name`.
+        dataset_config: configuration of a dataset that has several.
 
     Returns:
         Columns as in `Splits`; all labels are -1.
@@ -91,7 +97,7 @@ def load_images(name: str, image_column: str = "auto", parameter: str = "images"
     Raises:
         InputError: the dataset cannot be loaded, or has no images.
     """
-    loaded = _load(name, parameter)
+    loaded = _load(name, dataset_config, parameter)
     split = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
     column = _find_image_column(name, split.features, image_column, parameter)
     images = _select_columns(split, {column: "image"})
@@ -100,12 +106,16 @@ def load_images(name: str, image_column: str = "auto", parameter: str = "images"
     return images.add_column("label", [-1] * len(images))
 
 
-def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> DatasetDict:
+def _load(name: str, dataset_config: str | None, parameter: str = "dataset", streaming: bool = False) -> DatasetDict:
     folder = Path(name).expanduser()
     looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
         raise InputError(
             f"`{parameter}={name}` is not a folder: check the path, or give the name of a dataset on the Hub"
+        )
+    if dataset_config and folder.is_dir() and not has_card(folder):
+        raise InputError(
+            f"`dataset_config={dataset_config}`: the README.md of {name} has no configurations: leave it out"
         )
     has_parquet = folder.is_dir() and has_parquet_files(folder)
     if folder.is_dir() and not has_parquet and (stored := load_image_folder(folder, parameter)):
@@ -114,21 +124,10 @@ def _load(name: str, parameter: str = "dataset", streaming: bool = False) -> Dat
         # The workers of a loader share the shards.
         shards = {split: data.to_iterable_dataset(min(SHARDS, len(data))) for split, data in stored.items()}
         return IterableDatasetDict(shards)
-    try:
+    with load_errors(name, dataset_config, parameter):
         if has_parquet:
-            return load_parquet_folder(folder, parameter, streaming)
-        return datasets.load_dataset(str(folder) if folder.is_dir() else name, streaming=streaming)
-    except InputError:
-        raise
-    except (OSError, datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-        if folder.is_dir():
-            raise InputError(
-                f"`{parameter}={name}` contains neither parquet files nor class folders: {error}"
-            ) from error
-        raise InputError(
-            f"`{parameter}={name}` is not a folder and cannot be loaded from the Hub ({type(error).__name__}): "
-            "check the name and the network, or pass the path of a folder"
-        ) from error
+            return load_parquet_folder(folder, parameter, streaming, dataset_config)
+        return datasets.load_dataset(str(folder) if folder.is_dir() else name, dataset_config, streaming=streaming)
 
 
 def _check_split_names(name: str, loaded: DatasetDict, has_test: bool) -> None:
@@ -186,7 +185,7 @@ def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
     return data.rename_columns({k: v for k, v in columns.items() if k != v})
 
 
-def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) -> None:
+def _check_class_names(name: str, label_column: str, named: dict[str, Dataset], dataset_config: str | None) -> None:
     """Check that all splits, and all files of a parquet folder, number the same classes in the same order."""
     expected = named["train"].features["label"].names
     for split, data in named.items():
@@ -194,7 +193,7 @@ def _check_class_names(name: str, label_column: str, named: dict[str, Dataset]) 
             raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
     folder = Path(name).expanduser()
     if folder.is_dir() and named["train"].info.builder_name == "parquet":
-        check_class_names(folder, label_column, expected)
+        check_class_names(folder, label_column, expected, dataset_config)
 
 
 def _check_rows(name: str, split: str, data: Dataset, group_column: str | None) -> None:

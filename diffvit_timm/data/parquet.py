@@ -19,7 +19,7 @@ from ..console import counted, log0
 from ..errors import InputError
 from .folders import SPLITS
 
-__all__ = ["check_class_names", "has_parquet_files", "load_parquet_folder"]
+__all__ = ["check_class_names", "has_card", "has_parquet_files", "load_parquet_folder"]
 
 
 def has_parquet_files(folder: Path) -> bool:
@@ -27,13 +27,16 @@ def has_parquet_files(folder: Path) -> bool:
     return bool(_parquet_files(folder))
 
 
-def load_parquet_folder(folder: Path, parameter: str = "dataset", streaming: bool = False) -> Any:
+def load_parquet_folder(
+    folder: Path, parameter: str = "dataset", streaming: bool = False, dataset_config: str | None = None
+) -> Any:
     """Load a folder of parquet files.
 
     Args:
         folder: folder of the dataset.
         parameter: what the caller calls the parameter, for errors.
         streaming: return IterableDatasets.
+        dataset_config: one of several `configs` of the README.md.
 
     Returns:
         The splits. Without any split in the names of folders and files there is only `train`.
@@ -41,8 +44,8 @@ def load_parquet_folder(folder: Path, parameter: str = "dataset", streaming: boo
     Raises:
         InputError: a file whose name says two splits.
     """
-    if _has_card(folder):
-        return datasets.load_dataset(str(folder), streaming=streaming)
+    if has_card(folder):
+        return datasets.load_dataset(str(folder), dataset_config, streaming=streaming)
     files = _split_files(folder, parameter)
     if unused := set(_parquet_files(folder)).difference(*files.values()):
         log0(f"{folder}: not used: {counted(len(unused), 'file')} whose name says no split ({min(unused).name}, ...)")
@@ -50,7 +53,9 @@ def load_parquet_folder(folder: Path, parameter: str = "dataset", streaming: boo
     return datasets.load_dataset("parquet", data_files=patterns, streaming=streaming)
 
 
-def check_class_names(folder: Path, label_column: str, expected: Sequence[str]) -> None:
+def check_class_names(
+    folder: Path, label_column: str, expected: Sequence[str], dataset_config: str | None = None
+) -> None:
     """Check that all files of all splits number the same classes in the same order.
 
     `datasets` gives all splits the class names of the first file, so each file is read here.
@@ -59,11 +64,12 @@ def check_class_names(folder: Path, label_column: str, expected: Sequence[str]) 
         folder: a folder that `load_parquet_folder` has loaded.
         label_column: column of the class labels.
         expected: the class names of the training split.
+        dataset_config: as in `load_parquet_folder`.
 
     Raises:
         InputError: a file with other class names.
     """
-    for split, paths in _split_files(folder).items():
+    for split, paths in _split_files(folder, dataset_config=dataset_config).items():
         for path in paths:
             labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
             # A file without class names, of numbers only, takes those of the others.
@@ -74,10 +80,10 @@ def check_class_names(folder: Path, label_column: str, expected: Sequence[str]) 
                 )
 
 
-def _split_files(folder: Path, parameter: str = "dataset") -> dict[str, list[Path]]:
+def _split_files(folder: Path, parameter: str = "dataset", dataset_config: str | None = None) -> dict[str, list[Path]]:
     """Return the parquet files of each split."""
-    if _has_card(folder):
-        listed = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+    if has_card(folder):
+        listed = datasets.load_dataset_builder(str(folder), dataset_config).config.data_files or {}
         return {str(split): [Path(path) for path in paths] for split, paths in listed.items()}
     found: dict[str | None, list[Path]] = {}
     for path in _parquet_files(folder):
@@ -108,7 +114,7 @@ def _parquet_files(folder: Path) -> list[Path]:
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
-def _has_card(folder: Path) -> bool:
+def has_card(folder: Path) -> bool:
     """Return whether README.md says which files are which split, as in a repository of the Hub."""
     readme = folder / "README.md"
     return readme.is_file() and bool(re.search(r"^(configs|dataset_info):", readme.read_text(errors="replace"), re.M))

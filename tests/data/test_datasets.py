@@ -158,7 +158,7 @@ def test_a_corrupt_parquet_file_is_refused(tmp_path):
     write_parquet(tmp_path / "d", "test")
     (tmp_path / "d" / "train.parquet").write_bytes(b"PAR1, or not")
     assert refusal(tmp_path / "d").startswith(
-        f"`dataset={tmp_path}/d` contains neither parquet files nor class folders: "
+        f"`dataset={tmp_path}/d` cannot be read (ArrowInvalid: Parquet magic bytes "
     )
 
 

@@ -41,6 +41,8 @@ class Options(Checks):
     """auto: mirror for diff_v2; for diff, calibrated with images and svd without; slice, pairs: for comparison."""
     images: str | None = None
     """Images to calibrate and report on: a folder, or a dataset on the Hub (its train split)."""
+    dataset_config: str | None = None
+    """Configuration of a dataset that has several, as its page on the Hub or its README.md names them."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     calibration_images: int = 256
@@ -108,7 +110,8 @@ def _draw_images(options: Options) -> tuple[Any, Any]:
     from ...data.datasets import load_images  # not above: without images, datasets is not needed
 
     used = options.calibration_images if options.calibrates or options.distill else 0
-    pool = load_images(options.images, options.image_column).shuffle(seed=options.seed)
+    pool = load_images(options.images, options.image_column, dataset_config=options.dataset_config)
+    pool = pool.shuffle(seed=options.seed)
     if len(pool) <= used:
         raise InputError(
             f"`images={options.images}` has {len(pool)} images, so `calibration_images={used}` leaves none to report "
