@@ -39,6 +39,8 @@ def run(
         description: text above the options in the help.
         prog: name of the command.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name is shown with escapes where its letters cannot be shown
+        sys.stdout.reconfigure(errors="backslashreplace")
     with (
         contextlib.redirect_stderr(_LastingStream(sys.stderr)),
         one_line_errors(option_fields(options_type), positional_names(options_type)),

@@ -44,7 +44,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
             per colour, more than 100 times the width in height or vice versa, or more pixels than Pillow's limit.
     """
     if image is None or not (image["bytes"] or image["path"]):
-        raise InputError(f"{where} is empty: remove it from the dataset")
+        raise InputError(f"{where} is empty: leave it out")
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
             _check_size(*opened.size)
@@ -55,7 +55,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
             return _opaque(_eight_bits(_upright(opened))).convert(mode)
     except Exception as error:  # decoders raise anything: struct.error, MemoryError, AssertionError, ...
         name = where if not image["path"] else f"{where} ({image['path']})" if image["bytes"] else image["path"]
-        raise InputError(f"{name} does not decode ({_reason(error)}): fix it or remove it from the dataset") from error
+        raise InputError(f"{name} does not decode ({_reason(error)}): fix it or leave it out") from error
 
 
 def _check_size(width: int, height: int) -> None:

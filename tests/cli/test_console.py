@@ -154,6 +154,13 @@ def test_a_lack_of_memory_is_one_line(capsys):
     assert re.match(r"error: the memory is too small \(.*\): use a smaller batch size.*\n$", capsys.readouterr().err)
 
 
+def test_letters_that_stdout_cannot_show_are_escapes(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    run(lambda: print("Grün 犬"))
+    assert stdout.buffer.getvalue() == b"Gr\\xfcn \\u72ac\n"
+
+
 def test_ctrl_c_is_one_line_too(capsys):
     with pytest.raises(SystemExit) as caught:
         run(failing(KeyboardInterrupt()))

@@ -369,7 +369,7 @@ def test_a_corrupt_image_is_named(make_image_folder, damage):
     with pytest.raises(InputError) as caught:
         dataset[index]
     assert str(caught.value).startswith(f"{broken} does not decode")
-    assert "fix it or remove it" in str(caught.value)
+    assert "fix it or leave it out" in str(caught.value)
 
 
 def test_a_corrupt_image_without_a_file_is_named_by_split_and_index(tmp_path):

@@ -43,7 +43,7 @@ def colour_of(data, mode="RGB"):
 def refusal(data, mode="RGB"):
     with pytest.raises(InputError) as caught:
         decoded(data, mode)
-    start, end = "image 7 of split train does not decode (", "): fix it or remove it from the dataset"
+    start, end = "image 7 of split train does not decode (", "): fix it or leave it out"
     assert str(caught.value).startswith(start)
     assert str(caught.value).endswith(end)
     return str(caught.value).removeprefix(start).removesuffix(end)
@@ -230,7 +230,7 @@ def test_every_exception_of_a_decoder_is_one_line(error, reason, monkeypatch):
 def test_an_image_that_is_missing_or_of_no_known_format_is_named(tmp_path):
     assert refusal(b"no image") == "no format that Pillow reads"
     for empty in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}):
-        with pytest.raises(InputError, match=r"^image 7 is empty: remove it from the dataset$"):
+        with pytest.raises(InputError, match=r"^image 7 is empty: leave it out$"):
             decode_image(empty, "RGB", "image 7")
     missing = tmp_path / "missing.png"
     with pytest.raises(InputError, match=rf"^{missing} does not decode \(\[Errno 2\] No such file"):
