@@ -109,6 +109,8 @@ def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Call
     from hub_faults import hub_faults
     from layout_faults import layouts
     from mutations import try_mutations
+    from odd_values import try_values
+    from PIL import Image
     from run_faults import RunFaults
 
     def count(full: int) -> int:
@@ -118,6 +120,17 @@ def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Call
         faults = RunFaults(root / "events")
         numbers = list(range(1, faults.events + 1))
         return faults.kills_at_events(numbers if scale >= 1 else sorted(rng.sample(numbers, count(len(numbers)))))
+
+    def values(trials: int) -> Iterable[Trial]:
+        def trial(seed: int) -> None:
+            folder = root / f"values-{seed}"
+            folder.mkdir()
+            Image.new("RGB", (8, 8)).save(folder / "image.png")
+            _, escaped = try_values(folder / "image.png", folder, per_option=1, seed=seed)
+            assert not escaped, escaped
+
+        for seed in rng.sample(range(10**6), trials):
+            yield f"an odd value for every option, seed {seed}", functools.partial(trial, seed)
 
     def images(trials: int) -> Iterable[Trial]:
         def trial(seed: int) -> None:
@@ -134,6 +147,7 @@ def run_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Call
         "configs": lambda: config_faults(root / "configs", count(300), rng),
         "images": lambda: images(count(20_000 // FILES)),
         "layouts": lambda: layouts(root / "layouts", count(500), rng),
+        "values": lambda: values(count(20)),
         "runs": lambda: RunFaults(root / "runs").damages(),
     }
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from ..console import printable
 from ..errors import InputError
 from ..options import check_value
 from .flags import option_fields, positional_names
@@ -141,7 +142,7 @@ def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str]
             close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
             meant = SYNONYMS[name] if SYNONYMS.get(name) in known else close[0] if close else None
             advice = f"did you mean --{meant}?" if meant else f"{prog} --help lists its options"
-            raise InputError(f"--{name} is not an option of {prog}: {advice}")
+            raise InputError(f"--{printable(name)} is not an option of {prog}: {advice}")
 
 
 def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[str]:
@@ -174,7 +175,7 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
     arguments = []
     for key, value in _read_preset(name).items():
         option = key.replace("-", "_")
-        given, flag = f"--config {name}: {option}", "--" + option.replace("_", "-")
+        given, flag = f"--config {name}: {printable(option)}", "--" + option.replace("_", "-")
         if option != "config" and option not in fields:
             close = difflib.get_close_matches(option, fields, n=1)
             advice = f": did you mean {close[0]}?" if close else ""

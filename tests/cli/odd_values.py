@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from diffvit_timm.cli.flags import option_fields, positional_names
-from diffvit_timm.cli.main import COMMANDS
 from diffvit_timm.cli.parser import parse_options
 from diffvit_timm.errors import InputError
 
@@ -50,7 +49,7 @@ def odd_arguments(image: Path, folder: Path) -> Iterator[tuple[str, str, int, li
     The value stands on the command line or in a preset, which is written as its arguments are yielded.
     """
     preset = folder / "odd.yaml"
-    for command in COMMANDS:
+    for command in REQUIRED:
         required = [str(image) if word == "IMAGE" else word for word in REQUIRED[command].split()]
         positionals = positional_names(options_of(command))
         for name, number in itertools.product([*option_fields(options_of(command)), "config"], range(len(VALUES))):

@@ -5,18 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
-from odd_values import options_of
+from odd_values import REQUIRED, options_of
 
 import diffvit_timm
 from diffvit_timm.cli.flags import option_fields
-from diffvit_timm.cli.main import COMMANDS
 
 PACKAGE = Path(diffvit_timm.__file__).parent
-OPTIONS = {command: set(option_fields(options_of(command))) for command in COMMANDS}
+OPTIONS = {command: set(option_fields(options_of(command))) for command in REQUIRED}
 
 
 def having(option):
-    return [command for command in COMMANDS if option in OPTIONS[command]]
+    return [command for command in REQUIRED if option in OPTIONS[command]]
 
 
 # Modules, and the commands that can raise their errors. Others take the name of the parameter from their caller.
@@ -26,7 +25,7 @@ RAISED_BY = {
     "studies/ablation.py": ["study ablation"], "studies/runs.py": ["study ablation", "study scaling"],
     "studies/scaling.py": ["study scaling"], "studies/inference_speed.py": ["benchmark models"],
     "studies/trainer_speed.py": ["benchmark training"], "training": having("epochs"), "zero_shot": ["compare clip"],
-} | {f"cli/commands/{command.replace(' ', '_')}.py": [command] for command in COMMANDS}  # fmt: skip
+} | {f"cli/commands/{command.replace(' ', '_')}.py": [command] for command in REQUIRED}  # fmt: skip
 
 
 def named_parameters(path):
