@@ -89,7 +89,8 @@ def check_output(out: Path, form: Format) -> None:
     """Check the name of the file to write, before a network is loaded.
 
     Raises:
-        InputError: the suffix does not fit the format, there is no such folder, or the file or NAME.onnx.data exists.
+        InputError: the suffix does not fit the format, the folder does not exist or cannot be written, or the file or
+            NAME.onnx.data exists.
     """
     if out.exists():
         raise InputError(f"`out={out}` already exists: give a new file")
@@ -97,6 +98,11 @@ def check_output(out: Path, form: Format) -> None:
         raise InputError(f"`out={out}` does not fit `form={form}`: choose a file name that ends in {SUFFIXES[form]}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"`out={out}`: there is no folder {out.parent}: create it first")
+    try:
+        with tempfile.TemporaryFile(dir=out.absolute().parent):  # permission bits do not tell
+            pass
+    except OSError as error:
+        raise InputError(f"`out={out}` cannot be written ({error}): choose another folder") from error
     if form != "pt2" and _data_file(out).exists():
         raise InputError(
             f"`out={out}` may need {_data_file(out)} for its weights, which already exists: give a new file"
@@ -113,7 +119,8 @@ def _difference(run: Callable[[Tensor], Tensor], model: nn.Module, images: Tenso
     expected = model(images)  # (B, num_classes)
     # A batch of one, too: an exporter can specialise a program on the batch size that it has seen.
     pairs = ((images, expected), (images[:1], expected[:1]))
-    return max(((run(batch) - target).abs().max() / expected.abs().max()).item() for batch, target in pairs)
+    largest = expected.abs().max().item() or 1.0  # all outputs of a head of zeros are 0
+    return max((run(batch) - target).abs().max().item() / largest for batch, target in pairs)
 
 
 @contextlib.contextmanager

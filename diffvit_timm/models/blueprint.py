@@ -1,13 +1,13 @@
 """A network without weights and memory, to find out what it is before anything is downloaded or allocated."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
@@ -15,8 +15,7 @@ from torch.nn.modules.module import (
 
 __all__ = ["build_blueprint", "memory_needed", "memory_of_machine"]
 
-# More modules and parameters than this are refused, so that building ends. The most that a network of timm has are
-# 4,373.
+# More modules and parameters than this are refused, so that building ends. timm's networks have at most 4,373.
 MAX_PARTS = 20_000
 
 
@@ -51,9 +50,9 @@ def _count_parts() -> Iterator[None]:
         yield
 
 
-def memory_needed(network: nn.Module) -> int:
-    """Return the bytes of the parameters and buffers of a network."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
+def memory_needed(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of parameters or buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def memory_of_machine() -> float:

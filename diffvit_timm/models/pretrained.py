@@ -30,7 +30,7 @@ from .blueprint import build_blueprint, memory_needed, memory_of_machine
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import GENERIC, timm_architecture
 from .layer_names import decode_layers, encode_layers, names_layer
-from .saved_config import check_config
+from .saved_config import check_config, read_label_names
 
 __all__ = [
     "check_convertible",
@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
+
+MAX_BUFFERS = 2**30  # bytes of the buffers of a saved network, such as tables of positions
 
 ERROR_LENGTH = 400  # characters; PyTorch lists every tensor that is missing in a checkpoint
 
@@ -207,11 +209,16 @@ def _check_saved(timm_name: str) -> list[str] | None:
         return None
     config = Path(place) / "config.json" if source == "local-dir" else Path(download_from_hf(place, "config.json"))
     label_names = check_config(config)
-    network = build_blueprint(timm_name)
+    network = build_blueprint(f"local-dir:{config.parent}")
     if not hasattr(network, "num_classes"):
         raise ValueError("its config.json describes a feature extractor, which has no outputs")
-    if (needed := memory_needed(network)) > memory_of_machine():
+    if (needed := memory_needed(network.parameters())) > memory_of_machine():
         raise ValueError(f"its config.json describes a network of {needed / 2**30:,.0f} GiB, more than the main memory")
+    if (needed := memory_needed(network.buffers())) > MAX_BUFFERS:
+        raise ValueError(
+            f"its config.json describes tables of {needed / 2**30:,.1f} GiB beside the weights: img_size is too large "
+            "or patch_size too small"
+        )
     if source == "local-dir":
         size = sum(path.stat().st_size for path in Path(place).iterdir() if path.is_file())
         count = sum(parameter.numel() for parameter in network.parameters())
@@ -254,7 +261,8 @@ def class_names(model: Any) -> list[str] | None:
     names = model.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(model)
     if names and len(names) == model.num_classes:
-        return [printable(name) for name in names]
+        names = read_label_names(names if isinstance(names, dict) else list(names), model.num_classes)
+        return [printable(name) for name in names or ()]
     return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
 
 

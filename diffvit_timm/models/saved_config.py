@@ -18,8 +18,10 @@ MAX_NUMBER = 10**6  # largest whole number in model_args
 MAX_DEPTH = 1000  # most blocks; timm builds lists of their settings before it builds any of them
 MAX_SIDE = 4096  # largest height and width of the images, in pixels
 
-# Entries of model_args that count something; a network without it cannot be built.
+# Entries of model_args that must be positive whole numbers, or lists of them.
 COUNTS = ("depth", "depths", "embed_dim", "img_size", "in_chans", "num_heads", "patch_size")
+
+LIMITS = {"depth": MAX_DEPTH, "depths": MAX_DEPTH, "img_size": MAX_SIDE}
 
 KNOWN_ENTRIES = {field.name for field in dataclasses.fields(PretrainedCfg)}
 
@@ -139,8 +141,8 @@ def _check_arguments(args: dict[str, Any], settings: dict[str, Any]) -> None:
         values = value if isinstance(value, list) else [value]
         if name in COUNTS and value is not None and not (values and all(map(_is_whole, values))):
             raise _wrong(name, value, "a positive whole number")
-        if name in ("depth", "depths") and value is not None and max(values) > MAX_DEPTH:
-            raise _wrong(name, value, f"at most {MAX_DEPTH:,}")
+        if name in LIMITS and value is not None and max(values) > LIMITS[name]:
+            raise _wrong(name, value, f"at most {LIMITS[name]:,}")
     classes = args.get("num_classes")
     # timm does not insist on all tensors if the two differ, so a file without them would load.
     if classes is not None and classes != settings.get("num_classes", classes):

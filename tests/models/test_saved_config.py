@@ -69,6 +69,7 @@ def test_an_intact_config_is_accepted_and_gives_the_class_names(folder):
         ("model_args.embed_dim", 10**6, "describes a network of .* GiB, more than the main memory"),
         ("model_args.embed_dim", 3200, "describes a network of .* parameters, and all files of the folder together"),
         ("model_args.embed_dim", 10**9, "has embed_dim=1000000000, which must be"),
+        ("model_args.img_size", 5000, "has img_size=5000, which must be at most 4,096"),
         ("model_args.img_size", 0, "has img_size=0, which must be a positive whole number"),
         ("model_args.patch_size", [0, 0], r"has patch_size=\[0, 0\], which must be a positive whole number"),
         ("model_args.patch_size", [], r"has patch_size=\[\], which must be a positive whole number"),
@@ -162,6 +163,20 @@ def test_class_names_may_be_a_dictionary_from_index_to_name(folder):
     rewrite(folder, "label_names", value={"2": "owl", "0": "cat", "1": "dog"})
     model = load_model(str(folder))
     assert class_names(model) == model.pretrained_cfg["label_names"] == NAMES
+
+
+def test_a_network_with_tables_of_positions_that_are_too_large_is_refused(tmp_path):
+    model = timm.create_model("vit_small_patch16_rope_224", img_size=32, embed_dim=48, depth=1, num_heads=3)
+    save_pretrained(model, tmp_path)
+    rewrite(tmp_path, "model_args", "img_size", value=4096)
+    rewrite(tmp_path, "model_args", "patch_size", value=1)
+    with pytest.raises(InputError, match=r"describes (tables of .* GiB beside the weights|a network of )"):
+        load_model(str(tmp_path))
+
+
+def test_class_names_of_timms_own_loading_may_be_a_dictionary_too(folder):
+    rewrite(folder, "label_names", value={"2": "owl", "0": "cat", "1": "dog"})
+    assert class_names(timm.create_model(f"local-dir:{folder}", pretrained=True)) == NAMES
 
 
 def test_class_names_have_no_control_characters(folder):
