@@ -168,7 +168,7 @@ def read_label_names(value: Any, num_classes: int | None) -> list[str] | None:
 
     Args:
         value: the entry label_names of a config, or None.
-        num_classes: number of classes, or None if it is not known.
+        num_classes: number of classes; None if it is not known, and 0 for a network without a head.
 
     Returns:
         One name per class; None without names.
@@ -183,6 +183,6 @@ def read_label_names(value: Any, num_classes: int | None) -> list[str] | None:
         names = [value.get(str(index)) for index in range(len(value))]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _wrong("label_names", value, "a list of names, or a dictionary from each index to its name")
-    if num_classes is not None and len(names) != num_classes:
+    if num_classes and len(names) != num_classes:
         raise ValueError(f"its config.json has {len(names)} label_names for {num_classes} classes")
     return names

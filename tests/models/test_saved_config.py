@@ -174,6 +174,11 @@ def test_a_network_with_tables_of_positions_that_are_too_large_is_refused(tmp_pa
         load_model(str(tmp_path))
 
 
+def test_a_network_without_a_head_may_keep_the_class_names(tiny_model, tmp_path):
+    save_pretrained(tiny_model(num_classes=0), tmp_path, NAMES)
+    assert class_names(load_model(str(tmp_path))) is None
+
+
 def test_class_names_of_timms_own_loading_may_be_a_dictionary_too(folder):
     rewrite(folder, "label_names", value={"2": "owl", "0": "cat", "1": "dog"})
     assert class_names(timm.create_model(f"local-dir:{folder}", pretrained=True)) == NAMES
