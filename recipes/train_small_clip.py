@@ -24,6 +24,7 @@ from diffvit_timm.console import log0, track
 from diffvit_timm.data.augment import without_seed
 from diffvit_timm.data.config import DatasetConfig
 from diffvit_timm.data.images import ImageDataset
+from diffvit_timm.data.splits import take_stratified
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.files import fill_folder
 from diffvit_timm.options import Options as Checks
@@ -47,7 +48,7 @@ class Options(Checks):
         default_factory=lambda: DatasetConfig("mnist")
     )
     max_train_samples: int = 12000
-    """Number of training images to use, drawn at random; 0: all."""
+    """Number of training images to use, drawn at random with the class proportions of the dataset; 0: all."""
     epochs: int = 5
     """Passes over the training images."""
     batch_size: int = 128
@@ -74,9 +75,8 @@ def train(options: Options, folder: Path) -> dict:
     """Train a CLIP model, and save it in a folder."""
     open_clip = require_open_clip()
     splits = options.data.load()
-    images = splits.train.shuffle(seed=0)
-    if options.max_train_samples:
-        images = images.take(min(options.max_train_samples, len(images)))
+    count = min(options.max_train_samples or len(splits.train), len(splits.train))
+    images = take_stratified(splits.train, count)
 
     torch.manual_seed(options.seed)
     model = open_clip.CLIP(**MODEL)

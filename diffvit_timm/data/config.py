@@ -63,7 +63,7 @@ class DataConfig(DatasetConfig):
     """Where the images come from, and how they are augmented."""
 
     max_train_samples: int = 0
-    """Number of training images to use, drawn at random; 0: all."""
+    """Number of training images to use, drawn at random with the class proportions of the dataset; 0: all."""
     label_noise: float = 0.0
     """Share of wrong labels in the training and validation images; test labels are not changed."""
     input_noise: float = 0.0

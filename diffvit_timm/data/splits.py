@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..errors import InputError
 from .fingerprint import fingerprint
 
-__all__ = ["SPLIT_SEED", "Splits", "hold_out"]
+__all__ = ["SPLIT_SEED", "Splits", "hold_out", "take_stratified"]
 
 SPLIT_SEED = 0  # every training seed has the same validation split
 MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which are held out
@@ -62,6 +62,37 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
             f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error}"
         ) from error
     return parts["train"], parts["test"]
+
+
+def take_stratified(data: Dataset, count: int) -> Dataset:
+    """Draw rows at random, with the class proportions of the split, by a fixed seed.
+
+    Every class keeps at least one row. If there are fewer rows than classes, the largest classes keep one each.
+
+    Args:
+        data: split with the column 'label'.
+        count: number of rows, at most those of the split.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    order = rng.permutation(len(data))
+    labels = np.array(data["label"])[order]
+    classes, sizes = np.unique(labels, return_counts=True)
+    kept = _proportional(sizes, count, rng)
+    rows = np.concatenate([np.flatnonzero(labels == name)[:number] for name, number in zip(classes, kept, strict=True)])
+    return data.select(order[np.sort(rows)])
+
+
+def _proportional(sizes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Divide `count` among classes of these sizes in proportion; equal remainders are decided at random."""
+    ideal = count * sizes / sizes.sum()
+    for_all = count >= len(sizes)
+    kept = np.maximum(np.floor(ideal).astype(int), 1) if for_all else np.zeros(len(sizes), int)
+    ideal = ideal + 1e-9 * rng.random(len(sizes))
+    while kept.sum() < count:
+        kept[np.argmax(np.where(kept < (sizes if for_all else 1), ideal - kept, -np.inf))] += 1
+    while kept.sum() > count:
+        kept[np.argmax(np.where(kept > 1, kept - ideal, -np.inf))] -= 1
+    return kept
 
 
 def _choose_groups(data: Dataset, share: float) -> np.ndarray:
