@@ -13,7 +13,7 @@ from ..errors import InputError
 
 __all__ = ["decode_image"]
 
-MAX_ASPECT = 100  # longest side / shortest side; resizing a longer image to the height of a model fills the memory
+MAX_ASPECT = 1000  # longest side / shortest side; resizing a longer image to the height of a model fills the memory
 
 # What turns an image upright, by its EXIF orientation.
 TURNS: dict[Any, Image.Transpose] = {
@@ -41,7 +41,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
 
     Raises:
         InputError: the image is empty, cannot be decoded, is transparent everywhere, has pixels of 32 bits or 12 bits
-            per colour, more than 100 times the width in height or vice versa, or more pixels than Pillow's limit.
+            per colour, more than 1,000 times the width in height or vice versa, or more pixels than Pillow's limit.
     """
     if image is None or not (image["bytes"] or image["path"]):
         raise InputError(f"{where} is empty: leave it out")

@@ -201,9 +201,9 @@ def test_images_of_too_many_pixels_or_none_and_stripes_are_refused_before_they_a
     assert refusal(b"P5 16384 16384 255\n").startswith("Image size (268435456 pixels) exceeds limit of ")
     for empty in (b"P5 0 9 255\n", stored(NOISE, "bmp").replace(struct.pack("<II", 30, 20), struct.pack("<II", 0, 20))):
         assert refusal(empty) == "no format that Pillow reads"
-    reason = "of its 1 x 101 pixels, one side is more than 100 times the other"
-    assert refusal(stored(Image.new("L", (1, 101)))) == reason
-    assert decoded(stored(Image.new("L", (1, 100)))).shape == (100, 1, 3)
+    reason = "of its 1 x 1001 pixels, one side is more than 1000 times the other"
+    assert refusal(stored(Image.new("L", (1, 1001)))) == reason
+    assert decoded(stored(Image.new("L", (1, 1000)))).shape == (1000, 1, 3)
 
 
 def test_a_bomb_in_the_metadata_is_refused():
