@@ -38,8 +38,8 @@ def check_value(name: str, value: Any) -> None:
         value: its value; values of other types pass.
 
     Raises:
-        InputError: a number that is not finite or too large, or a text that is empty, has control characters, or is too
-            long for a file or for the user's home folder.
+        InputError: a number that is not finite or too large; or a text that is empty, has control characters, is longer
+            than a path can be, or starts with the ~ of an unknown user.
     """
     if isinstance(value, tuple):
         for item in value:
