@@ -174,8 +174,8 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
         raise InputError(f"--config {name} starts from itself: change its option config")
     arguments = []
     for key, value in _read_preset(name).items():
-        option = key.replace("-", "_")
-        given, flag = f"--config {name}: {printable(option)}", "--" + option.replace("_", "-")
+        option = printable(key).replace("-", "_")
+        given, flag = f"--config {name}: {option}", "--" + option.replace("_", "-")
         if option != "config" and option not in fields:
             close = difflib.get_close_matches(option, fields, n=1)
             advice = f": did you mean {close[0]}?" if close else ""
