@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
-from .blueprint import build_blueprint, memory_needed, memory_of_machine
+from .blueprint import build_blueprint, check_size
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import GENERIC, timm_architecture
 from .layer_names import decode_layers, encode_layers, names_layer
@@ -44,8 +44,6 @@ __all__ = [
 ]
 
 MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
-
-MAX_BUFFERS = 2**30  # bytes of the buffers of a saved network, such as tables of positions
 
 ERROR_LENGTH = 400  # characters; PyTorch lists every tensor that is missing in a checkpoint
 
@@ -212,21 +210,7 @@ def _check_saved(timm_name: str) -> list[str] | None:
     network = build_blueprint(f"local-dir:{config.parent}")
     if not hasattr(network, "num_classes"):
         raise ValueError("its config.json describes a feature extractor, which has no outputs")
-    if (needed := memory_needed(network.parameters())) > memory_of_machine():
-        raise ValueError(f"its config.json describes a network of {needed / 2**30:,.0f} GiB, more than the main memory")
-    if (needed := memory_needed(network.buffers())) > MAX_BUFFERS:
-        raise ValueError(
-            f"its config.json describes tables of {needed / 2**30:,.1f} GiB beside the weights: img_size is too large "
-            "or patch_size too small"
-        )
-    if source == "local-dir":
-        size = sum(path.stat().st_size for path in Path(place).iterdir() if path.is_file())
-        count = sum(parameter.numel() for parameter in network.parameters())
-        if count > size:  # a parameter has at least one byte
-            raise ValueError(
-                f"its config.json describes a network of {count:,} parameters, and all files of the folder together "
-                f"have {size:,} bytes: weights are missing, or belong to another network"
-            )
+    check_size(network, Path(place) if source == "local-dir" else None)
     return label_names
 
 
@@ -256,7 +240,7 @@ def class_names(model: Any) -> list[str] | None:
         model: a model from `load_model` or timm.create_model.
 
     Returns:
-        One name per output, without control characters, or None if the names are not known.
+        One name per output, with control characters as escapes, or None if the names are not known.
     """
     names = model.pretrained_cfg.get("label_names")
     subset = infer_imagenet_subset(model)

@@ -1,5 +1,6 @@
 """The training loop on accelerate: train, choose the best epoch on the validation split, test that epoch once."""
 
+import functools
 import itertools
 import math
 import signal
@@ -16,8 +17,7 @@ from torch import Tensor, nn
 from ..console import log0, progress
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
-from ..errors import DivergedError, InputError
-from ..files import check_checksums, restore_folder
+from ..errors import DivergedError
 from ..hub.redaction import public_text
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
@@ -31,10 +31,10 @@ from .curves import plot_training
 from .evaluation import evaluate
 from .learner import Learner
 from .optim import warmup_updates
+from .resume import check_best, check_same_run, run_identity
 from .run_folder import RunFolder
 from .signals import StopSignal
 from .state import TrainState
-from .teacher import weights_hash
 
 __all__ = ["Trainer"]
 
@@ -338,31 +338,10 @@ class Trainer:
         every, since = self.config.run.checkpoint_every, self.state.step - self.state.last_checkpoint
         return every > 0 and since >= max(1, round(every * self.updates_per_epoch))
 
-    def _identity(self) -> dict:
-        """Return what a run must have in common with a checkpoint that it continues from."""
-        return {
-            "classes": self.splits.class_names,
-            "preprocessing": self.data_config,
-            "training images": self.splits.fingerprints["train"],
-            "teacher": self.learner.teacher and weights_hash(self.learner.teacher),
-            "processes": self.accelerator.num_processes,
-        }
-
-    def _check_best(self) -> None:
-        """Check the best weights so far before the training goes on, which may not find better ones."""
-        best = self.output / "best"
-        restore_folder(best)
-        try:
-            check_checksums(best)
-        except ValueError as error:
-            raise InputError(
-                f"{best} has the best weights so far and cannot be used: {error}; restore it from a copy, or start a "
-                "new run with another `output`"
-            ) from error
-
-    def _held_out(self) -> dict:
-        """Return what a run should have in common with a checkpoint, but can do without."""
-        return {role: self.splits.fingerprints[role] for role in ("val", "test")}
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint records of this run, and must find again when it continues."""
+        return run_identity(self.splits, self.data_config, self.learner.teacher, self.accelerator.num_processes)
 
     def _save_checkpoint(self) -> None:
         self.state.last_checkpoint = self.state.step
@@ -370,9 +349,7 @@ class Trainer:
         if self.run:
             saved = {
                 **learner,
-                "identity": self._identity(),
-                "held_out": self._held_out(),
-                "threads": torch.get_num_threads(),
+                "identity": self.identity,
                 "state": {**vars(self.state), "seconds": time.perf_counter() - self.started},
                 "rows": len(self.run.rows),
                 "conversion": self.conversion,
@@ -382,16 +359,9 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> int:
         """Continue from a checkpoint; returns how many rows metrics.jsonl had."""
         weights, saved = load_checkpoint(checkpoint)
-        there, here = saved["identity"], self._identity()
-        if wrong := [f"{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]:
-            raise InputError(f"`resume={checkpoint}` is a checkpoint of another run: {'; '.join(wrong)}")
+        check_same_run(checkpoint, saved["identity"], self.identity)
         if saved["state"]["epochs_done"]:
-            self._check_best()
-        for name, value in self._held_out().items():
-            if value != saved["held_out"][name]:
-                log0(f"the {name} images have changed since the checkpoint; its best epoch was chosen on the old ones")
-        if (threads := torch.get_num_threads()) != saved["threads"]:
-            log0(f"the run had {saved['threads']} CPU threads and has {threads} now: last digits can differ")
+            check_best(self.output / "best")
         if self.accelerator.is_main_process:
             self.checkpoints.remove_after(checkpoint)
         self.learner.load_state_dict(weights, saved)

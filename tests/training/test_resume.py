@@ -174,7 +174,8 @@ def test_an_option_of_a_later_version_is_refused_by_its_name(killed, data):
 
 def test_another_number_of_threads_is_said(killed, data, capsys, monkeypatch):
     state = torch.load(max((killed / "checkpoints").iterdir()) / "state.pt", weights_only=True)
-    assert state["threads"] == torch.get_num_threads()
-    monkeypatch.setattr("diffvit_timm.training.trainer.torch.get_num_threads", lambda: 17)
+    threads = state["identity"]["CPU threads"]
+    assert threads == torch.get_num_threads()
+    monkeypatch.setattr("diffvit_timm.training.resume.torch.get_num_threads", lambda: 17)
     train(small_run(killed, data), "train")
-    assert f"the run had {state['threads']} CPU threads and has 17 now" in capsys.readouterr().err
+    assert f"the run had {threads} CPU threads and has 17 now" in capsys.readouterr().err

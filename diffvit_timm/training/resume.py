@@ -1,0 +1,79 @@
+"""Whether a checkpoint belongs to a run: the same data, preprocessing, teacher and processes, and undamaged weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..console import log0
+from ..data.splits import Splits
+from ..errors import InputError
+from ..files import check_checksums, restore_folder
+from .teacher import weights_hash
+
+__all__ = ["check_best", "check_same_run", "run_identity"]
+
+# Entries of an identity that may differ. The rest must be the same.
+HELD_OUT = ("val", "test")
+THREADS = "CPU threads"
+
+
+def run_identity(splits: Splits, data_config: dict, teacher: Any, processes: int) -> dict[str, Any]:
+    """Return what a checkpoint records of its run, by what it is and not by where it is.
+
+    Args:
+        splits: data of the run.
+        data_config: data settings of the model, from `model_data_config`.
+        teacher: network that is distilled from, or None.
+        processes: number of processes.
+    """
+    return {
+        "classes": splits.class_names,
+        "preprocessing": data_config,
+        "teacher": teacher and weights_hash(teacher),
+        "processes": processes,
+        "training images": splits.fingerprints["train"],
+        **{role: splits.fingerprints[role] for role in HELD_OUT},
+        THREADS: torch.get_num_threads(),
+    }
+
+
+def check_same_run(checkpoint: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to a run. Held-out images and threads that differ are said.
+
+    Args:
+        checkpoint: folder of the checkpoint, for the error.
+        there, here: `run_identity` of the checkpoint and of the run.
+
+    Raises:
+        InputError: it is a checkpoint of another run.
+    """
+    differences = {
+        name: f"{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]
+    }
+    if wrong := [text for name, text in differences.items() if name not in (*HELD_OUT, THREADS)]:
+        raise InputError(f"`resume={checkpoint}` is a checkpoint of another run: {'; '.join(wrong)}")
+    for name in HELD_OUT:
+        if name in differences:
+            log0(f"the {name} images have changed since the checkpoint; its best epoch was chosen on the old ones")
+    if THREADS in differences:
+        log0(f"the run had {there[THREADS]} CPU threads and has {here[THREADS]} now: last digits can differ")
+
+
+def check_best(best: Path) -> None:
+    """Check the best weights so far before the training goes on, which may not find better ones.
+
+    Args:
+        best: folder best/ of the run.
+
+    Raises:
+        InputError: they are missing or damaged.
+    """
+    restore_folder(best)
+    try:
+        check_checksums(best)
+    except ValueError as error:
+        raise InputError(
+            f"{best} has the best weights so far and cannot be used: {error}; restore it from a copy, or start a new "
+            "run with another `output`"
+        ) from error
