@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 from .errors import InputError
 
 __all__ = [
-    "CHECKSUMS",
     "atomic_folder",
     "check_checksums",
     "disk_errors",
@@ -27,6 +26,7 @@ __all__ = [
     "read_json",
     "read_yaml",
     "remove_folder",
+    "require_as_saved",
     "restore_folder",
     "write_atomically",
     "write_csv",
@@ -133,6 +133,21 @@ def check_checksums(folder: Path) -> None:
                 raise ValueError(f"{name} is damaged: it does not have the checksum in {CHECKSUMS}")
     except OSError as error:
         raise ValueError(f"{Path(error.filename).name} cannot be read ({error.strerror})") from error
+
+
+def require_as_saved(folder: Path) -> None:
+    """Check a folder of weights, if it has checksums.
+
+    Raises:
+        ValueError: a file is missing, damaged or changed.
+    """
+    if (folder / CHECKSUMS).is_file():
+        try:
+            check_checksums(folder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; restore the folder, or delete {folder / CHECKSUMS} if you have changed it yourself"
+            ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..console import log0
 from ..errors import InputError
-from ..files import CHECKSUMS, check_checksums, fill_folder
+from ..files import fill_folder, require_as_saved
 from .connection import HubCalls, HubError
 from .licences import NO_PICTURES
 from .model_card import HAND_WRITTEN_MARK, model_card
@@ -95,14 +95,10 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
 
 def _require_whole_weights(run: Path, weights: Path) -> None:
     path = weights / "model.safetensors"
-    if (sums := weights / CHECKSUMS).is_file():
-        try:
-            check_checksums(weights)
-        except ValueError as error:
-            raise InputError(
-                f"`run={run}`: {weights} is not as it was saved: {error}; train again, or delete {sums} if you have "
-                "changed the folder yourself"
-            ) from error
+    try:
+        require_as_saved(weights)
+    except ValueError as error:
+        raise InputError(f"`run={run}`: {weights} is not as it was saved: {error}") from error
     try:
         with safe_open(path, "pt"):  # reads the header, and compares it with the size of the file
             pass

@@ -23,6 +23,7 @@ from torch import nn
 from ..console import printable, shortened
 from ..conversion.weights import require_finite
 from ..errors import InputError
+from ..files import require_as_saved
 from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
@@ -125,13 +126,15 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
         **kwargs: arguments of timm.create_model. A layer class may be given by name, such as mlp_layer='SwiGLUPacked'.
 
     Raises:
-        InputError: as `check_model`; weights that cannot be loaded, or have NaN or infinite values; or arguments that
-            the model does not accept.
+        InputError: as `check_model`; weights that cannot be loaded, have changed since a training saved them, or have
+            NaN or infinite values; or arguments that the model does not accept.
     """
     timm_name = resolve_model_name(name, parameter)
     has_weights = pretrained or timm_name.startswith("local-dir:")
     with _creation_errors(name, timm_name, parameter, hint):
         label_names = _check_saved(timm_name)
+        if timm_name.startswith("local-dir:"):
+            require_as_saved(Path(timm_name.removeprefix("local-dir:")))
         model: Any = timm.create_model(timm_name, pretrained=has_weights, **decode_layers(kwargs))
         if label_names is not None:
             model.pretrained_cfg["label_names"] = label_names

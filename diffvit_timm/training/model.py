@@ -195,7 +195,7 @@ def _fit_head(config: ModelConfig, model: Any, class_names: list[str], keeps_hea
         if not has_classes(model, class_names):
             raise InputError(
                 f"`model={config.model}` has a head of {model.num_classes} classes, which differ from the "
-                f"{len(class_names)} classes of the dataset: pass `reset_head` to start a new head"
+                f"{len(class_names)} classes of the dataset: to train a new head, pass `reset_head`"
             )
         if config.head_init == "probe":
             raise InputError(f"`head_init=probe` would replace the head of `model={config.model}`: pass `reset_head`")

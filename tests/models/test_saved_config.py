@@ -1,6 +1,7 @@
 """Saved models that strangers wrote: a wrong config or broken weights are one line, in bounded time and memory."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffvit_timm import from_vit
 from diffvit_timm.console import printable
 from diffvit_timm.errors import InputError
+from diffvit_timm.files import atomic_folder
 from diffvit_timm.models import saved_config
 from diffvit_timm.models.blueprint import build_blueprint
 from diffvit_timm.models.pretrained import check_convertible, check_model, class_names, load_model, save_pretrained
@@ -195,6 +197,22 @@ def test_an_error_shows_a_strangers_text_without_control_characters(folder):
     with pytest.raises(InputError) as caught:
         load_model(str(folder))
     assert str(caught.value).isprintable()
+
+
+def test_weights_that_changed_since_they_were_saved_are_refused(folder, tmp_path):
+    with atomic_folder(tmp_path / "best", "best/", "") as best:
+        for path in folder.iterdir():
+            shutil.copy(path, best)
+    load_model(str(tmp_path))  # a run folder
+    weights = bytearray((tmp_path / "best" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "best" / "model.safetensors").write_bytes(weights)
+    with pytest.raises(
+        InputError, match=r"safetensors is damaged: .*, or delete .*SHA256SUMS if you have changed"
+    ):
+        load_model(str(tmp_path))
+    (tmp_path / "best" / "SHA256SUMS").unlink()
+    load_model(str(tmp_path))
 
 
 def test_building_a_blueprint_ends():
