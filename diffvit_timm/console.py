@@ -77,7 +77,7 @@ def printable(text: str) -> str:
 
 
 def discard(stream: TextIO) -> None:
-    """Let everything that is written to a stream from now on vanish; Python flushes it once more as it ends."""
+    """Redirect a stream to os.devnull; otherwise Python's flush at exit would fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
+from .console import shortened
 from .errors import InputError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
 
 
 CHECKSUMS = "SHA256SUMS"  # in the format of the program sha256sum
+ERROR_LENGTH = 300  # characters of a parser's error
 
 
 @contextlib.contextmanager
@@ -132,7 +134,8 @@ def check_checksums(folder: Path) -> None:
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is damaged: it does not have the checksum in {CHECKSUMS}")
     except OSError as error:
-        raise ValueError(f"{Path(error.filename).name} cannot be read ({error.strerror})") from error
+        name = Path(error.filename or folder).name
+        raise ValueError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def require_as_saved(folder: Path) -> None:
@@ -146,7 +149,7 @@ def require_as_saved(folder: Path) -> None:
             check_checksums(folder)
         except ValueError as error:
             raise ValueError(
-                f"{error}; restore the folder, or delete {folder / CHECKSUMS} if you have changed it yourself"
+                f"{error}; restore the folder, or, if you changed its files yourself, delete {folder / CHECKSUMS}"
             ) from error
 
 
@@ -188,32 +191,34 @@ def write_atomically(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def read_json(path: Path, way_out: str) -> dict:
+def read_json(path: Path, advice: str) -> dict:
     """Read a JSON file with one object.
 
     Args:
         path: file to read.
-        way_out: what the user can do about a damaged file, for the end of the error.
+        advice: what the user can do about a damaged file, for the end of the error.
 
     Raises:
         InputError: the file is damaged.
     """
-    return _read_mapping(path, json.loads, way_out)
+    return _read_mapping(path, json.loads, advice)
 
 
-def read_yaml(path: Path, way_out: str) -> dict:
+def read_yaml(path: Path, advice: str) -> dict:
     """Read a YAML file with one mapping. The arguments and errors are those of `read_json`."""
-    return _read_mapping(path, yaml.safe_load, way_out)
+    return _read_mapping(path, yaml.safe_load, advice)
 
 
-def _read_mapping(path: Path, parse: Callable[[str], Any], way_out: str) -> dict:
+def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict:
     try:
         content = parse(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it contains a {type(content).__name__}, not names with values")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).replace("`", "'").split())
-        raise InputError(f"{path} is damaged ({reason}): {way_out}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {advice}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = shortened(str(error).replace("`", "'"), ERROR_LENGTH)
+        raise InputError(f"{path} is damaged ({reason}): {advice}") from error
     return content
 
 

@@ -12,8 +12,8 @@ from .errors import InputError
 
 __all__ = ["LIMITS", "Options", "check_value", "named"]
 
-LARGEST = 10**9  # of every number
-# Smaller limits of numbers that would otherwise fill the memory, or start processes or steps without end.
+LARGEST = 10**9  # default upper limit
+# Lower limits of options that allocate memory, or set a number of processes or steps.
 LIMITS = {
     "batch_size": 65_536, "branch_dims": 65_536, "calibration_images": 100_000, "depth": 1_000, "distill": 10_000,
     "embed_dim": 65_536, "epochs": 1_000_000, "images": 100_000, "img_size": 8_192, "img_sizes": 8_192,
@@ -77,7 +77,7 @@ def _check_text(name: str, text: str) -> None:
 class Options:
     """Base class of frozen dataclasses of options.
 
-    They check themselves in `__post_init__`. One that has rules of its own calls this one first.
+    They check themselves in `__post_init__`. A subclass with its own rules calls `super().__post_init__()` first.
     """
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import itertools
 import os
 import socket
 import tempfile
@@ -17,11 +16,11 @@ from .errors import InputError
 __all__ = ["LOCK", "claim_folder", "claim_new_folder", "new_folder", "output_folder"]
 
 LOCK = ".lock"  # file in a claimed folder, with the host and the process that claimed it
-LEASE = 60.0  # seconds; a process on another host is taken for dead if it has not renewed its lock for so long
+LEASE = 60.0  # seconds; a lock of another host that was not renewed for so long counts as abandoned
 
 
 class _TakenError(InputError):
-    """Another process uses the folder, or has filled it."""
+    """The folder is in use, or is not empty."""
 
 
 @contextlib.contextmanager
@@ -44,13 +43,14 @@ def output_folder(given: str | Path, name: str) -> Iterator[Path]:
 
 def _claim_auto(name: str, stack: contextlib.ExitStack) -> Path:
     """Claim the folder of the present second; if it is taken, the same name with a number."""
-    path = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    for number in itertools.count(2):
+    path = base = f"runs/{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    while True:
         try:
             return stack.enter_context(claim_new_folder(path))
         except _TakenError:
-            path = f"{path.rpartition('-')[0] if number > 2 else path}-{number}"
-    raise AssertionError
+            number += 1
+            path = f"{base}-{number}"
 
 
 @contextlib.contextmanager
@@ -116,7 +116,7 @@ def _acquire(lock: SoftFileLease, path: Path, parameter: str) -> None:
     if owner and owner.hostname != socket.gethostname():
         log0(
             f"{path} is in use by process {owner.pid} on {owner.hostname}; "
-            f"waiting {LEASE:.0f} s to see whether that process is still alive"
+            f"waiting up to {1.5 * LEASE:.0f} s in case that process has died"
         )
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=1.5 * LEASE)
@@ -128,7 +128,10 @@ def _acquire(lock: SoftFileLease, path: Path, parameter: str) -> None:
 def _give_up(loss: LeaseCompromise) -> None:
     """End this process if another one took its folder over, because two writers would mix their results."""
     if loss.reason == "owner-changed":
-        log0(f"error: another process has taken over the folder of {loss.lock_file}; this one was suspended too long")
+        log0(
+            f"error: another process has taken over {Path(loss.lock_file).parent}, because this one did not renew its "
+            "lock in time"
+        )
         os._exit(1)
 
 

@@ -16,6 +16,11 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.output import LOCK, new_folder, output_folder
 
 
+def enter(folder, name):
+    with output_folder(folder, name):
+        pass
+
+
 def test_auto_names_a_folder_by_recipe_and_time_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with output_folder("auto", "finetune_pets") as path:
@@ -83,7 +88,7 @@ def holder(tmp_path):
 def test_a_folder_that_another_process_uses_is_refused_with_its_name(holder, tmp_path):
     expected = f"^`output={tmp_path}/run` is in use by process {holder.pid} on {socket.gethostname()}: wait until"
     with pytest.raises(InputError, match=expected):
-        output_folder(tmp_path / "run", "train").__enter__()
+        enter(tmp_path / "run", "train")
     assert holder.poll() is None
 
 
@@ -106,7 +111,7 @@ def test_the_claim_of_another_host_is_taken_over_if_it_is_not_renewed(holder, tm
     lock.write_text(re.sub(r"duration=.*", "duration=1.0", text))
     with output_folder(tmp_path / "run", "train") as folder:
         (folder / "result.json").touch()
-    assert f"is in use by process {holder.pid} on node-17; waiting 1 s" in capsys.readouterr().err
+    assert f"is in use by process {holder.pid} on node-17; waiting up to 2 s" in capsys.readouterr().err
 
 
 def test_a_process_that_lost_its_folder_ends(tmp_path, monkeypatch):
@@ -132,8 +137,11 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_empty_is_refused_and_not_touched(tmp_path):
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(InputError, match=rf"^`output={tmp_path}` is not empty: choose a new folder"):
-        output_folder(tmp_path, "recipe").__enter__()
+    with (
+        pytest.raises(InputError, match=rf"^`output={tmp_path}` is not empty: choose a new folder"),
+        output_folder(tmp_path, "recipe"),
+    ):
+        pass
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
@@ -141,7 +149,7 @@ def test_a_file_with_the_name_of_the_folder_is_refused(tmp_path):
     file = tmp_path / "run"
     file.write_text("mine")
     with pytest.raises(InputError, match=rf"^`output={file}` is a file"):
-        output_folder(file, "recipe").__enter__()
+        enter(file, "recipe")
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path):
@@ -149,20 +157,26 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     file.write_text("mine")
     for path in (file / "run", file / "deeper" / "run"):
         with pytest.raises(InputError, match=rf"^`output={path}` cannot be written"):
-            output_folder(path, "recipe").__enter__()
+            enter(path, "recipe")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that even root cannot write to")
 def test_a_folder_that_cannot_be_written_is_refused():
-    with pytest.raises(InputError, match=r"^`output=/proc/diffvit/run` cannot be written"):
-        output_folder("/proc/diffvit/run", "recipe").__enter__()
+    with (
+        pytest.raises(InputError, match=r"^`output=/proc/diffvit/run` cannot be written"),
+        output_folder("/proc/diffvit/run", "recipe"),
+    ):
+        pass
 
 
 def test_auto_is_refused_if_its_folder_cannot_be_created(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("a file with the name of the folder that auto needs")
-    with pytest.raises(InputError, match=r"^`output=runs/recipe-.*` cannot be written"):
-        output_folder("auto", "recipe").__enter__()
+    with (
+        pytest.raises(InputError, match=r"^`output=runs/recipe-.*` cannot be written"),
+        output_folder("auto", "recipe"),
+    ):
+        pass
 
 
 def test_the_error_names_the_parameter_of_the_caller(tmp_path):

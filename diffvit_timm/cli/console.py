@@ -39,10 +39,10 @@ def run(
         description: text above the options in the help.
         prog: name of the command.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name is shown with escapes where its letters cannot be shown
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that stdout cannot encode are printed as escapes
         sys.stdout.reconfigure(errors="backslashreplace")
     with (
-        contextlib.redirect_stderr(_LastingStream(sys.stderr)),
+        contextlib.redirect_stderr(_FailSafeStream(sys.stderr)),
         one_line_errors(option_fields(options_type), positional_names(options_type)),
     ):
         result = main(parse_options(options_type, argv, description, prog))
@@ -50,7 +50,7 @@ def run(
             print(json.dumps(rounded(result)), flush=True)
 
 
-class _LastingStream(io.TextIOBase):
+class _FailSafeStream(io.TextIOBase):
     """Writes to another stream as long as that works: a log that nobody can read must not end a training.
 
     The terminal may have been closed, the pipe's reader may have gone, or the disk of the log file may be full.
@@ -116,10 +116,10 @@ def _lack_of_memory(error: Exception) -> str | None:
     PyTorch has no class of its own for the memory of a CPU or for a worker that was killed.
     """
     text = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
-    if "DataLoader worker" in str(error):
+    if re.search(r"DataLoader worker \(pid", str(error)):  # an error within a worker has other words
         return (
-            f"a process that loads images was killed ({text}): the memory may be too small for it, or the shared "
-            "memory (in a container: docker run --shm-size=2g); use fewer workers or a smaller batch size"
+            f"a process that loads images died ({text}): the memory may be too small for it, or the shared memory (in "
+            "a container: docker run --shm-size=2g); use fewer workers or a smaller batch size"
         )
     if isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", str(error)):
         return f"the memory is too small ({text}): use a smaller batch size, smaller images or a smaller network"

@@ -20,9 +20,9 @@ from .flags import option_fields, positional_names
 
 __all__ = ["parse_options", "preset_names"]
 
-# The words that YAML reads as nothing, and as truth values.
-NOTHING = ("", "~", "null", "Null", "NULL")
-TRUTH_VALUES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# Words for null and for booleans in a preset.
+NULL_WORDS = ("", "~", "null", "Null", "NULL")
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 PRESETS = importlib.resources.files(__package__) / "presets"
 
@@ -186,16 +186,16 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
             raise InputError(f"{given} must be one value or a list of values")
         if isinstance(value, list) and tuple not in _types(kind):
             raise InputError(f"{given} takes one value, not a list")
-        if value in NOTHING:
+        if value in NULL_WORDS:
             continue
         if values:  # the config.yaml of a run has empty lists
             _check_values([flag, *values], fields)
         if option == "config":  # a preset may start from another one
             arguments += _preset_arguments(value, fields, prog, (*above, name))
         elif kind is bool:
-            if value.lower() not in TRUTH_VALUES:
+            if value.lower() not in BOOLEANS:
                 raise InputError(f"{given} must be true or false, not {value}")
-            arguments.append(flag if TRUTH_VALUES[value.lower()] else flag.replace("--", "--no-", 1))
+            arguments.append(flag if BOOLEANS[value.lower()] else flag.replace("--", "--no-", 1))
         else:
             arguments += [flag, *values]
     return arguments

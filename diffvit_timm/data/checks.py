@@ -1,5 +1,6 @@
-"""What is checked before a training: every validation and test image decodes, and no image is in two splits."""
+"""Checks before a training: every validation and test image decodes. Images that two splits share cause a warning."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def check_images(splits: Splits, workers: int = 0) -> None:
             _decode_all(getattr(splits, role), role, workers)
         warning = _shared_warning(splits)
         if cached:
-            write_atomically(cached, warning)
+            with contextlib.suppress(OSError):  # a full or read-only cache: the check is made again next time
+                write_atomically(cached, warning)
     if warning:
         log0(warning)
 

@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from ..errors import InputError
 from .folders import load_image_folder
 from .load_errors import load_errors
-from .parquet import check_class_names, has_card, has_parquet_files, load_parquet_folder
+from .parquet import check_class_names, has_metadata, has_parquet_files, load_parquet_folder
 from .splits import Splits, hold_out
 from .stream import Stream
 
@@ -113,12 +113,13 @@ def _load(name: str, dataset_config: str | None, parameter: str = "dataset", str
         raise InputError(
             f"`{parameter}={name}` is not a folder: check the path, or give the name of a dataset on the Hub"
         )
-    if dataset_config and folder.is_dir() and not has_card(folder):
+    if dataset_config and folder.is_dir() and not has_metadata(folder):
         raise InputError(
-            f"`dataset_config={dataset_config}`: the README.md of {name} has no configurations: leave it out"
+            f"`dataset_config={dataset_config}` has no effect: {name} has no README.md with configurations; leave the "
+            "option out"
         )
     has_parquet = folder.is_dir() and has_parquet_files(folder)
-    if folder.is_dir() and not has_parquet and (stored := load_image_folder(folder, parameter)):
+    if folder.is_dir() and not (has_parquet or dataset_config) and (stored := load_image_folder(folder, parameter)):
         if not streaming:
             return stored
         # The workers of a loader share the shards.

@@ -21,7 +21,7 @@ from PIL import Image
 from ..console import counted, log0
 from ..errors import InputError
 
-__all__ = ["load_image_folder"]
+__all__ = ["SPLITS", "files_below", "load_image_folder"]
 
 # Names of the folders of splits, in any case, and the names of the splits in a dataset.
 SPLITS = {
@@ -51,7 +51,7 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
     Raises:
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
     """
-    files = sorted(_files(folder))
+    files = sorted(files_below(folder))
     for path in files:
         _require_utf8(path, f"`{parameter}={folder}`")
     images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
@@ -77,14 +77,21 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
     return DatasetDict({split: _dataset(split, part, labels[split], names) for split, part in rows.items()})
 
 
-def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files below a folder. Links to folders are followed, unless they lead back to a folder above them."""
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, in no order.
+
+    Links to folders are followed, unless they lead back to a folder above them.
+
+    Args:
+        folder: folder to walk.
+        above: the resolved folders above it, for the recursion.
+    """
     real = folder.resolve()
     if real in above:
         return
     for entry in folder.iterdir():
         if entry.is_dir():
-            yield from _files(entry, (*above, real))
+            yield from files_below(entry, (*above, real))
         elif entry.is_file() or entry.is_symlink():  # a link to a missing file is reported when it is read
             yield entry
 

@@ -1,4 +1,4 @@
-"""Folders of parquet files: a file's split is the one that its folder or its name says, and no file is in two.
+"""Folders of parquet files. The folder or the name of a file gives its split; no file belongs to two splits.
 
 FOLDER/train-00000-of-00001.parquet, FOLDER/test-00000-of-00001.parquet     # as on the Hub, also in subfolders
 FOLDER/train/0.parquet, FOLDER/testing/0.parquet                            # folders of splits, in any case
@@ -17,9 +17,9 @@ from datasets import ClassLabel, Features
 
 from ..console import counted, log0
 from ..errors import InputError
-from .folders import SPLITS
+from .folders import SPLITS, files_below
 
-__all__ = ["check_class_names", "has_card", "has_parquet_files", "load_parquet_folder"]
+__all__ = ["check_class_names", "has_metadata", "has_parquet_files", "load_parquet_folder"]
 
 
 def has_parquet_files(folder: Path) -> bool:
@@ -42,13 +42,13 @@ def load_parquet_folder(
         The splits. Without any split in the names of folders and files there is only `train`.
 
     Raises:
-        InputError: a file whose name says two splits.
+        InputError: a file whose name has two splits.
     """
-    if has_card(folder):
+    if has_metadata(folder):
         return datasets.load_dataset(str(folder), dataset_config, streaming=streaming)
     files = _split_files(folder, parameter)
     if unused := set(_parquet_files(folder)).difference(*files.values()):
-        log0(f"{folder}: not used: {counted(len(unused), 'file')} whose name says no split ({min(unused).name}, ...)")
+        log0(f"{folder}: ignored {counted(len(unused), 'file')} without a split in the name, e.g. {min(unused).name}")
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     return datasets.load_dataset("parquet", data_files=patterns, streaming=streaming)
 
@@ -82,7 +82,7 @@ def check_class_names(
 
 def _split_files(folder: Path, parameter: str = "dataset", dataset_config: str | None = None) -> dict[str, list[Path]]:
     """Return the parquet files of each split."""
-    if has_card(folder):
+    if has_metadata(folder):
         listed = datasets.load_dataset_builder(str(folder), dataset_config).config.data_files or {}
         return {str(split): [Path(path) for path in paths] for split, paths in listed.items()}
     found: dict[str | None, list[Path]] = {}
@@ -103,18 +103,19 @@ def _split_of(path: Path, given: str) -> str | None:
     splits = sorted({SPLITS[word] for word in words if word in SPLITS})
     if len(splits) > 1:
         raise InputError(
-            f"{given}: the name of the file {path} says two splits, {' and '.join(splits)}: rename it, or put it into "
-            f"a folder {splits[0]}"
+            f"{given}: the name of the file {path} has two splits, {' and '.join(splits)}: rename it, or put it into a "
+            "folder that is named after its split"
         )
     return splits[0] if splits else None
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    paths = sorted(folder.rglob("*.parquet"))
-    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    """Return the parquet files below a folder, but for hidden ones, in the order of their names."""
+    files = (path for path in files_below(folder) if path.suffix == ".parquet")
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def has_card(folder: Path) -> bool:
-    """Return whether README.md says which files are which split, as in a repository of the Hub."""
+def has_metadata(folder: Path) -> bool:
+    """Return whether README.md has metadata of a dataset, by which `datasets` assigns the files to splits."""
     readme = folder / "README.md"
     return readme.is_file() and bool(re.search(r"^(configs|dataset_info):", readme.read_text(errors="replace"), re.M))

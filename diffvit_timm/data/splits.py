@@ -67,11 +67,15 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
 def take_stratified(data: Dataset, count: int) -> Dataset:
     """Draw rows at random, with the class proportions of the split, by a fixed seed.
 
-    Every class keeps at least one row. If there are fewer rows than classes, the largest classes keep one each.
+    Every class keeps at least one row. If `count` is smaller than the number of classes, the largest classes keep one
+    row each.
 
     Args:
         data: split with the column 'label'.
-        count: number of rows, at most those of the split.
+        count: number of rows to draw, at most those of the split.
+
+    Returns:
+        The drawn rows, in their order.
     """
     rng = np.random.default_rng(SPLIT_SEED)
     order = rng.permutation(len(data))

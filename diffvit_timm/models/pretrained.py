@@ -169,6 +169,7 @@ def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> Non
     Raises:
         InputError: as `load_blueprint`, or a network that cannot be converted, with the layer and the reason.
     """
+    check_model(name, pretrained=False, parameter=parameter)  # it names the close matches of an unknown name
     network = load_blueprint(name, parameter, **kwargs)
     try:
         check_layers(network)
@@ -185,7 +186,7 @@ def _creation_errors(name: str, timm_name: str, parameter: str, hint: str = "") 
         if timm_name.startswith("local-dir:"):
             raise InputError(f"`{parameter}={name}` cannot be loaded: {error}") from error
         raise InputError(
-            f"`{parameter}={name}` cannot be loaded: the weights are not in the cache and cannot be downloaded "
+            f"`{parameter}={name}` cannot be loaded: it is not in the cache and cannot be downloaded "
             f"({type(error).__name__}); check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
         ) from error
     except Exception as error:  # the config and the weights of a stranger can make any line of timm fail
@@ -291,7 +292,8 @@ def _require_json(args: dict[str, Any]) -> None:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"`{name}={value}` cannot be saved in a config: use a class of timm.layers or torch.nn"
+                f"`{name}={value}` cannot be saved in a config: pass a number, a text, or a layer class of timm.layers "
+                "or torch.nn"
             ) from error
 
 

@@ -59,7 +59,7 @@ def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) 
 
 
 def _finished_result(config: TrainConfig, output: Path) -> dict:
-    """Return the result of a finished run, after checking that its dataset is the present one."""
+    """Return the result of a finished run. If its dataset has another name, its images must be the same."""
     result = read_json(output / "result.json", "delete it to test the best weights again")
     there = read_yaml(output / "config.yaml", "restore it from a copy")["dataset"]
     if there != config.data.dataset and _load_splits(config.data).fingerprints != result.get("fingerprints"):

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to a run: the same data, preprocessing, teacher and processes, and undamaged weights."""
+"""Check that a checkpoint belongs to a run: same data, preprocessing, teacher and processes, undamaged weights."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ THREADS = "CPU threads"
 
 
 def run_identity(splits: Splits, data_config: dict, teacher: Any, processes: int) -> dict[str, Any]:
-    """Return what a checkpoint records of its run, by what it is and not by where it is.
+    """Return what a checkpoint records of its run, identified by content, not by path.
 
     Args:
         splits: data of the run.
@@ -39,7 +39,7 @@ def run_identity(splits: Splits, data_config: dict, teacher: Any, processes: int
 
 
 def check_same_run(checkpoint: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Check that a checkpoint belongs to a run. Held-out images and threads that differ are said.
+    """Check that a checkpoint belongs to a run. Differences in held-out images or CPU threads are only logged.
 
     Args:
         checkpoint: folder of the checkpoint, for the error.
@@ -61,7 +61,7 @@ def check_same_run(checkpoint: Path, there: dict[str, Any], here: dict[str, Any]
 
 
 def check_best(best: Path) -> None:
-    """Check the best weights so far before the training goes on, which may not find better ones.
+    """Check the best weights so far. A continued training needs them if it finds no better ones.
 
     Args:
         best: folder best/ of the run.

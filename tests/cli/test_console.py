@@ -143,8 +143,21 @@ def test_a_killed_process_that_loads_images_is_one_line(capsys):
         run(lambda: next(iter(DataLoader(Killed(), num_workers=1))))
     assert stop.value.code == 2
     line = capsys.readouterr().err
-    assert line.startswith("error: a process that loads images was killed (DataLoader worker")
+    assert line.startswith("error: a process that loads images died (DataLoader worker")
     assert line.endswith("use fewer workers or a smaller batch size\n")
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise RuntimeError("a bug of ours")
+
+
+def test_an_error_in_a_process_that_loads_images_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        run(lambda: next(iter(DataLoader(Broken(), num_workers=1))))
 
 
 def test_a_lack_of_memory_is_one_line(capsys):

@@ -61,5 +61,17 @@ def test_without_a_cache_the_check_is_made_every_time(folder, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_stream_is_checked_without_its_training_images(stream_folder, tmp_path):
-    check_images(load_splits(str(stream_folder), stream=20))
+def test_a_cache_that_cannot_be_written_does_not_end_the_training(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checks, "write_atomically", full)
+    check_images(load_splits(str(folder)))
+
+
+def test_a_stream_is_checked_without_its_training_images(folder, stream_folder, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(checks, "decode_image", lambda *args: decoded.append(args[2]))
+    splits = load_splits(str(stream_folder), stream=20)
+    check_images(splits)
+    assert len(decoded) == len(splits.val) + len(splits.test) == 30

@@ -136,7 +136,7 @@ def test_a_folder_without_configurations_refuses_the_option(image_folder, parque
         with pytest.raises(InputError) as caught:
             DatasetConfig(str(plain), dataset_config="small").load()
         assert str(caught.value) == (
-            f"`dataset_config=small`: the README.md of {plain} has no configurations: leave it out"
+            f"`dataset_config=small` has no effect: {plain} has no README.md with configurations; leave the option out"
         )
 
 

@@ -57,13 +57,20 @@ def test_the_split_of_a_file_is_the_one_that_its_folder_or_name_says(tmp_path, f
 @pytest.mark.parametrize("name", ["train_val.parquet", "train-test-site.parquet", "eval.train.parquet"])
 def test_a_file_whose_name_says_two_splits_is_refused(tmp_path, name):
     fill(tmp_path, name, "test.parquet")
-    with pytest.raises(InputError, match=f"the name of the file {name} says two splits, .*: rename it, or put it into"):
+    with pytest.raises(InputError, match=f"the name of the file {name} has two splits, .*: rename it, or put it into"):
         load_splits(str(tmp_path))
 
 
 def test_files_without_a_split_in_their_name_are_left_out_and_counted(tmp_path, capsys):
     assert layout(fill(tmp_path, "train.parquet", "test.parquet", "extra.parquet")) == ({0}, {1})
-    assert capsys.readouterr().err == f"{tmp_path}: not used: 1 file whose name says no split (extra.parquet, ...)\n"
+    assert capsys.readouterr().err == f"{tmp_path}: ignored 1 file without a split in the name, e.g. extra.parquet\n"
+
+
+def test_links_to_folders_of_parquet_files_are_followed(tmp_path):
+    fill(tmp_path / "storage", "train.parquet", "test.parquet")
+    (tmp_path / "animals").mkdir()
+    (tmp_path / "animals" / "data").symlink_to(tmp_path / "storage")
+    assert layout(tmp_path / "animals") == ({0}, {1})
 
 
 def test_without_any_split_in_a_name_all_files_are_training_images(tmp_path):

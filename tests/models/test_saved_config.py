@@ -208,7 +208,7 @@ def test_weights_that_changed_since_they_were_saved_are_refused(folder, tmp_path
     weights[-1] ^= 1
     (tmp_path / "best" / "model.safetensors").write_bytes(weights)
     with pytest.raises(
-        InputError, match=r"safetensors is damaged: .*, or delete .*SHA256SUMS if you have changed"
+        InputError, match=r"safetensors is damaged: .*, if you changed its files yourself, delete .*SHA256SUMS"
     ):
         load_model(str(tmp_path))
     (tmp_path / "best" / "SHA256SUMS").unlink()

@@ -172,7 +172,7 @@ def test_an_argument_that_timm_does_not_accept_is_an_input_error():
 def test_weights_that_cannot_be_loaded_are_an_input_error_that_says_what_to_do():
     message = refusal(config("diffvit_tiny_patch16.augreg_in21k", pretrained=True, img_size=(), model_kwargs=()))
     assert message.startswith(
-        "`model=diffvit_tiny_patch16.augreg_in21k` cannot be loaded: the weights are not in the cache and cannot be "
+        "`model=diffvit_tiny_patch16.augreg_in21k` cannot be loaded: it is not in the cache and cannot be "
     )
     assert "pass `pretrained=False`" in message
 

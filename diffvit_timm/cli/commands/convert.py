@@ -23,7 +23,7 @@ from ...data.loading import image_batches
 from ...errors import InputError, require_at_least, require_device
 from ...files import fill_folder
 from ...models.from_vit import from_vit
-from ...models.pretrained import check_convertible, check_model, load_model, save_pretrained
+from ...models.pretrained import check_convertible, load_model, save_pretrained
 from ...options import Options as Checks
 from ...options import named
 from ...output import claim_new_folder
@@ -87,7 +87,6 @@ def main(options: Options) -> None:
 
 
 def _convert_into(folder: Path, options: Options) -> None:
-    check_model(options.source, parameter="source")  # it names the close matches of an unknown name
     check_convertible(options.source, "source")
     require_device(options.device)
     try:
