@@ -7,9 +7,11 @@ import math
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from diffvit_timm.cli.flags import option_fields, positional_names
 from diffvit_timm.cli.parser import parse_options
@@ -110,3 +112,16 @@ def try_values(image: Path, folder: Path, per_option: int = 0, seed: int = 0) ->
             if unusable(options):
                 escaped.append(f"{case}: {options}")
     return outcomes, escaped
+
+
+def odd_values(root: Path, count: int, rng: random.Random) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield trials of one odd value for every option of every command, for tests/campaign.py."""
+    for seed in rng.sample(range(10**6), count):
+
+        def trial(folder=root / str(seed), seed=seed) -> None:
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "image.png")
+            _, escaped = try_values(folder / "image.png", folder, per_option=1, seed=seed)
+            assert not escaped, escaped
+
+        yield f"an odd value for every option, seed {seed}", trial

@@ -1,8 +1,9 @@
 """Damaged image files of every format that Pillow writes, from a seed: each must decode or be one InputError."""
 
 import io
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from diffvit_timm.errors import InputError
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16")
 EXTERNAL = {"EPS", "WMF", "PDF", "PALM"}  # Pillow reads them with another program, or not at all
 SLOW = {"AVIF": ("L", "RGBA"), "ICNS": ("RGBA",)}  # modes of formats that take long to write and store few modes
+FILES = 500  # damaged images per trial
 EXTREMES = (
     b"\x00" * 4,
     b"\xff" * 4,
@@ -107,3 +109,14 @@ def try_mutations(count: int, seed: int = 0) -> tuple[Counter, list[str]]:
         except Exception as error:
             escaped.append(f"{name}: {error!r}")
     return outcomes, escaped
+
+
+def damaged_images(count: int, rng: random.Random) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield trials of FILES damaged images each, for tests/campaign.py."""
+    for seed in rng.sample(range(10**6), count):
+
+        def trial(seed=seed) -> None:
+            _, escaped = try_mutations(FILES, seed)
+            assert not escaped, escaped
+
+        yield f"{FILES} damaged images of seed {seed}", trial
