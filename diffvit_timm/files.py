@@ -1,12 +1,10 @@
-"""Atomic writes, checksums, and clear errors for a full disk or a damaged file."""
+"""Atomic writes, and clear errors for a full disk or a damaged file."""
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,25 +14,23 @@ from typing import Any
 import yaml
 from safetensors import SafetensorError
 
+from .checksums import write_checksums
 from .console import shortened
 from .errors import InputError
 
 __all__ = [
     "atomic_folder",
-    "check_checksums",
     "disk_errors",
     "fill_folder",
     "read_json",
     "read_yaml",
     "remove_folder",
-    "require_as_saved",
     "restore_folder",
     "write_atomically",
     "write_csv",
 ]
 
 
-CHECKSUMS = "SHA256SUMS"  # in the format of the program sha256sum
 ERROR_LENGTH = 300  # characters of a parser's error
 
 
@@ -103,8 +99,7 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
         with disk_errors(what, path.parent, advice):
             new.mkdir(parents=True)
             yield new
-            sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(new.iterdir()))
-            (new / CHECKSUMS).write_text(sums)
+            write_checksums(new)
             # Flush before the rename: a power failure could otherwise leave a renamed folder of empty files.
             for file in (*new.iterdir(), new):
                 _flush(file)
@@ -117,45 +112,6 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def check_checksums(folder: Path) -> None:
-    """Check the files of a folder that `atomic_folder` wrote.
-
-    Raises:
-        ValueError: a file is missing or damaged.
-    """
-    try:
-        text = (folder / CHECKSUMS).read_text()
-        expected = {name: digest for digest, name in re.findall(r"([0-9a-f]{64})  (.+)\n", text)}
-        if expected.keys() != {file.name for file in folder.iterdir()} - {CHECKSUMS}:
-            raise ValueError(f"it does not have the files that {CHECKSUMS} lists")
-        for name, digest in expected.items():
-            if _sha256(folder / name) != digest:
-                raise ValueError(f"{name} is damaged: it does not have the checksum in {CHECKSUMS}")
-    except OSError as error:
-        name = Path(error.filename or folder).name
-        raise ValueError(f"{name} cannot be read ({error.strerror})") from error
-
-
-def require_as_saved(folder: Path) -> None:
-    """Check a folder of weights, if it has checksums.
-
-    Raises:
-        ValueError: a file is missing, damaged or changed.
-    """
-    if (folder / CHECKSUMS).is_file():
-        try:
-            check_checksums(folder)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}; restore the folder, or, if you changed its files yourself, delete {folder / CHECKSUMS}"
-            ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_folder(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from .console import printable
 from .errors import InputError
 
-__all__ = ["LIMITS", "Options", "check_value", "named"]
+__all__ = ["LIMITS", "CheckedOptions", "check_value", "named"]
 
 LARGEST = 10**9  # default upper limit
 # Lower limits of options that allocate memory, or set a number of processes or steps.
@@ -74,7 +74,7 @@ def _check_text(name: str, text: str) -> None:
         raise InputError(f"`{name}={text}` starts with ~, but there is no such user: write the whole path")
 
 
-class Options:
+class CheckedOptions:
     """Base class of frozen dataclasses of options.
 
     They check themselves in `__post_init__`. A subclass with its own rules calls `super().__post_init__()` first.

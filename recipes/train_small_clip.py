@@ -27,7 +27,7 @@ from diffvit_timm.data.images import ImageDataset
 from diffvit_timm.data.splits import take_stratified
 from diffvit_timm.errors import InputError, require_at_least
 from diffvit_timm.files import fill_folder
-from diffvit_timm.options import Options as Checks
+from diffvit_timm.options import CheckedOptions
 from diffvit_timm.output import claim_new_folder
 from diffvit_timm.zero_shot.clip import require_open_clip
 from diffvit_timm.zero_shot.prompts import TEMPLATES, readable
@@ -43,7 +43,7 @@ MODEL: dict[str, Any] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: DatasetConfig("mnist")
     )

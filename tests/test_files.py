@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
+from diffvit_timm.checksums import check_checksums
 from diffvit_timm.errors import InputError
 from diffvit_timm.files import (
     atomic_folder,
-    check_checksums,
     fill_folder,
     read_json,
     read_yaml,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import require_at_least
-from ..options import Options
+from ..options import CheckedOptions
 from .steps import parse_policy
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHORT_NAMES: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetConfig(Options):
+class DatasetConfig(CheckedOptions):
     """Where the images and labels come from. Every command that reads a dataset has these options."""
 
     dataset: str

@@ -11,9 +11,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from ..checksums import check_unchanged
 from ..console import log0
 from ..errors import InputError
-from ..files import fill_folder, require_as_saved
+from ..files import fill_folder
 from .connection import HubCalls, HubError
 from .licences import NO_PICTURES
 from .model_card import HAND_WRITTEN_MARK, model_card
@@ -96,7 +97,7 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
 def _require_whole_weights(run: Path, weights: Path) -> None:
     path = weights / "model.safetensors"
     try:
-        require_as_saved(weights)
+        check_unchanged(weights)
     except ValueError as error:
         raise InputError(f"`run={run}`: {weights} is not as it was saved: {error}") from error
     try:

@@ -20,10 +20,10 @@ from timm.models import is_model, parse_model_name, save_for_hf, split_model_nam
 from timm.models._hub import download_from_hf
 from torch import nn
 
+from ..checksums import check_unchanged
 from ..console import printable, shortened
 from ..conversion.weights import require_finite
 from ..errors import InputError
-from ..files import require_as_saved
 from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
@@ -134,7 +134,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
     with _creation_errors(name, timm_name, parameter, hint):
         label_names = _check_saved(timm_name)
         if timm_name.startswith("local-dir:"):
-            require_as_saved(Path(timm_name.removeprefix("local-dir:")))
+            check_unchanged(Path(timm_name.removeprefix("local-dir:")))
         model: Any = timm.create_model(timm_name, pretrained=has_weights, **decode_layers(kwargs))
         if label_names is not None:
             model.pretrained_cfg["label_names"] = label_names

@@ -10,7 +10,7 @@ from typing import Any
 from ..console import log0
 from ..errors import DivergedError, InputError, require_at_least
 from ..models.pretrained import load_model
-from ..options import Options, named
+from ..options import CheckedOptions, named
 from ..output import new_folder
 from ..training.config import TrainConfig
 from ..training.model import check_variant
@@ -27,7 +27,7 @@ Plan = list[tuple[str, TrainConfig]]  # the setting and the options of every tra
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig(Options):
+class StudyConfig(CheckedOptions):
     """Several trainings that differ in one thing, each in its own folder below `output`."""
 
     train: TrainConfig = SCRATCH

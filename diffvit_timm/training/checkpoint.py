@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..checksums import check_checksums
 from ..errors import InputError
-from ..files import atomic_folder, check_checksums, remove_folder
+from ..files import atomic_folder, remove_folder
 
 __all__ = ["Checkpoints", "load_checkpoint"]
 

@@ -12,7 +12,7 @@ import yaml
 from ..conversion.weights import READS_IMAGES
 from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
-from ..options import Options, check_value
+from ..options import CheckedOptions, check_value
 
 __all__ = ["ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
@@ -20,7 +20,7 @@ Optimizer = Literal["adamw", "nmuon"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(Options):
+class ModelConfig(CheckedOptions):
     """The network, where its weights come from, and which of them are trained."""
 
     model: str
@@ -82,7 +82,7 @@ class ModelConfig(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig(Options):
+class OptimConfig(CheckedOptions):
     """Length of the training, optimizer, learning rate, regularisation, and what is learned from."""
 
     epochs: int = 4
@@ -153,7 +153,7 @@ class OptimConfig(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(Options):
+class RunConfig(CheckedOptions):
     """The run folder, checkpoints, precision, logs and the Hub."""
 
     output: str = "auto"
@@ -250,7 +250,7 @@ class TrainConfig:
         return type(self).from_flat(**{**self.flat(), **options})
 
     def require_default(self, name: str, reason: str) -> None:
-        """Check that an option was not given; as in `Options`, in whichever part it is."""
+        """Check that an option was not given; as in `CheckedOptions`, in whichever part it is."""
         for part in (getattr(self, part) for part in self._kinds()):
             if hasattr(part, name):
                 part.require_default(name, reason)

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from ..checksums import check_checksums
 from ..console import log0
 from ..data.splits import Splits
 from ..errors import InputError
-from ..files import check_checksums, restore_folder
+from ..files import restore_folder
 from .teacher import weights_hash
 
 __all__ = ["check_best", "check_same_run", "run_identity"]

@@ -23,7 +23,7 @@ from ...console import log0
 from ...errors import InputError, require_at_least, require_device
 from ...files import write_atomically
 from ...models.pretrained import check_model
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...studies.attention_speed import (
     PLAIN,
     Step,
@@ -37,7 +37,7 @@ from ...studies.timing import hardware_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     model: str = "diffvit_tiny_patch16"
     """A registered variant, diffvit_*; the other networks get its width, depth and patch size."""
     img_sizes: tuple[int, ...] = (224,)

@@ -22,8 +22,7 @@ from ...data.config import DatasetConfig
 from ...errors import require_at_least, require_device
 from ...files import write_atomically, write_csv
 from ...models.pretrained import short_names
-from ...options import Options as Checks
-from ...options import check_value
+from ...options import CheckedOptions, check_value
 from ...output import output_folder
 from ...studies.inference_speed import (
     check_candidate,
@@ -47,7 +46,7 @@ class OptionalDataset(DatasetConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     model: tuple[str, ...]
     """timm model names, hf-hub:NAME, folders of weights, run folders, or clip:NAME for an image tower of open_clip."""
     data: Annotated[OptionalDataset, tyro.conf.arg(name="")] = OptionalDataset()

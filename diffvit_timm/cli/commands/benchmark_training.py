@@ -18,7 +18,7 @@ import tyro
 
 from ...console import log0
 from ...errors import require_at_least
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...training.config import TrainConfig
 
 WITHOUT_EFFECT = (
@@ -34,7 +34,7 @@ def _defaults() -> TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=_defaults)
     rounds: int = 5
     """Number of turns of each loop, of max_steps updates each."""

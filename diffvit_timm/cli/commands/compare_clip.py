@@ -22,7 +22,7 @@ from ...data.splits import Splits
 from ...errors import InputError, require_at_least, require_device, require_files
 from ...files import write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...output import output_folder
 from ...zero_shot.class_names import read_class_map
 from ...zero_shot.clip import Clip, check_clip, load_clip
@@ -39,7 +39,7 @@ from ...zero_shot.prompts import read_templates, readable
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     clip: str = "RN50:openai"
     """ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder of a CLIP model."""
     supervised: str | None = None

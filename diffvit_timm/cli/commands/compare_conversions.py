@@ -20,7 +20,7 @@ from ...data.loading import image_batches
 from ...errors import InputError, require_at_least
 from ...layers.adapters import check_layers
 from ...models.pretrained import check_model, load_model
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...studies.conversions import list_conversions, query_gradient_ratio, reason_against_pairs
 
 GRADIENT_IMAGES = 16
@@ -34,7 +34,7 @@ convert.
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
     )

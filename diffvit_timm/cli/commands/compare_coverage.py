@@ -11,7 +11,7 @@ import dataclasses
 
 from ...console import log0
 from ...errors import InputError
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...studies.coverage import FAMILIES, Coverage, family_rows, measure_coverage
 
 COLUMNS = """
@@ -22,7 +22,7 @@ the outputs of version 2 and of the plain network, in float32.
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     names: str = "*"
     """Pattern of the names, as in timm.list_models."""
     families: tuple[str, ...] = ()

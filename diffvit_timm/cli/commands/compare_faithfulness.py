@@ -22,13 +22,13 @@ from ...files import write_atomically
 from ...inspection import figures
 from ...inspection.attention_maps import has_heat_maps
 from ...models.pretrained import check_model, load_model, short_names
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.faithfulness import area_summary, measure_faithfulness
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     models: tuple[str, ...]
     """timm model names with their pretrained tags, hf-hub:NAME, folders of weights, or run folders."""
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(

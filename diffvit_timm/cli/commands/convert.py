@@ -24,13 +24,12 @@ from ...errors import InputError, require_at_least, require_device
 from ...files import fill_folder
 from ...models.from_vit import from_vit
 from ...models.pretrained import check_convertible, load_model, save_pretrained
-from ...options import Options as Checks
-from ...options import named
+from ...options import CheckedOptions, named
 from ...output import claim_new_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]

@@ -22,13 +22,13 @@ from ...inspection.pictures import PICTURES, draw_image, draw_models
 from ...inspection.rollout import Part
 from ...inspection.views import ModelView, view_images
 from ...models.pretrained import check_model, load_model, short_names
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...output import output_folder
 from ..images import read_image
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files."""
     model: str = "diffvit_tiny_patch16.deit_in1k"

@@ -16,13 +16,13 @@ import tyro
 
 from ...data.loading import model_data_config
 from ...hub.export import Format, check_output, export_model
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...studies.timing import inference_step, interleaved, paired_ratio
 from ..images import load_for_inference
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]

@@ -16,12 +16,12 @@ import tyro
 from ...console import printable
 from ...errors import InputError, require_at_least, require_files
 from ...models.pretrained import class_names
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ..images import load_for_inference, read_image
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files."""
     model: str

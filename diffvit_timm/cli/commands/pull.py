@@ -11,12 +11,12 @@ from typing import Annotated
 import tyro
 
 from ...hub.publishing import pull_run
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...output import claim_new_folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")]
     """Repository, USER/NAME."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]

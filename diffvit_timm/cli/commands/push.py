@@ -13,11 +13,11 @@ from typing import Annotated
 import tyro
 
 from ...hub.publishing import push_run
-from ...options import Options as Checks
+from ...options import CheckedOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of weights."""
     repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")]
