@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from huggingface_hub import get_session
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,18 +22,18 @@ from huggingface_hub.errors import (
 
 from ..console import log0, printable
 
-__all__ = ["HubCalls", "HubError"]
+__all__ = ["HubCalls", "HubError", "hub_api"]
 
-SILENCE = 60.0  # seconds in which a connection must be made, and in which some byte of an answer must come
-LIMIT = 300.0  # seconds for a push, a pull or a check with all its attempts, on top of the time for its files
-SLOWEST = 50_000  # bytes per second at which files must be sent or received
-LONGEST = 86_400.0  # seconds for the files of one push or pull, whatever sizes the Hub lists
+READ_TIMEOUT = 60.0  # seconds in which a connection must be made, and in which some byte of an answer must come
+TIME_LIMIT = 300.0  # seconds for a push, a pull or a check with all its attempts, on top of the time for its files
+MIN_SPEED = 50_000  # bytes per second at which files must be sent or received
+MAX_TRANSFER_TIME = 86_400.0  # seconds for the files of one push or pull, whatever sizes the Hub lists
 ATTEMPTS = 4  # of a call, on top of huggingface_hub's own retries
 FIRST_WAIT = 2.0  # seconds before the next attempt, doubled every time; longer if the Hub asks for it
 
 # An answer is worth another attempt if it is about the moment: a timeout, another commit in between (409, 412), a lock,
 # a server that is busy or down. An unknown 5xx counts as 500 (RFC 9110), and these say that it would not help:
-MOMENTARY = (408, 409, 412, 423, 425, 429)
+RETRYABLE = (408, 409, 412, 423, 425, 429)
 PERMANENT = (501, 505, 506, 507, 508, 510, 511, 526)
 
 # Status code -> what it means, and the fix.
@@ -56,12 +56,20 @@ MEANINGS = {
 T = TypeVar("T")
 
 
+def hub_api() -> HfApi:
+    """Return the client of the Hub's API, which names this package in its requests."""
+    return HfApi(library_name="diffvit_timm")
+
+
 class HubError(Exception):
     """A call that failed for good: the reason and the fix, in one line."""
 
 
 class HubCalls:
-    """Calls to the Hub that share one time limit: LIMIT seconds, and one more for every SLOWEST bytes, at most LONGEST.
+    """Calls to the Hub that share one time limit.
+
+    The limit is TIME_LIMIT seconds plus the time for the files at MIN_SPEED bytes per second; that time is at most
+    MAX_TRANSFER_TIME.
 
     No server can hold them longer, whether it is silent or sends one byte at a time: each call runs in a daemon thread,
     which is left behind when the time is up and does not keep the process alive.
@@ -73,13 +81,13 @@ class HubCalls:
 
     def __init__(self, verb: str, size: int = 0) -> None:
         self.verb = verb
-        self.limit = LIMIT
+        self.limit = TIME_LIMIT
         self.start = time.monotonic()
         self.allow(size)
 
     def allow(self, size: int) -> None:
         """Extend the time limit by the time for more bytes."""
-        self.limit += min(max(size, 0) / SLOWEST, LONGEST)
+        self.limit += min(max(size, 0) / MIN_SPEED, MAX_TRANSFER_TIME)
 
     def run(self, call: Callable[[], T]) -> T:
         """Run a call until it succeeds, fails for good, or the time is up. Each further attempt is announced by a line.
@@ -99,13 +107,13 @@ class HubCalls:
             except _TimeIsUpError as error:
                 raise HubError(f"the Hub did not finish within {self.limit:.0f} s: check the network") from error
             except Exception as error:
-                wait = _wait(error, attempt)
+                wait = _retry_delay(error, attempt)
                 if wait is None or attempt == ATTEMPTS:
-                    raise HubError(_in_words(error, self.verb)) from error
+                    raise HubError(_describe(error, self.verb)) from error
                 if wait > self._seconds_left():
                     late = f"the next attempt would be in {wait:.0f} s, after the time limit of {self.limit:.0f} s"
-                    raise HubError(f"{_in_words(error, self.verb)}; {late}") from error
-                log0(f"{_in_words(error, self.verb, fix=False)}; attempt {attempt + 1} of {ATTEMPTS} in {wait:.0f} s")
+                    raise HubError(f"{_describe(error, self.verb)}; {late}") from error
+                log0(f"{_describe(error, self.verb, fix=False)}; attempt {attempt + 1} of {ATTEMPTS} in {wait:.0f} s")
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
@@ -123,7 +131,7 @@ class HubCalls:
 
         # huggingface_hub gives its client no timeout, except for downloads.
         client = get_session()
-        before, client.timeout = client.timeout, SILENCE
+        before, client.timeout = client.timeout, READ_TIMEOUT
         try:
             threading.Thread(target=work, daemon=True).start()
             value, error = outcome.get(timeout=self._seconds_left())
@@ -147,7 +155,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _answer(error: BaseException) -> HfHubHTTPError | None:
+def _http_error(error: BaseException) -> HfHubHTTPError | None:
     """Return the answer of the Hub that an error is about, None if it is about something else."""
     answers = (one for one in _causes(error) if isinstance(one, HfHubHTTPError) and one.response is not None)
     return next(answers, None)
@@ -166,18 +174,18 @@ def _is_broken_connection(error: BaseException) -> bool:
     return bool(names & {"TransportError", "ConnectionError"}) or "Consistency check failed" in str(error)
 
 
-def _wait(error: BaseException, attempt: int) -> float | None:
+def _retry_delay(error: BaseException, attempt: int) -> float | None:
     """Return the seconds to wait before the next attempt, None if a further attempt cannot succeed."""
     wait = FIRST_WAIT * 2 ** (attempt - 1)
-    if (answer := _answer(error)) is None:
+    if (answer := _http_error(error)) is None:
         return wait if _is_broken_connection(error) else None
     status = answer.response.status_code
-    if status in MOMENTARY or (status >= 500 and status not in PERMANENT):
-        return max(wait, _asked_to_wait(answer.response.headers))
+    if status in RETRYABLE or (status >= 500 and status not in PERMANENT):
+        return max(wait, _retry_after(answer.response.headers))
     return None
 
 
-def _asked_to_wait(headers: Any) -> float:
+def _retry_after(headers: Any) -> float:
     """Return the seconds that an answer asks to wait: in Retry-After (seconds or a date) or in the Hub's RateLimit."""
     value = headers.get("retry-after", "").strip()
     if value.isdecimal():
@@ -190,7 +198,7 @@ def _asked_to_wait(headers: Any) -> float:
         return 0.0
 
 
-def _in_words(error: BaseException, verb: str, fix: bool = True) -> str:
+def _describe(error: BaseException, verb: str, fix: bool = True) -> str:
     """Return what happened and, if asked, how to fix it, in one line."""
     what, advice = _meaning(error, verb)
     return f"{what}: {advice}" if fix else what
@@ -205,7 +213,7 @@ def _meaning(error: BaseException, verb: str) -> tuple[str, str]:
         return f"it is not a valid repository name ({_one_line(str(error))})", "pass USER/NAME"
     if isinstance(error, LocalTokenNotFoundError):
         return MEANINGS[401]
-    if (answer := _answer(error)) is not None:
+    if (answer := _http_error(error)) is not None:
         return _meaning_of_answer(answer, verb)
     if _is_broken_connection(error):
         return f"the Hub cannot be reached or does not answer ({text})", "check the network"
@@ -227,7 +235,7 @@ def _meaning_of_answer(answer: HfHubHTTPError, verb: str) -> tuple[str, str]:
         what, advice = MEANINGS[status]
     elif status >= 500 and status not in PERMANENT:
         what, advice = "the Hub has an error of its own", "wait some minutes"
-    elif status in MOMENTARY:
+    elif status in RETRYABLE:
         what, advice = "the Hub is not ready for it", "wait some minutes"
     else:
         what, advice = "the Hub refuses it", "check HF_ENDPOINT, or update huggingface_hub"

@@ -2,7 +2,7 @@
 
 import re
 
-__all__ = ["DATA_LICENCES", "NO_PICTURES", "licence_fields"]
+__all__ = ["DATA_LICENCES", "PICTURES_FORBIDDEN", "licence_fields"]
 
 # Licences of the recipes' datasets, where their authors name one.
 DATA_LICENCES = {
@@ -10,7 +10,7 @@ DATA_LICENCES = {
     "zalando-datasets/fashion_mnist": "MIT",
     "1aurent/BACH": "CC BY-NC-ND 4.0 (no commercial use)",
 }
-NO_PICTURES = ("1aurent/BACH",)  # datasets whose licence forbids sharing pictures made from their images
+PICTURES_FORBIDDEN = ("1aurent/BACH",)  # datasets whose licence forbids sharing pictures made from their images
 
 # https://huggingface.co/docs/hub/repositories-licenses. The Hub refuses a card whose licence has another identifier.
 IDENTIFIERS = """

@@ -33,7 +33,7 @@ def model_card(run: Path, records: Records, repo: str, files: Sequence[str]) -> 
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
-        records: what `public_records` returns for the folder.
+        records: what `redacted_records` returns for the folder.
         repo: USER/NAME of the repository on the Hub.
         files: paths of the files in the repository.
 

@@ -15,11 +15,11 @@ from ..checksums import check_unchanged
 from ..console import log0
 from ..errors import InputError
 from ..files import fill_folder
-from .connection import HubCalls, HubError
-from .licences import NO_PICTURES
+from .connection import HubCalls, HubError, hub_api
+from .licences import PICTURES_FORBIDDEN
 from .model_card import HAND_WRITTEN_MARK, model_card
-from .redaction import Records, public_records, weights_folder
-from .verification import Content, differs, fetch, hub_api, listing, size_of
+from .redaction import Records, redacted_records, weights_folder
+from .repo_files import Content, differs, fetch, listing, size_of
 
 __all__ = ["check_repository", "pull_run", "push_run"]
 
@@ -67,7 +67,7 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
-        records: what `public_records` returns for the folder.
+        records: what `redacted_records` returns for the folder.
 
     Returns:
         Path in the repository -> path on the disk, or the content itself.
@@ -89,7 +89,7 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
     ):
         if f"run/{name}" in files:
             files[f"run/{name}"] = content.encode()
-    if records.hub_dataset in NO_PICTURES:
+    if records.hub_dataset in PICTURES_FORBIDDEN:
         return files
     return files | {f"{PICTURES}/{path.name}": path for path in sorted((run / "attention").glob("*.png"))}
 
@@ -113,7 +113,7 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
     After a transient error of the network or the Hub, the call is tried again. The push ends within the time limit of
     `HubCalls`, and the sizes and hashes that the Hub then has are compared with the files. Files of an earlier run are
     deleted from run/. Text that somebody added at the end of the model card, below its mark, is kept. No path of this
-    machine is published: see `public_records`.
+    machine is published: see `redacted_records`.
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
@@ -128,7 +128,7 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
         InputError: there are no weights to push, or the Hub refuses them. The error ends with the command that pushes
             the run again; the run folder stays as it is.
     """
-    records = public_records(run)
+    records = redacted_records(run)
     files = files_of_run(run, records)
     _card_of_run(run, records, repo, sorted(files))  # damaged records are found before anything is sent
     calls = HubCalls("write to", sum(size_of(content) for content in files.values()))
@@ -211,7 +211,7 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     calls = HubCalls("read")
     try:
         commit, listed = calls.run(lambda: listing(repo, revision))
-        places = {path: place for path in listed if (place := _place(path))}
+        places = {path: place for path in listed if (place := _path_in_run(path))}
         missing = [name for name in WEIGHTS if name not in places]
         if missing:
             raise InputError(f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}")
@@ -225,7 +225,7 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
             shutil.copyfile(cached[path], temporary / place)
 
 
-def _place(path: str) -> str | None:
+def _path_in_run(path: str) -> str | None:
     """Return where a file of a repository belongs in the run folder, None if a push does not write it."""
     folder, _, name = path.rpartition("/")
     if path in WEIGHTS:

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..data.config import SHORT_NAMES
 from ..files import read_json, read_yaml
 
-__all__ = ["Records", "public_records", "public_text", "weights_folder"]
+__all__ = ["Records", "redacted_records", "redacted_text", "weights_folder"]
 
 # Of environment.json. The rest stays on the machine.
 ENVIRONMENT = ("command", "python", "packages", "platform", "cpus", "threads", "gpus", "dataset_is_folder")
@@ -48,7 +48,7 @@ def weights_folder(run: Path) -> Path:
     return run / "best" if (run / "best").is_dir() else run
 
 
-def public_records(run: Path) -> Records:
+def redacted_records(run: Path) -> Records:
     """Read the records of a run folder, and replace the paths in them by their last parts.
 
     The dataset and the command keep names on the Hub. Whether the dataset was a folder is taken from environment.json,
@@ -61,15 +61,16 @@ def public_records(run: Path) -> Records:
     environment = _read(run / "environment.json", read_json)
     result = _read(run / "result.json", read_json)
     dataset = _hub_dataset(config.get("dataset"), environment.get("dataset_is_folder"))
-    kept = {name for name in (config.get("dataset") if dataset else None, dataset, config.get("push_to_hub")) if name}
-    config = {name: _public(value, kept) for name, value in config.items()}
+    names = config.get("dataset") if dataset else None, dataset, config.get("push_to_hub")
+    hub_names = {name for name in names if name}
+    config = {name: _redacted(value, hub_names) for name, value in config.items()}
     if dataset:
         config["dataset"] = dataset
     environment = {name: environment[name] for name in ENVIRONMENT if name in environment}
     if "command" in environment:
-        environment["command"] = _public_command(str(environment["command"]), kept)
+        environment["command"] = _redacted_command(str(environment["command"]), hub_names)
     if "model" in result:
-        result = {**result, "model": public_text(str(result["model"]))}
+        result = {**result, "model": redacted_text(str(result["model"]))}
     return Records(config, environment, result, dataset)
 
 
@@ -96,33 +97,33 @@ def _hub_dataset(name: Any, is_folder: bool | None) -> str | None:
     return name if "/" in name else None
 
 
-def public_text(text: str, kept: Collection[str] = ()) -> str:
+def redacted_text(text: str, hub_names: Collection[str] = ()) -> str:
     """Return the last part of a path; another text as it is, without a token for the Hub.
 
     Args:
         text: value of an option.
-        kept: names on the Hub, which are no paths.
+        hub_names: names on the Hub, which are no paths.
     """
-    if text in kept or HUB_MODEL.fullmatch(text):
+    if text in hub_names or HUB_MODEL.fullmatch(text):
         return text
     if text.startswith("~") or re.search(r"[/\\]", text):
         text = re.split(r"[/\\@]", text.rstrip("/\\"))[-1].lstrip("~") or "folder"
     return TOKEN.sub("hf_...", text)
 
 
-def _public(value: Any, kept: Collection[str]) -> Any:
+def _redacted(value: Any, hub_names: Collection[str]) -> Any:
     if isinstance(value, str):
-        return "=".join(public_text(part, kept) for part in value.split("="))
+        return "=".join(redacted_text(part, hub_names) for part in value.split("="))
     if isinstance(value, (list, tuple)):
-        return [_public(item, kept) for item in value]
+        return [_redacted(item, hub_names) for item in value]
     if isinstance(value, dict):
-        return {name: _public(item, kept) for name, item in value.items()}
+        return {name: _redacted(item, hub_names) for name, item in value.items()}
     return value
 
 
-def _public_command(command: str, kept: Collection[str]) -> str:
+def _redacted_command(command: str, hub_names: Collection[str]) -> str:
     try:
         words = shlex.split(command)
     except ValueError:  # unbalanced quotes
         words = command.split()
-    return shlex.join(_public(word, kept) for word in words)
+    return shlex.join(_redacted(word, hub_names) for word in words)

@@ -18,7 +18,7 @@ from ..console import log0, progress
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
 from ..errors import DivergedError
-from ..hub.redaction import public_text
+from ..hub.redaction import redacted_text
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
 from ..inspection.statistics import LayerStatistics, layer_statistics
@@ -293,7 +293,7 @@ class Trainer:
         }
         if self.run:
             # Without paths: the picture is pushed, too.
-            model, dataset = public_text(self.config.model.model), Path(self.config.data.dataset).name
+            model, dataset = redacted_text(self.config.model.model), Path(self.config.data.dataset).name
             title = f"{model}, {result['attn']} attention, on {dataset}"
             plot_training(self.run.rows, self.run.path / "training.png", title)
             if self.pictures and self.config.run.push_to_hub:

@@ -65,12 +65,12 @@ def hub_faults(root: Path, port: int, count: int, rng: random.Random) -> Iterato
 
         def trial(operation=operation, fault=fault, folder=root / str(number)) -> None:
             huggingface_hub.constants.HF_HUB_OFFLINE = False
-            connection.FIRST_WAIT, connection.SILENCE, connection.SLOWEST = 0.01, 0.2, 10**12
+            connection.FIRST_WAIT, connection.READ_TIMEOUT, connection.MIN_SPEED = 0.01, 0.2, 10**12
             hub = Hub(port)
             hub.pause = 0.02
             threading.Thread(target=hub.serve_forever, daemon=True).start()
             push_run(run, "me/pets")  # also a warm-up: the first push loads more code than later ones
-            connection.LIMIT = LIMIT
+            connection.TIME_LIMIT = LIMIT
             hub.faults = [fault]
             start = time.monotonic()
             try:

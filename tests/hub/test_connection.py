@@ -26,8 +26,8 @@ from diffvit_timm.hub.connection import HubCalls, HubError
 LIMITED = """
 import shutil, threading, time
 shutil.rmtree(os.environ["HF_HUB_CACHE"], ignore_errors=True)
-before = connection.SILENCE, connection.LIMIT, connection.SLOWEST
-connection.SILENCE, connection.LIMIT, connection.SLOWEST = 0.1, 0.5, 10**12
+before = connection.READ_TIMEOUT, connection.TIME_LIMIT, connection.MIN_SPEED
+connection.READ_TIMEOUT, connection.TIME_LIMIT, connection.MIN_SPEED = 0.1, 0.5, 10**12
 start = time.monotonic()
 try:
     error = None
@@ -35,7 +35,7 @@ try:
 except ValueError as raised:
     error = f"{{type(raised).__name__}}: {{raised}}"
 finally:
-    connection.SILENCE, connection.LIMIT, connection.SLOWEST = before
+    connection.READ_TIMEOUT, connection.TIME_LIMIT, connection.MIN_SPEED = before
 result = error, time.monotonic() - start, sorted(
     thread.name for thread in threading.enumerate() if not thread.daemon or thread.name.startswith("ThreadPoolExecutor")
 )
@@ -224,7 +224,7 @@ def test_the_next_attempt_is_when_the_hub_asks_for_it(attempts, capsys, monkeypa
     monkeypatch.setattr(connection.time, "sleep", waits.append)
     attempts(answer_of(429, **headers))
     assert waits == pytest.approx([100, 100, 100], abs=2)
-    monkeypatch.setattr(connection, "LIMIT", 50.0)
+    monkeypatch.setattr(connection, "TIME_LIMIT", 50.0)
     count, error = attempts(answer_of(429, **headers))
     assert count == 1
     assert re.search(r"wait some minutes; the next attempt would be in \d\d+ s, after the time limit of 50 s$", error)
@@ -236,7 +236,7 @@ def test_a_strange_wait_of_the_hub_is_ignored(attempts, value):
 
 
 def test_a_call_that_never_returns_is_left_behind_when_the_time_is_up(monkeypatch):
-    monkeypatch.setattr(connection, "LIMIT", 0.05)
+    monkeypatch.setattr(connection, "TIME_LIMIT", 0.05)
     release = threading.Event()
     with pytest.raises(HubError, match=r"^the Hub did not finish within 0 s: check the network$"):
         HubCalls("read").run(lambda: release.wait(10))

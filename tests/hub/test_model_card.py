@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from diffvit_timm.hub.licences import licence_fields
 from diffvit_timm.hub.markdown import code_block, code_span, escaped
 from diffvit_timm.hub.model_card import model_card
-from diffvit_timm.hub.redaction import public_records
+from diffvit_timm.hub.redaction import redacted_records
 
 FILES = ["README.md", "run/attention/epoch 1 (best).png", "run/training.png"]
 
@@ -24,7 +24,7 @@ def change(run, name, **entries):
 
 
 def card_of(run):
-    text = model_card(run, public_records(run), "me/pets", FILES)
+    text = model_card(run, redacted_records(run), "me/pets", FILES)
     return text, ModelCard(text).data
 
 
@@ -148,7 +148,7 @@ def test_the_licence_of_the_data_is_known_by_the_short_name_too(run_folder, name
     assert data.datasets == ["timm/oxford-iiit-pet"]
 
 
-def test_a_config_of_a_stranger_puts_no_code_into_the_example(run_folder):
+def test_an_untrusted_config_puts_no_code_into_the_example(run_folder):
     path = run_folder / "best" / "config.json"
     config = {**json.loads(path.read_text()), "architecture": "diffvit_x\nimport os; os.system('rm')  # `"}
     path.write_text(json.dumps(config))

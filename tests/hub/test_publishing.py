@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from diffvit_timm.files import atomic_folder
 from diffvit_timm.hub.model_card import model_card
-from diffvit_timm.hub.redaction import public_records
+from diffvit_timm.hub.redaction import redacted_records
 from diffvit_timm.models.pretrained import save_pretrained
 
 PUSH = "result = publish.push_run(Path(run), repo)"
@@ -164,7 +164,7 @@ def test_the_card_of_a_plain_network_says_whether_timm_knows_its_architecture(
 ):
     config = {"architecture": architecture, "num_classes": 3, "model_args": {"attn": "plain"}}
     (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {"input_size": [1, 28, 28]}}))
-    card = model_card(tmp_path, public_records(tmp_path), "me/plain", [])
+    card = model_card(tmp_path, redacted_records(tmp_path), "me/plain", [])
     assert description in card
     assert ("import diffvit_timm" in card) == imports
     assert "differential-attention" not in card

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.hub.redaction import public_records, public_text
+from diffvit_timm.hub.redaction import redacted_records, redacted_text
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from diffvit_timm.hub.redaction import public_records, public_text
     ],
 )
 def test_a_path_is_published_as_its_last_part(text, public):
-    assert public_text(text) == public
+    assert redacted_text(text) == public
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_the_records_of_a_local_folder_hold_no_path(write_records):
     }  # fmt: skip
     command = "train.py /home/alice/pets --output=~/runs/second --teacher '/home/alice/my net' --push-to-hub alice/pets"
     run = write_records(options, command, host="alices-laptop", cpus=2, data="/home/alice/pets")
-    records = public_records(run)
+    records = redacted_records(run)
     assert records.config == {
         "dataset": "pets", "model": "first", "output": "second", "lr": 0.1,
         "model_kwargs": ["checkpoint_path=x.pth", "depth=2"], "teacher": None, "push_to_hub": "alice/pets",
@@ -68,7 +68,7 @@ def test_the_records_of_a_local_folder_hold_no_path(write_records):
 @pytest.mark.parametrize("name", ["timm/oxford-iiit-pet", "pets"])
 def test_a_dataset_of_the_hub_keeps_its_name(write_records, name):
     run = write_records({"dataset": name, "model": "hf-hub:a/b"}, f"train.py {name} --seed 1", dataset_is_folder=False)
-    records = public_records(run)
+    records = redacted_records(run)
     assert records.hub_dataset == records.config["dataset"] == "timm/oxford-iiit-pet"
     assert records.dataset == "oxford-iiit-pet"
     assert records.environment["command"] == f"train.py {name} --seed 1"
@@ -78,7 +78,7 @@ def test_a_dataset_of_the_hub_keeps_its_name(write_records, name):
 @pytest.mark.parametrize("name", ["data/pets", "pets", "/data/pets", "../pets"])
 def test_a_folder_is_no_dataset_of_the_hub_even_if_it_is_gone(write_records, name):
     run = write_records({"dataset": name, "model": "m"}, f"train.py {name}", dataset_is_folder=True)
-    records = public_records(run)
+    records = redacted_records(run)
     assert records.hub_dataset is None
     assert records.config["dataset"] == "pets"
     assert records.environment["command"] == "train.py pets"
@@ -86,31 +86,31 @@ def test_a_folder_is_no_dataset_of_the_hub_even_if_it_is_gone(write_records, nam
 
 def test_a_run_that_did_not_record_it_is_judged_by_the_folders_of_now(write_records, monkeypatch):
     run = write_records({"dataset": "data/pets", "model": "m"})
-    assert public_records(run).hub_dataset == "data/pets"
+    assert redacted_records(run).hub_dataset == "data/pets"
     (run / "data" / "pets").mkdir(parents=True)
     monkeypatch.chdir(run)
-    assert public_records(run).hub_dataset is None
+    assert redacted_records(run).hub_dataset is None
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "", ".", "..", "mnist/", "a b/c", 7, None])
 def test_what_is_no_name_is_not_declared(write_records, name):
-    assert public_records(write_records({"dataset": name, "model": "m"}, dataset_is_folder=False)).hub_dataset is None
+    assert redacted_records(write_records({"dataset": name, "model": "m"}, dataset_is_folder=False)).hub_dataset is None
 
 
 def test_the_files_of_the_run_stay_as_they_are(write_records):
     run = write_records({"dataset": "/home/alice/pets", "model": "m"})
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    public_records(run)
+    redacted_records(run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_a_command_with_unbalanced_quotes_holds_no_path_either(write_records):
     run = write_records({"dataset": "d", "model": "m"}, "train.py /home/alice/it's here")
-    assert "alice" not in public_records(run).environment["command"]
+    assert "alice" not in redacted_records(run).environment["command"]
 
 
 def test_a_folder_of_weights_only_has_empty_records(tmp_path):
-    records = public_records(tmp_path)
+    records = redacted_records(tmp_path)
     assert (records.config, records.environment, records.result, records.dataset) == ({}, {}, {}, "")
 
 
@@ -119,5 +119,5 @@ def test_a_folder_of_weights_only_has_empty_records(tmp_path):
 def test_a_damaged_record_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=rf"^{tmp_path}/{name} is damaged .*: restore it, or delete it$") as raised:
-        public_records(tmp_path)
+        redacted_records(tmp_path)
     assert "\n" not in str(raised.value)

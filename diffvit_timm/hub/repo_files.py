@@ -5,19 +5,15 @@ import io
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.hf_api import RepoSibling
 
 from ..console import log0
-from .connection import HubError
+from .connection import HubError, hub_api
 
-__all__ = ["Content", "differs", "fetch", "hub_api", "listing", "size_of"]
+__all__ = ["Content", "differs", "fetch", "listing", "size_of"]
 
 Content = Path | bytes  # of a file
-
-
-def hub_api() -> HfApi:
-    return HfApi(library_name="diffvit_timm")
 
 
 def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
