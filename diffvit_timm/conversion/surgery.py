@@ -25,7 +25,7 @@ from ..layers.adapters.projections import output_projection, read_qkv, scale_out
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
-from .weights import METHODS, convert_layer, have_energy, pairs_kwargs, rotate_heads
+from .weights import METHODS, convert_layer, has_energy, pairs_kwargs, rotate_heads
 
 __all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "refuse_plain_file", "replace_layers"]
 
@@ -257,7 +257,7 @@ def _channel_order(plain: Any, q: Tensor, k: Tensor, moments: tuple[Tensor, Tens
     energy_k = _after_norm(k[..., :-1].square().sum(-1), getattr(plain, "k_norm", None))
     energy_k = energy_k.repeat_interleave(heads // len(energy_k), dim=0)  # heads may share their keys
     if moments is not None:
-        measured = have_energy(moments)[:, None]
+        measured = has_energy(moments)[:, None]
         shares = [moment.diagonal(dim1=-2, dim2=-1) for moment in moments]  # (H, d) each
         energy_q, energy_k = torch.where(measured, shares[0], energy_q), torch.where(measured, shares[1], energy_k)
     if freedom == "channels":

@@ -20,20 +20,16 @@ __all__ = [
     "READS_IMAGES",
     "convert_layer",
     "convert_state_dict",
-    "have_energy",
+    "has_energy",
     "is_differential",
     "logit_rotation",
     "pairs_kwargs",
-    "require_finite",
     "resolve_method",
     "rotate_heads",
 ]
 
 # The conversion methods of each attention. The first is the default without images.
 METHODS = {"diff": ("svd", "slice", "pairs", "calibrated"), "diff_v2": ("mirror",)}
-
-# Buffers of Gemma 4, the range to which a layer clips its inputs and outputs.
-INFINITE_BY_DEFAULT = ("input_min", "input_max", "output_min", "output_max")
 
 # The methods that use images; `calibrated` needs them.
 READS_IMAGES = ("calibrated", "pairs")
@@ -67,20 +63,6 @@ def resolve_method(method: str | None, attn: str, with_images: bool = False) -> 
     if with_images and method not in READS_IMAGES:
         raise ValueError(f"conversion {method!r} does not use images: leave them out, or choose 'calibrated'")
     return method
-
-
-def require_finite(state_dict: Mapping[str, Tensor]) -> None:
-    """Check that the tensors of a network have no NaN and no infinite values.
-
-    Raises:
-        ValueError: the name of the first tensor that has some, and their number.
-    """
-    for name, tensor in state_dict.items():
-        if tensor.is_meta or not tensor.is_floating_point() or name.endswith(INFINITE_BY_DEFAULT):
-            continue
-        # A sum is the fastest reduction, and is finite only if all values are. It may also overflow.
-        if not tensor.sum(dtype=torch.float32).isfinite() and (wrong := int((~tensor.isfinite()).sum())):
-            raise ValueError(f"the tensor {name} has {wrong:,} values that are NaN or infinite: the weights are broken")
 
 
 def _matrix_root(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +101,7 @@ def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
     return any(key.endswith((".lambda_q1", ".lambda_a", ".lambda_proj.weight")) for key in state_dict)
 
 
-def have_energy(moments: tuple[Tensor, Tensor]) -> Tensor:
+def has_energy(moments: tuple[Tensor, Tensor]) -> Tensor:
     """Return for each head, (H,), whether its queries and keys both differ from 0 in their moments, (H, d, d) each."""
     energy_q, energy_k = (moment.diagonal(dim1=-2, dim2=-1).sum(-1) for moment in moments)
     return (energy_q > 0) & (energy_k > 0)
@@ -142,7 +124,7 @@ def rotate_heads(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) ->
     if moments is None:
         moments = white
     else:
-        measured = have_energy(moments)[:, None, None]
+        measured = has_energy(moments)[:, None, None]
         moments = torch.where(measured, moments[0], white[0]), torch.where(measured, moments[1], white[1])
     rotate_q, rotate_k = logit_rotation(*moments)  # (H, d, d) each
     k = rotate_k @ k

@@ -47,7 +47,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
         raise InputError(f"{where} is empty: leave it out")
     try:
         with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-            _check_size(*opened.size)
+            _check_aspect_ratio(*opened.size)
             is_deep_colour = any(re.search(r";16[BLN]", str(tile[3])) for tile in opened.tile)  # before the loading
             opened.load()
             if is_deep_colour and not opened.mode.startswith("I"):
@@ -58,7 +58,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
         raise InputError(f"{name} does not decode ({_reason(error)}): fix it or leave it out") from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_aspect_ratio(width: int, height: int) -> None:
     """Refuse stripes."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"of its {width} x {height} pixels, one side is more than {MAX_ASPECT} times the other")

@@ -16,7 +16,7 @@ __all__ = ["legend_label", "save_figure"]
 
 DPI = 120
 CHARACTER_WIDTH, LINE_HEIGHT = 0.6, 1.2  # relative to the size of a font
-WITH_GAP = 1.25  # width of a panel and of the gap beside it, relative to the panel
+PANEL_PITCH = 1.25  # width of a panel and of the gap beside it, relative to the panel
 NARROWEST = 30  # characters; shorter lines are not broken, however narrow their panel is
 
 
@@ -37,11 +37,11 @@ def save_figure(figure: Figure, path: Path) -> None:
             text.set_fontfamily(["sans-serif", *_other_families(text.get_text())])
     width = figure.get_figwidth()
     title = figure._suptitle  # type: ignore[attr-defined]
-    higher = _break_lines(title, width) if title else 0.0
+    added_height = _break_lines(title, width) if title else 0.0
     panels = [(axes.title, axes.get_position().width * width) for axes in figure.axes]
-    higher += max((_break_lines(name, WITH_GAP * panel) for name, panel in panels), default=0.0)
-    higher += sum(_break_lines(text, 0.9 * width) for legend in figure.legends for text in legend.get_texts())
-    figure.set_figheight(figure.get_figheight() + higher)
+    added_height += max((_break_lines(name, PANEL_PITCH * panel) for name, panel in panels), default=0.0)
+    added_height += sum(_break_lines(text, 0.9 * width) for legend in figure.legends for text in legend.get_texts())
+    figure.set_figheight(figure.get_figheight() + added_height)
     figure.savefig(path, dpi=DPI)
 
 

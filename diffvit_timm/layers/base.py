@@ -27,7 +27,7 @@ PROJECTION_WEIGHTS = (
     *("proj.weight", "o_proj.weight", "o_proj.linear.weight", "attn_out_proj.weight", "out_proj.weight"),
 )
 # Beginnings of the names of the tensors that only differential layers have.
-DIFFERENTIAL = ("lambda_", "branch_widths", "channel_order", "sub_norm.")
+DIFFERENTIAL_PREFIXES = ("lambda_", "branch_widths", "channel_order", "sub_norm.")
 
 
 class Branches(NamedTuple):
@@ -134,7 +134,7 @@ class DifferentialLayer(nn.Module):
         """
         own = {name for name, _ in self.named_parameters()} | self._buffers.keys() - self._non_persistent_buffers_set
         own -= {name for name, buffer in self._buffers.items() if buffer is None}
-        loaded, own = ({name for name in names if name.startswith(DIFFERENTIAL)} for names in (loaded, own))
+        loaded, own = ({name for name in names if name.startswith(DIFFERENTIAL_PREFIXES)} for names in (loaded, own))
         if not loaded:
             return [
                 f"{prefix}{projection} comes from plain attention and must be converted: use from_vit, or create_model "

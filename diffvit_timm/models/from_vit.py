@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..conversion.calibration import fit_projections, head_pairs, logit_moments
 from ..conversion.surgery import replace_layers
-from ..conversion.weights import require_finite, resolve_method
+from ..conversion.weights import resolve_method
 from ..layers.adapters import check_layers
 from ..layers.hooks import batches_for
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import GENERIC
+from .finite_weights import require_finite
 from .layer_names import encode_layers
 from .pretrained import check_convertible, load_model
 

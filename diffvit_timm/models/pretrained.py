@@ -22,22 +22,22 @@ from torch import nn
 
 from ..checksums import check_unchanged
 from ..console import printable, shortened
-from ..conversion.weights import require_finite
 from ..errors import InputError
 from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
-from .blueprint import build_blueprint, check_size
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import GENERIC, timm_architecture
+from .finite_weights import require_finite
 from .layer_names import decode_layers, encode_layers, names_layer
+from .meta_device import build_on_meta, check_size
 from .saved_config import check_config, read_label_names
 
 __all__ = [
+    "build_model_on_meta",
     "check_convertible",
     "check_model",
     "class_names",
-    "load_blueprint",
     "load_model",
     "resolve_model_name",
     "save_pretrained",
@@ -143,7 +143,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
     return model
 
 
-def load_blueprint(name: str, parameter: str = "model", **kwargs: Any) -> Any:
+def build_model_on_meta(name: str, parameter: str = "model", **kwargs: Any) -> Any:
     """Build the network of a model on the meta device, without weights and memory.
 
     Args:
@@ -157,20 +157,20 @@ def load_blueprint(name: str, parameter: str = "model", **kwargs: Any) -> Any:
     timm_name = resolve_model_name(name, parameter)
     with _creation_errors(name, timm_name, parameter):
         _check_saved(timm_name)
-        return build_blueprint(timm_name, **decode_layers(kwargs))
+        return build_on_meta(timm_name, **decode_layers(kwargs))
 
 
 def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> None:
     """Check that a plain network can be converted, before its weights are downloaded or loaded.
 
     Args:
-        name, parameter, **kwargs: as in `load_blueprint`.
+        name, parameter, **kwargs: as in `build_model_on_meta`.
 
     Raises:
-        InputError: as `load_blueprint`, or a network that cannot be converted, with the layer and the reason.
+        InputError: as `build_model_on_meta`, or a network that cannot be converted, with the layer and the reason.
     """
     check_model(name, pretrained=False, parameter=parameter)  # it names the close matches of an unknown name
-    network = load_blueprint(name, parameter, **kwargs)
+    network = build_model_on_meta(name, parameter, **kwargs)
     try:
         check_layers(network)
     except ValueError as error:
@@ -211,7 +211,7 @@ def _check_saved(timm_name: str) -> list[str] | None:
         return None
     config = Path(place) / "config.json" if source == "local-dir" else Path(download_from_hf(place, "config.json"))
     label_names = check_config(config)
-    network = build_blueprint(f"local-dir:{config.parent}")
+    network = build_on_meta(f"local-dir:{config.parent}")
     if not hasattr(network, "num_classes"):
         raise ValueError("its config.json describes a feature extractor, which has no outputs")
     check_size(network, Path(place) if source == "local-dir" else None)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..models.from_vit import GENERIC, from_vit
-from ..models.pretrained import check_model, load_blueprint, load_model
+from ..models.pretrained import build_model_on_meta, check_model, load_model
 from ..options import named
 from .config import ModelConfig
 
@@ -94,7 +94,7 @@ def check_variant(config: ModelConfig) -> None:
         InputError: arguments that the variant does not accept, or more blocks to freeze than it has.
     """
     attn = {} if config.attn == "model" else {"attn": config.attn}
-    _freeze(config, load_blueprint(config.model, **{**_model_arguments(config), **attn}))
+    _freeze(config, build_model_on_meta(config.model, **{**_model_arguments(config), **attn}))
 
 
 def conversion_method(config: ModelConfig, attn: str) -> str:
@@ -138,7 +138,7 @@ def _check_conversion(config: ModelConfig, is_own: bool) -> None:
     attn = _target_attention(config, is_own)
     if attn is None:
         return
-    network = load_blueprint(config.model, **_source_arguments(config, attn, is_own))
+    network = build_model_on_meta(config.model, **_source_arguments(config, attn, is_own))
     if not _is_differential(network):
         try:
             check_layers(network)

@@ -148,7 +148,7 @@ def test_predictions_are_the_networks_with_its_own_class_names(source, photograp
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3
 
 
-def test_a_class_name_of_a_stranger_cannot_steer_the_terminal(tiny_model, photographs, tmp_path, capsys):
+def test_an_untrusted_class_name_cannot_steer_the_terminal(tiny_model, photographs, tmp_path, capsys):
     save_pretrained(tiny_model(), tmp_path / "net", ["cat\x1b]0;owned\x07", "dog\nowl", "good"])
     main(["predict", photographs[0], "--model", str(tmp_path / "net")])
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""Saved models that strangers wrote: a wrong config or broken weights are one line, in bounded time and memory."""
+"""Untrusted saved models: a wrong config or broken weights are one line, in bounded time and memory."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from diffvit_timm.console import printable
 from diffvit_timm.errors import InputError
 from diffvit_timm.files import atomic_folder
 from diffvit_timm.models import saved_config
-from diffvit_timm.models.blueprint import build_blueprint
+from diffvit_timm.models.meta_device import build_on_meta
 from diffvit_timm.models.pretrained import check_convertible, check_model, class_names, load_model, save_pretrained
 
 NAMES = ["cat", "dog", "owl"]
@@ -192,7 +192,7 @@ def test_class_names_have_no_control_characters(folder):
     assert printable("a\tb\x00c") == "a\\tb\\x00c"
 
 
-def test_an_error_shows_a_strangers_text_without_control_characters(folder):
+def test_an_error_shows_untrusted_text_without_control_characters(folder):
     rewrite(folder, "model_args", "\x1b]0;evil\x07", value=float("nan"))
     with pytest.raises(InputError) as caught:
         load_model(str(folder))
@@ -215,18 +215,18 @@ def test_weights_that_changed_since_they_were_saved_are_refused(folder, tmp_path
     load_model(str(tmp_path))
 
 
-def test_building_a_blueprint_ends():
+def test_a_network_of_too_many_modules_is_refused_while_it_is_built():
     start = time.perf_counter()
     with pytest.raises(ValueError, match="the network has more than 20,000 modules and parameters"):
-        build_blueprint("vit_tiny_patch16_224", depth=10**5)
+        build_on_meta("vit_tiny_patch16_224", depth=10**5)
     assert time.perf_counter() - start < 60
 
 
-def test_a_blueprint_has_the_shapes_of_the_network_and_no_memory(folder):
-    assert {name: tensor.shape for name, tensor in build_blueprint(f"local-dir:{folder}").state_dict().items()} == {
+def test_a_network_on_the_meta_device_has_the_shapes_of_the_network_and_no_memory(folder):
+    assert {name: tensor.shape for name, tensor in build_on_meta(f"local-dir:{folder}").state_dict().items()} == {
         name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()
     }
-    assert all(parameter.is_meta for parameter in build_blueprint(f"local-dir:{folder}").parameters())
+    assert all(parameter.is_meta for parameter in build_on_meta(f"local-dir:{folder}").parameters())
 
 
 def test_every_pretrained_config_of_timm_is_accepted(folder):

@@ -14,14 +14,14 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-__all__ = ["build_blueprint", "check_size"]
+__all__ = ["build_on_meta", "check_size"]
 
 # More modules and parameters than this are refused, so that building ends. timm's networks have at most 4,373.
 MAX_PARTS = 20_000
 MAX_BUFFERS = 2**30  # bytes of the buffers of a saved network, such as tables of positions
 
 
-def build_blueprint(name: str, **kwargs: Any) -> Any:
+def build_on_meta(name: str, **kwargs: Any) -> Any:
     """Build a network on the meta device, without weights.
 
     Args:
@@ -56,7 +56,7 @@ def check_size(network: nn.Module, folder: Path | None = None) -> None:
     """Check that the network of a saved config fits the machine and the files beside the config.
 
     Args:
-        network: result of `build_blueprint`.
+        network: result of `build_on_meta`.
         folder: folder of the config and the weights; None if the weights are not on this machine yet.
 
     Raises:
