@@ -1,5 +1,7 @@
 """The readable end of a training: what was reached, where the weights are, and what to do next."""
 
+import shlex
+
 from ..console import log0
 
 __all__ = ["print_summary"]
@@ -29,11 +31,12 @@ def print_summary(result: dict) -> None:
         lines.append(f"Before the training, the conversion ({method}) gave the source's top-1 class on {kept:.1%}.")
     run = result["output"]
     if "epochs" in result:  # an evaluation saves no weights
+        word = shlex.quote(run)
         lines += [
             f"The weights are in {run}/best, the curves in {run}/training.png.",
             "Next:",
-            f"  diffvit predict IMAGE.jpg --model {run}",
-            f"  diffvit explain IMAGE.jpg --model {run}",
-            f"  diffvit push {run} NAME",
+            f"  diffvit predict IMAGE.jpg --model {word}",
+            f"  diffvit explain IMAGE.jpg --model {word}",
+            f"  diffvit push {word} NAME",
         ]
     log0("\n".join(lines))

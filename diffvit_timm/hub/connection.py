@@ -1,4 +1,4 @@
-"""Calls to the Hub that end: a time limit, further attempts where they can help, and one sentence about an error."""
+"""Calls to the Hub with a time limit, retries and one-line errors."""
 
 import email.utils
 import http
@@ -31,22 +31,22 @@ MAX_TRANSFER_TIME = 86_400.0  # seconds for the files of one push or pull, whate
 ATTEMPTS = 4  # of a call, on top of huggingface_hub's own retries
 FIRST_WAIT = 2.0  # seconds before the next attempt, doubled every time; longer if the Hub asks for it
 
-# An answer is worth another attempt if it is about the moment: a timeout, another commit in between (409, 412), a lock,
-# a server that is busy or down. An unknown 5xx counts as 500 (RFC 9110), and these say that it would not help:
+# Statuses to retry: a timeout, another commit in between (409, 412), a lock, or too many requests.
 RETRYABLE = (408, 409, 412, 423, 425, 429)
+# 5xx statuses not to retry; others count as 500 (RFC 9110).
 PERMANENT = (501, 505, 506, 507, 508, 510, 511, 526)
 
 # Status code -> what it means, and the fix.
 MEANINGS = {
-    400: ("the Hub calls what was sent invalid", "correct what it names"),
+    400: ("the Hub rejects the request as invalid", "correct what it names"),
     401: ("there is no token, or the Hub does not accept it", "run 'hf auth login' or set HF_TOKEN"),
     402: ("the Hub asks for a payment", "look at the plan and the limits of the account"),
     403: ("the token may not {verb} it", "create a token that may, or choose another repository"),
     404: ("it does not exist, or the token may not read it", "check the name, or run 'hf auth login'"),
     407: ("the proxy asks for a login", "check HTTPS_PROXY"),
-    410: ("it does not exist any more", "check the name"),
+    410: ("it no longer exists", "check the name"),
     413: ("a file is larger than the Hub accepts", "leave out large pictures, or save a smaller model"),
-    422: ("the Hub calls what was sent invalid", "correct what it names"),
+    422: ("the Hub rejects the request as invalid", "correct what it names"),
     429: ("the Hub gets too many requests from this account or address", "wait some minutes"),
     451: ("the Hub may not offer it for legal reasons", "choose another repository"),
     507: ("the storage of the account is full", "delete files on the Hub, or choose another account"),
@@ -93,8 +93,8 @@ class HubCalls:
         """Run a call until it succeeds, fails for good, or the time is up. Each further attempt is announced by a line.
 
         Args:
-            call: function of requests by huggingface_hub, which can be run again. It starts no pool of threads, for
-                whose ends Python waits at exit.
+            call: function of requests by huggingface_hub, which can be run again. It must not start a thread pool,
+                because Python waits for pool threads at exit.
 
         Raises:
             HubError: it failed for good, or the time is up.
@@ -218,8 +218,11 @@ def _meaning(error: BaseException, verb: str) -> tuple[str, str]:
     if _is_broken_connection(error):
         return f"the Hub cannot be reached or does not answer ({text})", "check the network"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"a file cannot be read or written ({text})", "free some space, or set HF_HOME to another folder"
-    return f"the answer is not one of the Hub ({text})", "check the network, its login page and HF_ENDPOINT"
+        return (
+            f"a file cannot be read or written ({text})",
+            "check its permissions and the free space, or set HF_HOME to another folder",
+        )
+    return f"the answer does not come from the Hub ({text})", "check the network, its login page and HF_ENDPOINT"
 
 
 def _meaning_of_answer(answer: HfHubHTTPError, verb: str) -> tuple[str, str]:
@@ -228,7 +231,7 @@ def _meaning_of_answer(answer: HfHubHTTPError, verb: str) -> tuple[str, str]:
     if isinstance(answer, RevisionNotFoundError):
         return "it does not have this revision", "check `revision`"
     if isinstance(answer, GatedRepoError):
-        what, advice = "its authors must allow the access", "ask for it on the page of the repository"
+        what, advice = "access must be granted by its authors", "ask for it on the page of the repository"
     elif isinstance(answer, RepositoryNotFoundError):  # the Hub answers 401 to users without a token
         what, advice = MEANINGS[404]
     elif status in MEANINGS:

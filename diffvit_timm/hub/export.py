@@ -77,16 +77,24 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
                 f"the {form} file computes something else than the network: its outputs differ by {difference:.1e} "
                 "of the largest output"
             )
-        files = [_data_file(path), path]
-        size = sum(file.stat().st_size for file in files if file.exists())
-        for file in files:  # the network last: it is usable only with its weights
-            if file.exists():
-                file.replace(out.with_name(file.name))
+        size = _move_into_place(path, out)
     return Exported(out, size, run, difference)
+
+
+def _move_into_place(path: Path, out: Path) -> int:
+    """Move an exported file to `out`, and NAME.onnx.data beside it; returns the size of both in bytes."""
+    files = [file for file in (_data_file(path), path) if file.exists()]
+    size = sum(file.stat().st_size for file in files)
+    for file in files:  # the network last: it is usable only with its weights
+        file.replace(out.with_name(file.name))
+    return size
 
 
 def check_output(out: Path, form: Format) -> None:
     """Check the name of the file to write, before a network is loaded.
+
+    Args:
+        out, form: as in `export_model`.
 
     Raises:
         InputError: the suffix does not fit the format, the folder does not exist or cannot be written, or the file or
@@ -105,7 +113,7 @@ def check_output(out: Path, form: Format) -> None:
         raise InputError(f"`out={out}` cannot be written ({error}): choose another folder") from error
     if form != "pt2" and _data_file(out).exists():
         raise InputError(
-            f"`out={out}` may need {_data_file(out)} for its weights, which already exists: give a new file"
+            f"`out={out}` may store its weights in {_data_file(out)}, which already exists: choose another name"
         )
 
 

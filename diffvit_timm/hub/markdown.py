@@ -8,17 +8,39 @@ __all__ = ["code_block", "code_span", "escaped"]
 
 
 def escaped(text: object) -> str:
-    """Return a text that Markdown shows literally, in one line; control characters become escapes."""
+    """Escape a text for Markdown.
+
+    Args:
+        text: any value, which is converted to a string.
+
+    Returns:
+        One line that Markdown shows literally. Control characters become escapes.
+    """
     return re.sub(r"([\\`*_\[\]<>|~&$#:@])", r"\\\1", printable(str(text)))
 
 
 def code_span(text: object) -> str:
-    """Return a text as code within a line; control characters become escapes, and backquotes become quotes."""
+    """Format a text as code within a line.
+
+    Args:
+        text: any value, which is converted to a string.
+
+    Returns:
+        The text between backquotes. Control characters become escapes, and backquotes become quotes.
+    """
     return f"`{printable(str(text)).replace('`', chr(39))}`"
 
 
 def code_block(text: str, language: str) -> str:
-    """Return lines of code as a block, whose fence is longer than every sequence of backquotes in the code."""
+    """Format lines of code as a block.
+
+    Args:
+        text: lines of code.
+        language: name of the language, for the highlighting.
+
+    Returns:
+        The fenced block. Its fence is longer than every sequence of backquotes in the code.
+    """
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -21,11 +21,26 @@ from .model_card import HAND_WRITTEN_MARK, model_card
 from .redaction import Records, redacted_records, weights_folder
 from .repo_files import Content, differs, fetch, listing, size_of
 
-__all__ = ["check_repository", "pull_run", "push_run"]
+__all__ = ["PushError", "check_repository", "pull_run", "push_run"]
 
 WEIGHTS = ("config.json", "model.safetensors")  # in the root of the repository, where timm looks for them
 LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")  # in the folder run/
 PICTURES = "run/attention"
+
+
+class PushError(InputError):
+    """A push that failed, of a run that is complete and can be pushed again.
+
+    Args:
+        reason: what happened and the fix, with the parameter.
+        run, repo, private: arguments of `push_run`.
+    """
+
+    def __init__(self, reason: str, run: Path, repo: str, private: bool) -> None:
+        super().__init__(f"{reason}; the run in {run} is complete and can be pushed again")
+        self.run = run
+        self.repo = repo
+        self.private = private
 
 
 def check_repository(repo: str, private: bool = False, parameter: str = "push_to_hub") -> str:
@@ -125,29 +140,28 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
         URL of the repository.
 
     Raises:
-        InputError: there are no weights to push, or the Hub refuses them. The error ends with the command that pushes
-            the run again; the run folder stays as it is.
+        InputError: there are no weights to push, or the records of the run are damaged.
+        PushError: the Hub refuses the push or cannot be reached. The run folder stays as it is.
     """
     records = redacted_records(run)
     files = files_of_run(run, records)
     _card_of_run(run, records, repo, sorted(files))  # damaged records are found before anything is sent
     calls = HubCalls("write to", sum(size_of(content) for content in files.values()))
-    retry = f"the run in {run} is complete, push it again with: diffvit push {run} {repo}"
-    retry += " --private" if private else ""
+    failed = functools.partial(PushError, run=run, repo=repo, private=private)
     try:
         name = _create(calls, repo, private)
     except HubError as error:
-        raise InputError(f"`{parameter}={repo}` cannot be used: {error}; {retry}") from error
+        raise failed(f"`{parameter}={repo}` cannot be used: {error}") from error
     card = _card_of_run(run, records, name, sorted(files))
     try:
         additions = calls.run(lambda: _upload(name, files))
         commit, readme = calls.run(lambda: _commit(name, additions, card, f"Push {run.resolve().name}"))
         stored = calls.run(lambda: listing(name, commit))[1]
     except HubError as error:
-        raise InputError(f"`{parameter}={repo}` cannot be pushed to: {error}; {retry}") from error
+        raise failed(f"`{parameter}={repo}` cannot be pushed to: {error}") from error
     files["README.md"] = readme
     if wrong := [path for path, content in files.items() if path not in stored or differs(content, stored[path])]:
-        raise InputError(f"`{parameter}={repo}`: the Hub has stored other bytes of {', '.join(wrong)}; {retry}")
+        raise failed(f"`{parameter}={repo}`: the Hub stored different content for {', '.join(wrong)}")
     return f"{hub_api().endpoint}/{name}"
 
 
@@ -165,7 +179,7 @@ def _card_of_run(run: Path, records: Records, repo: str, paths: list[str]) -> st
 def _upload(repo: str, files: Mapping[str, Content]) -> list[CommitOperationAdd]:
     """Upload the large files, which the next commit refers to.
 
-    One at a time: huggingface_hub uploads several in a pool of threads, for whose ends Python waits at exit.
+    One at a time: huggingface_hub uploads several in a thread pool, and Python waits for pool threads at exit.
     """
     additions = [CommitOperationAdd(path, content) for path, content in files.items()]
     for addition in additions:
@@ -206,7 +220,7 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
         revision: branch, tag or commit; None for the newest.
 
     Raises:
-        InputError: the Hub refuses, the repository does not contain a run, or a file is damaged.
+        InputError: the Hub refuses the request, the repository does not contain a run, or a file is damaged.
     """
     calls = HubCalls("read")
     try:

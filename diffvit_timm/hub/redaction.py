@@ -1,4 +1,4 @@
-"""What a push publishes of the records of a run: no path of the user's machine, only the last part of each."""
+"""Remove local paths and tokens from the records of a run before they are published."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from ..files import read_json, read_yaml
 
 __all__ = ["Records", "redacted_records", "redacted_text", "weights_folder"]
 
-# Of environment.json. The rest stays on the machine.
+# Entries of environment.json that are published.
 ENVIRONMENT = ("command", "python", "packages", "platform", "cpus", "threads", "gpus", "dataset_is_folder")
 HUB_MODEL = re.compile(r"hf-hub:[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 TOKEN = re.compile(r"hf_\w{8,}")  # a user's token for the Hub
@@ -52,7 +52,10 @@ def redacted_records(run: Path) -> Records:
     """Read the records of a run folder, and replace the paths in them by their last parts.
 
     The dataset and the command keep names on the Hub. Whether the dataset was a folder is taken from environment.json,
-    because the folder need not exist any more.
+    because the folder may no longer exist.
+
+    Args:
+        run: run folder, or folder of weights, whose records are empty.
 
     Raises:
         InputError: a file that cannot be read.
@@ -98,11 +101,14 @@ def _hub_dataset(name: Any, is_folder: bool | None) -> str | None:
 
 
 def redacted_text(text: str, hub_names: Collection[str] = ()) -> str:
-    """Return the last part of a path; another text as it is, without a token for the Hub.
+    """Return a text as it is published.
 
     Args:
         text: value of an option.
-        hub_names: names on the Hub, which are no paths.
+        hub_names: names on the Hub, which are not paths.
+
+    Returns:
+        The last part of a path, or any other text as it is; 'hf_...' replaces a token of the Hub.
     """
     if text in hub_names or HUB_MODEL.fullmatch(text):
         return text

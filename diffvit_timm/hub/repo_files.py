@@ -17,10 +17,17 @@ Content = Path | bytes  # of a file
 
 
 def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
-    """Return the commit of a revision, and what the Hub says about each file, by its path.
+    """List the files of a repository.
+
+    Args:
+        repo: USER/NAME.
+        revision: branch, tag or commit; None for the newest commit.
+
+    Returns:
+        The commit of the revision, and what the Hub says about each file, by its path.
 
     Raises:
-        TypeError: the answer is not a list of files.
+        TypeError: the answer is not a list of files; also any error of huggingface_hub.
     """
     info = hub_api().model_info(repo, revision=revision, files_metadata=True)
     files = info.siblings or []
@@ -28,26 +35,39 @@ def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, Repo
     if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or not all(
         isinstance(file.rfilename, str) and isinstance(file.size, int | None) for file in files
     ):
-        raise TypeError("a list of files without names, sizes or its commit")
+        raise TypeError("its file list lacks names, sizes or the commit")
     return str(info.sha), {file.rfilename: file for file in files}
 
 
 def fetch(repo: str, file: RepoSibling, commit: str) -> Path:
     """Download a file into the cache, or find it there. A damaged file is downloaded once more.
 
+    Args:
+        repo: USER/NAME.
+        file: entry of `listing`.
+        commit: commit that was listed.
+
+    Returns:
+        Path of the file in the cache.
+
     Raises:
-        HubError: it is still damaged.
+        HubError: it is still damaged; also any error of huggingface_hub.
     """
     for force in (False, True):
         path = Path(hf_hub_download(repo, file.rfilename, revision=commit, force_download=force))
         if not differs(path, file):
             return path
         if not force:
-            log0(f"{path} is not what the Hub lists (size or hash): it is downloaded again")
+            log0(f"{path} does not match the size or hash on the Hub; downloading it again")
     raise HubError(f"{file.rfilename} is damaged, also after a second download: delete {path.resolve()} and try again")
 
 
 def size_of(content: Content) -> int:
+    """Return the size of a file in bytes.
+
+    Args:
+        content: path of the file, or the content itself.
+    """
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
@@ -56,7 +76,12 @@ def _open(content: Content) -> io.BufferedIOBase:
 
 
 def differs(content: Content, expected: RepoSibling) -> bool:
-    """Return whether a file has another size or hash than the Hub says. Where it says nothing, it does not differ."""
+    """Return whether a file differs from an entry of the Hub in its size or hash.
+
+    Args:
+        content: path of the file, or the content itself.
+        expected: entry of `listing`. A size or hash that it does not have is not compared.
+    """
     size = size_of(content)
     if expected.size is not None and size != expected.size:
         return True

@@ -28,7 +28,7 @@ class Fault:
     """One way to misbehave.
 
     Attributes:
-        method, path: the requests that it meets: HTTP method, pattern of the path.
+        method, path: the requests that it matches: HTTP method, pattern of the path.
         how: what happens to the request or to its right answer:
             'status': another status is answered, with a body and headers, and the request has no effect;
             'cut': the connection is closed without an answer, and the request has no effect;
@@ -41,7 +41,7 @@ class Fault:
             'short_body': half of the body comes as if it were the whole;
             'corrupt_body': one byte of the body is changed.
         status, body, headers: of the answer with 'status'. A body that is not bytes is sent as JSON.
-        times: number of requests that it meets; None for all.
+        times: number of requests that it matches; None for all.
     """
 
     method: str

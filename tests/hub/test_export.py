@@ -77,7 +77,7 @@ def test_nothing_is_overwritten(tiny_model, tmp_path):
         (tmp_path / name).write_text("mine")
     for name, message in (
         ("net.onnx", "already exists"),
-        ("net2.onnx", r"may need .*net2\.onnx\.data for its weights"),
+        ("net2.onnx", r"may store its weights in .*net2\.onnx\.data, which already exists: choose another name"),
     ):
         with pytest.raises(InputError, match=message):
             export_model(tiny_model(), tmp_path / name, "onnx", IMAGES)

@@ -230,15 +230,13 @@ def test_a_run_is_pushed_in_spite_of_one_transient_error(hub, ask, run_folder, m
         ([], "a/b/c", "not a valid repository name"),
     ],
 )
-def test_a_failed_push_names_the_reason_and_the_command_to_try_again_and_loses_nothing(
-    hub, ask, run_folder, failures, repo, message
-):
+def test_a_failed_push_names_the_reason_and_loses_nothing(hub, ask, run_folder, failures, repo, message):
     before = contents(run_folder)
     hub.faults = copy.deepcopy(failures)
     error = ask(PUSH, run=str(run_folder), repo=repo)
-    assert error.startswith(f"InputError: `repo={repo}` cannot be ")
+    assert error.startswith(f"PushError: `repo={repo}` cannot be ")
     assert message in error
-    assert error.endswith(f"push it again with: diffvit push {run_folder} {repo}")
+    assert error.endswith(f"; the run in {run_folder} is complete and can be pushed again")
     assert "\n" not in error
     assert contents(run_folder) == before
     hub.faults = []
@@ -293,9 +291,8 @@ def test_a_training_pushes_its_result_with_a_picture_of_its_attention(hub, ask, 
 def test_a_training_whose_push_fails_keeps_its_run(hub, ask, image_folder, tmp_path):
     hub.faults = [Fault("POST", "/commit/", status=413)]
     error = ask(TRAIN, data=str(image_folder), out=str(tmp_path / "run"))
-    assert error.startswith("InputError: `push_to_hub=me/animals` cannot be pushed to: ")
-    assert "diffvit push" in error
-    assert error.endswith("me/animals --private")
+    assert error.startswith("PushError: `push_to_hub=me/animals` cannot be pushed to: ")
+    assert error.endswith(f"; the run in {tmp_path / 'run'} is complete and can be pushed again")
     assert (tmp_path / "run" / "result.json").exists()
 
 
@@ -384,9 +381,9 @@ def test_a_push_is_compared_with_what_the_hub_has_stored(hub, ask, run_folder, w
     hub.faults = [Fault("GET", "/revision/", status=200, body=listing)]
     error = ask(PUSH, run=str(run_folder), repo="me/pets")
     assert error.startswith(
-        "InputError: `repo=me/pets`: the Hub has stored other bytes of config.json, model.safetensors, "
+        "PushError: `repo=me/pets`: the Hub stored different content for config.json, model.safetensors, "
     )
-    assert error.endswith(f"push it again with: diffvit push {run_folder} me/pets")
+    assert error.endswith(f"; the run in {run_folder} is complete and can be pushed again")
 
 
 def test_an_answer_that_is_lost_commits_once(hub, ask, run_folder):

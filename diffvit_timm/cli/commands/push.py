@@ -2,8 +2,8 @@
 
     diffvit push RUN USER/NAME --private
 
-The token comes from hf auth login or the environment variable HF_TOKEN. No path of this machine is published, only the
-last part of each.
+The token comes from hf auth login or the environment variable HF_TOKEN. Local paths are shortened to their last
+part before they are published.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import tyro
 
 from ...hub.publishing import push_run
 from ...options import CheckedOptions
+from ..push_again import push_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,4 +28,6 @@ class Options(CheckedOptions):
 
 
 def main(options: Options) -> None:
-    print(push_run(options.run, options.repo, options.private))
+    with push_command():
+        url = push_run(options.run, options.repo, options.private)
+    print(url)

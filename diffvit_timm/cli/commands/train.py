@@ -23,6 +23,7 @@ from typing import Annotated
 import tyro
 
 from ...training.config import TrainConfig
+from ..push_again import push_command
 from ..summary import print_summary
 
 
@@ -41,6 +42,7 @@ def main(options: Options) -> dict:
     else:
         from ...training.recipe import train
 
-        result = train(options.train, "train")
+        with push_command():
+            result = train(options.train, "train")
     print_summary(result)
     return result
