@@ -8,11 +8,10 @@ import torch
 from timm.layers import maybe_add_mask
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..layers.adapters import check_layers, plain_inputs
 from ..layers.adapters.projections import output_projection
 from ..layers.base import differential_layers
-from ..layers.hooks import Call, observe_layers
+from ..layers.hooks import Call, observe_layers, require_finite_values
 from .surgery import head_width
 
 __all__ = ["fit_projections", "head_pairs", "logit_moments", "plain_logits"]
@@ -72,7 +71,9 @@ def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[
     layers: list[Any] = list(named.values())
     shapes = [(2, layer.num_heads, head_width(layer), head_width(layer)) for layer in layers]
     grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-    noise = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers]  # energy of the keys' rounding
+    noise = [
+        torch.zeros(layer.num_heads, dtype=torch.float64) for layer in layers
+    ]  # energy of the rounding errors of the keys
 
     def accumulate(index: int, layer: nn.Module, call: Call) -> None:
         q, k, logits = plain_logits(layer, call)  # (B, H, N, d) twice and (B, H, N, N)
@@ -98,14 +99,9 @@ def logit_moments(source: nn.Module, images: Tensor | Iterable[Tensor]) -> list[
 
 
 def _require_finite(names: Iterable[str], grams: list[Tensor]) -> None:
-    """Check what was measured on the images, one tensor per layer.
-
-    Raises:
-        InputError: the first layer with values that are NaN or infinite.
-    """
+    """Check the statistics of each layer."""
     for name, gram in zip(names, grams, strict=True):
-        if not gram.isfinite().all():
-            raise InputError(f"{name} has NaN or infinite values on the `images`: check them, and the weights")
+        require_finite_values(name, gram)
 
 
 def _add_ridge(gram: Tensor) -> Tensor:

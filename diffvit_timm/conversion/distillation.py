@@ -1,17 +1,15 @@
 """Layer-wise distillation: each attention layer of a converted network learns the output of the source's layer."""
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..layers.adapters import attention_output, check_layers
 from ..layers.adapters.projections import input_projections, output_projection
 from ..layers.base import differential_layers
-from ..layers.hooks import Call, evaluating, observe_layers
+from ..layers.hooks import Call, evaluating, observe_layers, require_finite_values
 
 __all__ = ["distill_layers"]
 
@@ -39,8 +37,8 @@ def distill_layers(
         lr: learning rate of the first pass.
 
     Raises:
-        ValueError: no images, a layer of the source whose output on them is not finite, frozen layers, or a float16
-            model, in which Adam's squared gradients underflow to 0.
+        InputError: a layer whose output on the images is not finite.
+        ValueError: no images, frozen layers, or a float16 model, in which Adam's squared gradients underflow to 0.
     """
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError("a float16 model cannot learn: distill it in float32 or bfloat16, and convert it afterwards")
@@ -54,7 +52,11 @@ def distill_layers(
         torch.optim.Adam([p for linear in linears for p in linear.parameters()], lr=lr) for linears in projections
     ]
 
+    source_layers = check_layers(source)
+    names = list(source_layers)
+
     def train_layer(index: int, plain: nn.Module, call: Call) -> None:
+        require_finite_values(names[index], call.output)
         with torch.enable_grad():
             error = attention_output(layers[index], call.args, call.kwargs) - call.output
             loss = error.square().sum() / call.output.square().sum()
@@ -67,16 +69,14 @@ def distill_layers(
         both = [(output - call.output).square().sum() for output in outputs]
         errors[index] += torch.stack(both).cpu()
 
-    named = check_layers(source)
-    source_layers = list(named.values())
+    plain_layers = list(source_layers.values())
     with evaluating(model):
         for done in range(passes):
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = lr * (1 - done / passes)
-            observe_layers(source, source_layers, images, train_layer)
-        observe_layers(source, source_layers, images, compare_layer)
-        for name, layer, old_layer, (old_error, error) in zip(named, layers, old_layers, errors.tolist(), strict=True):
+            observe_layers(source, plain_layers, images, train_layer)
+        observe_layers(source, plain_layers, images, compare_layer)
+        for name, layer, old_layer, (old_error, error) in zip(names, layers, old_layers, errors, strict=True):
             if not error < old_error:  # also true for NaN
                 layer.load_state_dict(old_layer.state_dict())
-            if not math.isfinite(old_error):
-                raise InputError(f"{name} has NaN or infinite values on the `images`: check them, and the weights")
+            require_finite_values(name, old_error)

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..layers.adapters import attention_output, check_layers, plain_inputs
 from ..layers.base import DifferentialLayer, attention_kind, differential_layers
-from ..layers.hooks import Call, batches_for, evaluating, observing
+from ..layers.hooks import Call, batches_for, evaluating, observing, require_finite_values
 from ..layers.kernels.layout import split_branches
 
 __all__ = ["ConversionReport", "conversion_report"]
@@ -111,7 +110,7 @@ def _compare_layers(plain: nn.Module, layer: DifferentialLayer, call: Call, imag
 
 
 def _ratio(error: Tensor, norm: Tensor) -> Tensor:
-    """Divide errors by norms. A layer or head of zeros has the error 0 if the converted one has zeros too."""
+    """Divide errors by norms. The ratio is 0 wherever the error is 0, also if the norm is 0."""
     return torch.where(error == 0, 0.0, error / norm)
 
 
@@ -154,8 +153,7 @@ def conversion_report(source: Any, model: nn.Module, images: Tensor | Iterable[T
                 row += _compare_layers(plain, layer, call, len(batch))
     if not count:
         raise ValueError("images is empty: the report needs at least one image")
-    if not math.isfinite(norm):
-        raise InputError("the outputs of the source on the `images` are NaN or infinite: check them, and the weights")
+    require_finite_values("the source", torch.tensor(norm))
 
     out_error, out_norm, logit_error, logit_norm, tail, lam = sums.unbind(1)  # (layers,) each
     has_head = (

@@ -102,7 +102,14 @@ def is_differential(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def has_energy(moments: tuple[Tensor, Tensor]) -> Tensor:
-    """Return for each head, (H,), whether its queries and keys both differ from 0 in their moments, (H, d, d) each."""
+    """Return for each head whether its queries and its keys both differ from 0.
+
+    Args:
+        moments: second moments of the queries and of the keys, (H, d, d) each.
+
+    Returns:
+        Truth values, (H,).
+    """
     energy_q, energy_k = (moment.diagonal(dim1=-2, dim2=-1).sum(-1) for moment in moments)
     return (energy_q > 0) & (energy_k > 0)
 
@@ -112,8 +119,8 @@ def rotate_heads(q: Tensor, k: Tensor, moments: tuple[Tensor, Tensor] | None) ->
 
     Args:
         q, k: weights of the heads with the bias as the last column, (H, d, dim + 1) each.
-        moments: second moments of the queries and keys, (H, d, d) each; None assumes white tokens. So do heads without
-            energy, about which the images say nothing.
+        moments: second moments of the queries and keys, (H, d, d) each. If None, and for heads whose measured energy is
+            0, the tokens are assumed to be white.
 
     Returns:
         The rotated q and k. The bias of k is 0.

@@ -21,12 +21,11 @@ __all__ = [
 torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
 
 
-# The projections of the layers, whose shapes do not tell what kind of layer they come from.
-PROJECTION_WEIGHTS = (
-    *("qkv.weight", "in_proj.weight", "q_proj.weight", "q_proj.linear.weight"),
-    *("proj.weight", "o_proj.weight", "o_proj.linear.weight", "attn_out_proj.weight", "out_proj.weight"),
-)
-# Beginnings of the names of the tensors that only differential layers have.
+# Names of the projections in timm's layers: of queries, keys and values together, of the queries, and of the heads.
+FUSED_PROJECTIONS = ("qkv", "in_proj")
+QUERY_PROJECTIONS = (*FUSED_PROJECTIONS, "q_proj")
+OUTPUT_PROJECTIONS = ("proj", "o_proj", "attn_out_proj", "out_proj")
+# Prefixes of the tensors that only differential layers have.
 DIFFERENTIAL_PREFIXES = ("lambda_", "branch_widths", "channel_order", "sub_norm.")
 
 
@@ -118,31 +117,37 @@ class DifferentialLayer(nn.Module):
         if prefix + "lambda_init" in state_dict:
             self._non_persistent_buffers_set.discard("lambda_init")
         loaded = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        projection = next((name for name in PROJECTION_WEIGHTS if name in loaded), None)
-        if projection is not None:
-            errors += self._kind_errors(prefix, projection, loaded)
+        if (error := self._kind_error(prefix, loaded)) is not None:
+            errors.append(error)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     @torch.jit.ignore
-    def _kind_errors(self, prefix: str, projection: str, loaded: set[str]) -> list[str]:
-        """Return why the weights of a projection belong to another kind of layer; an empty list if they do not.
+    def _kind_error(self, prefix: str, loaded: set[str]) -> str | None:
+        """Return why projections that are loaded belong to another kind of layer; None if they do not.
 
         Args:
             prefix: name of the layer in the network, with a dot at its end.
-            projection: name of one of the projections that are loaded.
             loaded: names of all tensors that are loaded.
         """
+        # The weight of Gemma's projections is that of their part `linear`.
+        weights = [
+            f"{name}{part}.weight" for name in (*QUERY_PROJECTIONS, *OUTPUT_PROJECTIONS) for part in ("", ".linear")
+        ]
+        projection = next((weight for weight in weights if weight in loaded), None)
+        if projection is None:
+            return None
         own = {name for name, _ in self.named_parameters()} | self._buffers.keys() - self._non_persistent_buffers_set
         own -= {name for name, buffer in self._buffers.items() if buffer is None}
-        loaded, own = ({name for name in names if name.startswith(DIFFERENTIAL_PREFIXES)} for names in (loaded, own))
-        if not loaded:
-            return [
+        theirs, ours = ({name for name in names if name.startswith(DIFFERENTIAL_PREFIXES)} for names in (loaded, own))
+        if not theirs:
+            return (
                 f"{prefix}{projection} comes from plain attention and must be converted: use from_vit, or create_model "
                 "with pretrained=True"
-            ]
-        names = ", ".join(sorted(loaded ^ own))
-        kind = f"{prefix}{projection} comes from another kind of differential layer: {names} only in one of them"
-        return [kind] if names else []
+            )
+        if theirs == ours:
+            return None
+        names = ", ".join(sorted(theirs ^ ours))
+        return f"{prefix}{projection} comes from another kind of differential layer: only one of the two has {names}"
 
     @torch.jit.ignore
     def branches(self, *args: Any, **kwargs: Any) -> Branches:

@@ -110,7 +110,7 @@ def differential_attention(
     lam = lam.to(q.dtype)
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
-        # Without dropout not even in training mode: timm's ONNX export would write nodes that OpenVINO refuses.
+        # training=False if p is 0: otherwise timm's ONNX export writes Dropout nodes, which OpenVINO refuses.
         map1, map2 = (F.dropout(matrix, dropout_p, dropout_p > 0) for matrix in (map1, map2))
         return head_norm((map1 - lam * map2) @ v, norm_weight)
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .adapters.projections import output_projection
 
-__all__ = ["Call", "batches_for", "evaluating", "observe_layers", "observing"]
+__all__ = ["Call", "batches_for", "evaluating", "observe_layers", "observing", "require_finite_values"]
 
 
 class Call(NamedTuple):
@@ -111,3 +112,17 @@ def observe_layers(
     if not count:
         raise ValueError("images is empty: pass at least one image")
     return count
+
+
+def require_finite_values(name: str, values: Tensor) -> None:
+    """Check what a layer or a network computed on images.
+
+    Args:
+        name: name of the layer or network, for the error.
+        values: its outputs, or statistics of them.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
+    if not values.isfinite().all():
+        raise InputError(f"{name} has NaN or infinite values on the `images`: check them, and the weights")

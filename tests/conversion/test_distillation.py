@@ -5,6 +5,7 @@ import timm
 import torch
 
 from diffvit_timm import conversion_report, distill_layers, from_vit
+from diffvit_timm.errors import InputError
 
 
 @pytest.fixture
@@ -45,6 +46,22 @@ def test_a_layer_that_was_exact_gets_its_weights_back(source):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     distill_layers(source, model, images, passes=2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_images_with_nan_are_refused_at_their_first_batch_and_no_weight_becomes_nan(source):
+    model, read = from_vit(source), []
+
+    class Images(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                read.append(batch)
+                yield batch
+
+    images = Images([torch.randn(2, 3, 32, 32), torch.full((2, 3, 32, 32), torch.nan), torch.randn(2, 3, 32, 32)])
+    with pytest.raises(InputError, match=r"^blocks\.0\.attn has NaN or infinite values on the `images`"):
+        distill_layers(source, model, images)
+    assert len(read) == 2
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_float16_is_refused(source):

@@ -62,7 +62,7 @@ def test_the_plain_weights_of_every_family_are_refused(family, attn):
 
 def test_weights_of_another_split_of_the_branches_are_refused(tiny_model):
     halves, uneven = tiny_model(branch_dims=(8, 8)), tiny_model(branch_dims=(12, 4))
-    with pytest.raises(RuntimeError, match=rf"attn\.qkv\.weight {OTHER_KIND}: branch_widths only in one of them"):
+    with pytest.raises(RuntimeError, match=rf"attn\.qkv\.weight {OTHER_KIND}: only one of the two has branch_widths"):
         uneven.load_state_dict(halves.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match=r"branch_dims is \(8, 8\) in this layer and \(12, 4\) in the checkpoint"):
         halves.load_state_dict(uneven.state_dict(), strict=False)
@@ -71,9 +71,9 @@ def test_weights_of_another_split_of_the_branches_are_refused(tiny_model):
 def test_weights_with_and_without_a_head_norm_or_a_number_for_lambda_are_told_apart(tiny_model):
     paper = tiny_model(head_norm=True, lambda_init="schedule", branch_dims=(8, 8))
     converted = tiny_model(branch_dims=(8, 8))
-    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: lambda_init, sub_norm\.weight only in one of them"):
+    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: only one of the two has lambda_init, sub_norm\.weight"):
         converted.load_state_dict(paper.state_dict(), strict=False)
-    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: sub_norm\.weight only in one of them"):
+    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: only one of the two has sub_norm\.weight"):
         paper.load_state_dict(converted.state_dict(), strict=False)
 
 
@@ -87,7 +87,7 @@ def test_weights_of_another_version_are_refused(tiny_model):
 def test_weights_without_the_order_of_the_channels_are_refused():
     model = from_vit(make_family("EVA-02"))
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("channel_order")}
-    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: channel_order only in one of them"):
+    with pytest.raises(RuntimeError, match=rf"{OTHER_KIND}: only one of the two has channel_order"):
         model.load_state_dict(weights, strict=False)
 
 

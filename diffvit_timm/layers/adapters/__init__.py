@@ -24,7 +24,7 @@ from timm.models.vision_transformer_relpos import RelPosAttention
 from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import Tensor, nn
 
-from ..base import DifferentialLayer
+from ..base import QUERY_PROJECTIONS, DifferentialLayer
 from . import gemma4, parallel, relative, vit
 from .projections import output_projection
 from .timm_differential import TIMM_DIFFERENTIAL
@@ -102,8 +102,8 @@ ADAPTERS: dict[type[nn.Module], Adapter] = {
 # Attention that pools the tokens of the last layer. It is not self-attention, and remains plain.
 POOLING = (AttentionPoolLatent, AttentionPoolPrr)
 
-# Names of the projections of attention layers in timm.
-PROJECTIONS = ("qkv", "qk", "q", "q_proj", "in_proj", "proj")
+# Names of projections by which a layer is recognised as attention, also if its class has no adapter.
+PROJECTIONS = (*QUERY_PROJECTIONS, "qk", "q", "proj")
 
 # Why a class has no adapter, by the name of the class.
 REASONS = {

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base import FUSED_PROJECTIONS, OUTPUT_PROJECTIONS
+
 __all__ = [
     "input_projections",
     "merge_heads",
@@ -21,8 +23,6 @@ __all__ = [
     "split_qkv",
     "write_qkv",
 ]
-
-OUTPUT_PROJECTIONS = ("proj", "o_proj", "attn_out_proj", "out_proj")
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -54,7 +54,7 @@ def merge_heads(heads: Tensor) -> Tensor:
 
 def input_projections(layer: Any) -> list[nn.Linear]:
     """Return the Linear layers that project the tokens to queries, keys and values: one or three."""
-    for name in ("qkv", "in_proj"):
+    for name in FUSED_PROJECTIONS:
         if getattr(layer, name, None) is not None:
             return [getattr(layer, name)]
     # The Linear is a part of Gemma's projections, which may clip their inputs and outputs.
