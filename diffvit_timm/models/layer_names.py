@@ -7,6 +7,7 @@ A layer of timm.layers or torch.nn is written as its name, and functools.partial
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import timm.layers
@@ -30,19 +31,41 @@ LAYERS = {
 
 
 def names_layer(value: Any) -> bool:
-    """Return whether a value of a config is the name of a layer, or the dictionary of a partial."""
+    """Return whether a value of a config names a layer.
+
+    Args:
+        value: any value; the name of a layer is a string, and that of a partial a dictionary with the entry 'layer'.
+    """
     name = value.get("layer") if isinstance(value, dict) else value
     return isinstance(name, str) and name in LAYERS
 
 
 def encode_layers(args: dict[str, Any]) -> dict[str, Any]:
-    """Write the layers among arguments by name. Classes from elsewhere do not change."""
-    return {name: _encode(value) for name, value in args.items()}
+    """Replace the layers by their names, in all arguments whose names end in `_layer`.
+
+    Args:
+        args: arguments of timm.create_model.
+
+    Returns:
+        The arguments. Layers that are neither in timm.layers nor in torch.nn do not change.
+    """
+    return _map_layers(_encode, args)
 
 
 def decode_layers(args: dict[str, Any]) -> dict[str, Any]:
-    """Replace the names of layers by the layers, in all arguments whose names end in `_layer`."""
-    return {name: _decode(value) if name.endswith("_layer") else value for name, value in args.items()}
+    """Replace the names of layers by the layers, in all arguments whose names end in `_layer`.
+
+    Args:
+        args: arguments of timm.create_model, or of a saved config.
+
+    Returns:
+        The arguments. Values that name no layer of timm.layers or torch.nn do not change.
+    """
+    return _map_layers(_decode, args)
+
+
+def _map_layers(convert: Callable[[Any], Any], args: dict[str, Any]) -> dict[str, Any]:
+    return {name: convert(value) if name.endswith("_layer") else value for name, value in args.items()}
 
 
 def _encode(value: Any) -> Any:

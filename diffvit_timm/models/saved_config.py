@@ -1,4 +1,4 @@
-"""The config.json of a saved model. A stranger may have written it, so it is checked before a network is built."""
+"""The config.json of a saved model. It is untrusted, so it is checked before a network is built."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ __all__ = ["check_config", "read_label_names"]
 
 MAX_FILE_SIZE = 2**24  # bytes
 MAX_NUMBER = 10**6  # largest whole number in model_args
-MAX_DEPTH = 1000  # most blocks; timm builds lists of their settings before it builds any of them
+MAX_DEPTH = 1000  # largest number of blocks; timm builds per-block lists before the first block
 MAX_SIDE = 4096  # largest height and width of the images, in pixels
 
 # Entries of model_args that must be positive whole numbers, or lists of them.
@@ -137,14 +137,14 @@ def _check_arguments(args: dict[str, Any], settings: dict[str, Any]) -> None:
     """Check the arguments of the architecture, as far as their names and sizes tell."""
     for name, value in args.items():
         if not _is_moderate(value):
-            raise _wrong(name, value, f"finite, and not beyond {MAX_NUMBER:,}")
+            raise _wrong(name, value, f"finite, and whole numbers at most {MAX_NUMBER:,} in size")
         values = value if isinstance(value, list) else [value]
         if name in COUNTS and value is not None and not (values and all(map(_is_whole, values))):
             raise _wrong(name, value, "a positive whole number")
         if name in LIMITS and value is not None and max(values) > LIMITS[name]:
             raise _wrong(name, value, f"at most {LIMITS[name]:,}")
     classes = args.get("num_classes")
-    # timm does not insist on all tensors if the two differ, so a file without them would load.
+    # If the two differ, timm loads non-strictly, and a file with missing tensors would load silently.
     if classes is not None and classes != settings.get("num_classes", classes):
         raise _wrong("model_args.num_classes", classes, f"equal to num_classes={settings['num_classes']}")
     base = args.get("base")

@@ -30,6 +30,8 @@ def test_classes_and_partials_are_written_by_name_and_read_again():
     assert read["norm_layer"].func is RmsNorm
     assert read["norm_layer"].keywords == {"eps": 1e-5}
     assert (read["pool_layer"], read["weight_init"]) == ("gelu", "Linear")
+    others = {"weight_init": nn.Linear}  # only arguments named *_layer are read again, so only they are written
+    assert encode_layers(others) == others
     for layer in (nn.LayerNorm, LayerNorm, nn.GELU):
         assert decode_layers(encode_layers({"norm_layer": layer}))["norm_layer"] is layer
     copied = decode_layers(encode_layers({"mlp_layer": copy.deepcopy(SwiGLUPacked)}))["mlp_layer"]
