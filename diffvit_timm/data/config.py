@@ -31,7 +31,7 @@ class DatasetConfig(CheckedOptions):
     dataset: str
     """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images."""
     dataset_config: str | None = None
-    """Configuration of a dataset that has several, as its page on the Hub or its README.md names them."""
+    """Dataset configuration, as named on its Hub page or in its README.md; needed if there are several."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     label_column: str = "label"

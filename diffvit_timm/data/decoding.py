@@ -15,7 +15,7 @@ __all__ = ["decode_image"]
 
 MAX_ASPECT = 1000  # longest side / shortest side; resizing a longer image to the height of a model fills the memory
 
-# What turns an image upright, by its EXIF orientation.
+# Transposition that turns an image upright, by EXIF orientation.
 TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -40,8 +40,8 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
         where: name of the image in the error, if it is not a file of its own.
 
     Raises:
-        InputError: the image is empty, cannot be decoded, is transparent everywhere, has pixels of 32 bits or 12 bits
-            per colour, more than 1,000 times the width in height or vice versa, or more pixels than Pillow's limit.
+        InputError: the image is empty, broken or fully transparent; its pixels have 32 bits, or its colours 12 bits in
+            16; one side is more than 1,000 times the other; or it exceeds Pillow's pixel limit.
     """
     if image is None or not (image["bytes"] or image["path"]):
         raise InputError(f"{where} is empty: leave it out")
@@ -52,6 +52,7 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
             opened.load()
             if is_deep_colour and not opened.mode.startswith("I"):
                 _check_deep_colour(opened)
+                _shorten_transparent_colour(opened)
             return _opaque(_eight_bits(_upright(opened))).convert(mode)
     except Exception as error:  # decoders raise anything: struct.error, MemoryError, AssertionError, ...
         name = where if not image["path"] else f"{where} ({image['path']})" if image["bytes"] else image["path"]
@@ -59,17 +60,23 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
 
 
 def _check_aspect_ratio(width: int, height: int) -> None:
-    """Refuse stripes."""
+    """Refuse extreme aspect ratios."""
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"of its {width} x {height} pixels, one side is more than {MAX_ASPECT} times the other")
+        raise ValueError(
+            f"it has {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the shorter"
+        )
 
 
 def _check_deep_colour(image: Image.Image) -> None:
     """Refuse colours of 12 bits in a 16-bit file: Pillow divides colours of 16 bits by 256, so they would be black."""
     if 0 < max(high for _, high in image.convert("RGB").getextrema()) < 16:  # type: ignore[misc]
         raise ValueError("its colours use at most 12 of 16 bits: save it with 8 bits per channel")
+
+
+def _shorten_transparent_colour(image: Image.Image) -> None:
+    """Divide the transparent colour of 16 bits by 256, in place, as Pillow divides the colours."""
     if isinstance(colour := image.info.get("transparency"), tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in colour)  # the transparent colour, which has 16 bits
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -110,4 +117,6 @@ def _reason(error: Exception) -> str:
     """Return the text of a decoder's error in one line."""
     if isinstance(error, UnidentifiedImageError):  # its text has the address of the bytes
         return "no format that Pillow reads"
+    if isinstance(error, MemoryError):  # decoders raise it for a damaged header, too
+        return "the memory is too small for it, or it is damaged"
     return " ".join(str(error).split()) or type(error).__name__

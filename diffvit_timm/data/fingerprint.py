@@ -25,8 +25,8 @@ ROWS = 1000  # per batch that is read to learn the sizes of the images
 def fingerprint(split: "Dataset | Stream") -> str:
     """Return a fingerprint of the images and labels of a split, which does not depend on where the files are.
 
-    For a stored split it contains all labels, the size in bytes of each image, and the bytes of SAMPLE images, evenly
-    spaced: reading all bytes of a large dataset would take hours. For a stream it contains the number of shards and the
+    For a stored split it covers all labels, the size in bytes of each image, and the bytes of SAMPLE images, evenly
+    spaced: reading all bytes of a large dataset would take hours. For a stream it covers the number of shards and the
     first STREAM_SAMPLE images and labels.
 
     Args:
@@ -50,7 +50,7 @@ def fingerprint(split: "Dataset | Stream") -> str:
 
 
 def shared_images(splits: dict[str, "Dataset"]) -> dict[tuple[str, str], int]:
-    """Count the different images that two splits have in common, to the byte.
+    """Count the distinct byte-identical images of every two splits.
 
     Only images of equal sizes in bytes are read.
 

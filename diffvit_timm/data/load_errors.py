@@ -1,4 +1,4 @@
-"""The errors of `datasets` while it loads a dataset, in one line with the cause and what the user can do."""
+"""Turn errors of `datasets` into one line with the cause and the fix."""
 
 import contextlib
 import re
@@ -32,7 +32,7 @@ def load_errors(name: str, dataset_config: str | None = None, parameter: str = "
         yield
     except InputError:
         raise
-    except Exception as error:  # datasets lets those of the network, of pyarrow, of YAML and of its own files pass
+    except Exception as error:  # `datasets` does not wrap errors of the network, pyarrow or YAML
         given = f"`{parameter}={name}`"
         is_folder = Path(name).expanduser().is_dir()
         raise InputError(

@@ -1,10 +1,11 @@
 """Training images that are streamed, for datasets that do not fit on the disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import default_collate
 
 from ..errors import InputError
@@ -15,7 +16,7 @@ from .images import MODES
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-__all__ = ["Stream", "StreamedImages", "checked_stream"]
+__all__ = ["Stream", "StreamedImages"]
 
 BUFFER = 2048  # undecoded images in the shuffle buffer, from which the next image is drawn at random
 BUFFER_FILES = 10  # number of files that fill the buffer; with a single file, datasets waits five seconds at its end
@@ -51,7 +52,7 @@ class StreamedImages:
     def __init__(self, stream: Stream, transform: Transform, in_chans: int = 3, seed: int = 0) -> None:
         shards = min(BUFFER_FILES, stream.rows.num_shards)
         shuffled = stream.rows.shuffle(seed=seed, buffer_size=BUFFER, max_buffer_input_shards=shards)
-        self.rows = shuffled.repeat(None).map(_add_position, with_indices=True)
+        self.rows = CheckedRows(shuffled.repeat(None).map(_add_position, with_indices=True))
         self.length = len(stream)
         self.transform = transform
         self.mode = MODES[in_chans]
@@ -78,17 +79,31 @@ def _add_position(row: dict[str, Any], position: int) -> dict[str, Any]:
     return {**row, "position": position}
 
 
-def checked_stream(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the batches of a stream, and turn the errors of reading it into one line.
+class CheckedRows(TorchIterableDataset):
+    """The rows of a stream, for a DataLoader. Only the errors of reading them become one line.
 
-    Raises:
-        InputError: an image does not decode, a file is damaged, or the network fails.
+    Args:
+        rows: rows of `datasets`, which share their files among the workers of a DataLoader.
     """
-    try:
-        yield from batches
-    except InputError:
-        raise
-    except Exception as error:  # of pyarrow, datasets, fsspec or the network, perhaps with the traceback of a worker
-        lines = str(error).split("\n")
-        reason = next((line for line in reversed(lines) if line.strip()), type(error).__name__)
-        raise InputError(f"the stream of training images cannot be read ({reason}): check its files") from error
+
+    def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the rows.
+
+        Raises:
+            InputError: a file is damaged, or the network fails.
+        """
+        rows = iter(self.rows)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # of pyarrow, datasets, fsspec or the network
+                lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+                raise InputError(
+                    f"the stream of training images cannot be read ({lines[-1]}): check its files and the network"
+                ) from error
+            yield row

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images import ImageDataset, SmallImages
 from ..data.sampler import RepeatedSampler
-from ..data.stream import StreamedImages, checked_stream
+from ..data.stream import StreamedImages
 from ..errors import InputError
 from .config import TrainConfig
 
@@ -67,7 +67,7 @@ class TrainingBatches:
             self.images.set_epoch(epoch)  # the augmentation: accelerate forgets the dataset of a sharded sampler
             return self._skip(done)
         if self.stream is None:
-            self.stream = checked_stream(self._skip(epoch * self.per_epoch + done))
+            self.stream = self._skip(epoch * self.per_epoch + done)
         return self.stream
 
     def _skip(self, done: int) -> Iterator:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from diffvit_timm.data.augment import train_transform
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.images import ImageDataset
-from diffvit_timm.data.stream import Stream, StreamedImages, checked_stream
+from diffvit_timm.data.stream import CheckedRows, Stream, StreamedImages
 from diffvit_timm.errors import InputError
 
 CONFIG = dict(
@@ -116,17 +116,26 @@ def test_a_bad_test_image_beside_a_stream_is_an_input_error_that_names_it(stream
     assert str(caught.value).startswith(f"{name} {reason}")
 
 
-@pytest.mark.parametrize(
-    "error", [pa.ArrowInvalid("Caught it in a worker\nTraceback\nthe footer is broken"), OSError()]
-)
+@pytest.mark.parametrize("error", [pa.ArrowInvalid("Couldn't read\nthe footer is broken"), OSError()])
 def test_a_damaged_file_of_a_stream_is_one_line(error):
-    def batches():
-        yield 1
+    def rows():
+        yield {"label": 1}
         raise error
 
-    stream = checked_stream(batches())
-    assert next(stream) == 1
+    stream = iter(CheckedRows(rows()))
+    assert next(stream) == {"label": 1}
     reason = "the footer is broken" if str(error) else "OSError"
     with pytest.raises(InputError) as caught:
         next(stream)
-    assert str(caught.value) == f"the stream of training images cannot be read ({reason}): check its files"
+    text = f"the stream of training images cannot be read ({reason}): check its files and the network"
+    assert str(caught.value) == text
+    assert list(CheckedRows([{"label": 1}])) == [{"label": 1}]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_transform_is_not_blamed_on_the_files_of_a_stream(streamed, workers):
+    def broken(image, seed):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        read(StreamedImages(streamed.train, broken), 1, workers)

@@ -41,7 +41,7 @@ class Options(CheckedOptions):
     images: str | None = None
     """Images to calibrate and report on: a folder, or a dataset on the Hub (its train split)."""
     dataset_config: str | None = None
-    """Configuration of a dataset that has several, as its page on the Hub or its README.md names them."""
+    """Dataset configuration, as named on its Hub page or in its README.md; needed if there are several."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     calibration_images: int = 256
