@@ -25,7 +25,21 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     No text is read as a formula. Characters that no installed font has are written as escapes, and titles that are too
     long for their place are broken, also within a word; the figure grows by the new lines.
+
+    Args:
+        figure: figure to save; its texts and its height are changed in place.
+        path: file to write.
+
+    Raises:
+        OSError: the file cannot be written.
     """
+    _set_drawable_texts(figure)
+    _wrap_titles(figure)
+    figure.savefig(path, dpi=DPI)
+
+
+def _set_drawable_texts(figure: Figure) -> None:
+    """Draw every text as it is, with the fonts that it needs."""
     for axis in figure.findobj(Axis):
         names = [label.get_text() for label in axis.get_ticklabels()]
         if isinstance(axis.get_major_locator(), FixedLocator) and any(names):  # matplotlib would write them again
@@ -35,14 +49,17 @@ def save_figure(figure: Figure, path: Path) -> None:
             text.set_parse_math(False)
             text.set_text(_drawable(text.get_text()))
             text.set_fontfamily(["sans-serif", *_other_families(text.get_text())])
+
+
+def _wrap_titles(figure: Figure) -> None:
+    """Break the long lines of titles and legends; the figure grows by the height of the new lines."""
     width = figure.get_figwidth()
     title = figure._suptitle  # type: ignore[attr-defined]
     added_height = _break_lines(title, width) if title else 0.0
     panels = [(axes.title, axes.get_position().width * width) for axes in figure.axes]
-    added_height += max((_break_lines(name, PANEL_PITCH * panel) for name, panel in panels), default=0.0)
+    added_height += max((_break_lines(text, PANEL_PITCH * panel) for text, panel in panels), default=0.0)
     added_height += sum(_break_lines(text, 0.9 * width) for legend in figure.legends for text in legend.get_texts())
     figure.set_figheight(figure.get_figheight() + added_height)
-    figure.savefig(path, dpi=DPI)
 
 
 def legend_label(name: str) -> str:

@@ -1,7 +1,10 @@
 """Names are drawn as they are, whatever characters they have, and stay within the figure."""
 
+import types
+
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -88,10 +91,28 @@ def test_characters_that_no_font_has_are_escapes_and_others_come_from_another_fo
     assert text.get_fontfamily() == ["sans-serif", "STIXGeneral"]
 
 
-def test_the_default_font_has_the_letters_of_many_scripts_and_the_last_resort_none():
+def test_the_default_font_has_the_letters_of_many_scripts():
     for letter in "aß$\N{GREEK SMALL LETTER ALPHA}\N{CYRILLIC SMALL LETTER YA}\N{MINUS SIGN}":
         assert _family(letter) == ""
-    assert _family("\N{CJK UNIFIED IDEOGRAPH-732B}") != "Last Resort High-Efficiency"
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("Last Resort High-Efficiency", None), ("cmex10", None), ("A text font", "A text font")]
+)
+def test_a_character_is_taken_from_a_text_font_and_not_from_the_last_resort(name, family, monkeypatch):
+    character = "\N{CJK UNIFIED IDEOGRAPH-72AC}"
+
+    class Font:
+        def __init__(self, path):
+            self.path = path
+
+        def get_char_index(self, code):
+            return int(self.path == "font-with-it")
+
+    manager = types.SimpleNamespace(ttflist=[types.SimpleNamespace(name=name, fname="font-with-it")])
+    monkeypatch.setattr(font_manager, "fontManager", manager)
+    monkeypatch.setattr(font_manager, "get_font", Font)
+    assert _family.__wrapped__(character) == family
 
 
 def test_a_line_whose_name_starts_with_an_underscore_is_in_the_legend(tmp_path):
