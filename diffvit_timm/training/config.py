@@ -92,9 +92,9 @@ class OptimConfig(CheckedOptions):
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0: never."""
     batch_size: int = 32
-    """Images per update and process, over all accumulation steps; accelerate's batch size is that of one step."""
+    """Batch size per process, summed over accumulation steps (accelerate: per step)."""
     grad_accum: int = 1
-    """Accumulation steps, which divide batch_size (accelerate's multiply it); raised if the GPU runs out of memory."""
+    """Accumulation steps per update, which split batch_size; raised automatically if the GPU runs out of memory."""
     opt: Optimizer = "adamw"
     """timm's optimizer; nmuon, with a larger learning rate, learns several times faster from scratch."""
     lr: float = 5e-4

@@ -26,7 +26,7 @@ class Options(CheckedOptions):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """File to write, new: .onnx or .pt2. ONNX weights beyond about 1.5 GB are beside it, in OUT.data: keep both."""
+    """New file, .onnx or .pt2. ONNX weights above about 1.5 GB go into OUT.data; keep both files together."""
     form: Format = "onnx"
     """onnx; onnx_int8: ONNX with matrix products in 8 bits; pt2: torch.export."""
     pretrained: bool = True

@@ -28,6 +28,10 @@ def main(argv: list[str]) -> None:
 
     Args:
         argv: path of the script, and its arguments.
+
+    Raises:
+        SystemExit: the help was asked for (0), or the path is missing or is not a file (2); also what the script
+            raises.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: diffvit timm SCRIPT [ARGS ...]\n\n{(__doc__ or '').strip()}\n{USAGE}", end="")

@@ -8,8 +8,8 @@
     diffvit train --config cifar10_micro                      # from scratch
     accelerate launch -m diffvit_timm train --config pets     # on several GPUs
 
-Images are turned upright by their EXIF orientation, and transparent pixels become white. Greys of 16 bits are read as
-12 bits if none of them exceeds 4095. Of animations and files with several pages, the first picture is used.
+Images are turned upright by their EXIF orientation, and transparent pixels become white. 16-bit greyscale images whose
+values are all at most 4095 are read as 12-bit images. Animations and multi-page files give their first frame.
 
 The training uses the GPU if there is one. --config takes the name of a preset, or a YAML file with a line such as
 "lr: 0.001" per option; the other options override it. A preset gives --dataset and --model, and changes some of the
