@@ -13,7 +13,16 @@ from .. import files
 from ..inspection.colours import ATTENTION
 from ..inspection.saving import save_figure
 
-__all__ = ["Run", "Summary", "difference", "mean_interval", "plot_study", "summarise", "write_csv"]
+__all__ = [
+    "Run",
+    "Summary",
+    "difference",
+    "mean_interval",
+    "paired_differences",
+    "plot_study",
+    "summarise",
+    "write_csv",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +89,19 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.mean(values), half
 
 
+def paired_differences(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+    """Return accuracy(runs) - accuracy(others) for each seed that both groups have, in the order of `runs`.
+
+    Raises:
+        ValueError: the groups have no seed in common.
+    """
+    accuracies = {run.seed: run.accuracy for run in others}
+    differences = [run.accuracy - accuracies[run.seed] for run in runs if run.seed in accuracies]
+    if not differences:
+        raise ValueError("the two groups of runs have no seed in common")
+    return differences
+
+
 def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float | None, int]:
     """Compare the accuracy of two groups of runs, paired by seed. Seeds that only one group has are left out.
 
@@ -94,10 +116,7 @@ def difference(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float
     Raises:
         ValueError: the groups have no seed in common.
     """
-    accuracies = {run.seed: run.accuracy for run in others}
-    differences = [run.accuracy - accuracies[run.seed] for run in runs if run.seed in accuracies]
-    if not differences:
-        raise ValueError("the two groups of runs have no seed in common")
+    differences = paired_differences(runs, others)
     return *mean_interval(differences), len(differences)
 
 
