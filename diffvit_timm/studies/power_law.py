@@ -3,25 +3,19 @@
 Paper: `Kaplan et al. 2020` - https://arxiv.org/abs/2001.08361, L(N) = a N^-b
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from scipy.stats import f, t
-from timm.models import get_model_input_config
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..inspection.colours import ATTENTION
 from ..inspection.saving import save_figure
-from .timing import explicit_maps
 
-__all__ = ["MIN_SIZES", "LossRatio", "Point", "PowerLaw", "count_flops", "fit_power_law", "loss_ratio", "plot_scaling"]
+__all__ = ["MIN_SIZES", "LossRatio", "Point", "PowerLaw", "fit_power_law", "loss_ratio", "plot_scaling"]
 
 MIN_SIZES = 4  # model sizes per fit: the two parameters of a power law fit fewer sizes too easily
 
@@ -80,21 +74,6 @@ class PowerLaw:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.scale * x**-self.exponent
-
-
-def count_flops(model: Any) -> int:
-    """Count the FLOPs of a forward pass for one image with torch's FLOP counter.
-
-    Args:
-        model: a model from timm.create_model; it is not changed.
-    """
-    image = torch.zeros(1, *get_model_input_config(model)["input_size"], device=next(model.parameters()).device)
-    # Without gradients, because the counter fails on a parameter that is expanded.
-    counted = copy.deepcopy(model).eval().requires_grad_(False)
-    # With explicit attention maps, because the counter ignores operators that it does not know, such as our kernels.
-    with explicit_maps(counted), FlopCounterMode(display=False) as counter:
-        counted(image)
-    return counter.get_total_flops()
 
 
 def fit_power_law(points: Sequence[Point], axis: str) -> PowerLaw | None:

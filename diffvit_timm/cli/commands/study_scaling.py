@@ -18,7 +18,8 @@ import tyro
 
 from ...console import log0
 from ...files import write_atomically
-from ...studies.power_law import MIN_SIZES, Point, count_flops, plot_scaling
+from ...studies.flops import forward_flops
+from ...studies.power_law import MIN_SIZES, Point, plot_scaling
 from ...studies.runs import SCRATCH, check_complete, train_all
 from ...studies.scaling import ScalingConfig, fit_points, plan_scaling
 from ...training.config import TrainConfig
@@ -34,7 +35,7 @@ def main(options: Options) -> dict:
     plan, folder = plan_scaling(options), options.folder("scaling")
     for size, config, result, model in train_all(plan):
         parameters = sum(p.numel() for p in model.parameters())
-        figures = parameters, count_flops(model), result["test_loss"], result["test_accuracy"]
+        figures = parameters, forward_flops(model), result["test_loss"], result["test_accuracy"]
         points.append(Point(size, result["attn"], config.run.seed, *figures))
         _write(folder, points)
     log0("\nOne row per training. MFLOPs: of the forward pass of one image. Test loss: cross-entropy, nats.")
