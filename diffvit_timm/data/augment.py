@@ -35,7 +35,8 @@ class SeededCompose:
         self.compose = compose
         self.prepare = prepare
 
-    def __call__(self, image: Image.Image, seed: int) -> torch.Tensor:
+    def __call__(self, image: Any, seed: int) -> Any:
+        """Transform a PIL image, or an array (H, W, C) if there is no `prepare`; returns what the pipeline makes."""
         # One seed per transform: Compose.set_random_seed gives the same seed to all of them, and then all transforms
         # with p=0.5 would be applied to the same images.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.compose.transforms))
@@ -61,7 +62,7 @@ def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) ->
     steps = parse_policy(policy)
     if not steps:
         return eval_transform(data_config)
-    _refuse_albumentationsx()
+    refuse_albumentationsx()
     from .policies import pipeline  # not above: albumentations is slow to import
 
     prepare = None if "crop" in steps else create_transform(**data_config, is_training=False, normalize=False)
@@ -82,7 +83,7 @@ def _ignore_seed(transform: Callable[[Image.Image], torch.Tensor], image: Image.
     return transform(image)  # a module-level function: a lambda could not be pickled for the loader's workers
 
 
-def _refuse_albumentationsx() -> None:
+def refuse_albumentationsx() -> None:
     """Raise an error for AlbumentationsX, a fork that is imported as albumentations but has another licence."""
     try:
         metadata.distribution("albumentationsx")
