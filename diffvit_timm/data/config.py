@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import require_at_least
+from ..errors import InputError, require_at_least
 from ..options import CheckedOptions
 from .steps import parse_policy
 
@@ -21,7 +21,10 @@ SHORT_NAMES: dict[str, dict[str, Any]] = {
     "mnist": {"dataset": "ylecun/mnist"},
     "fashion_mnist": {"dataset": "zalando-datasets/fashion_mnist"},
     "bach": {"dataset": "1aurent/BACH", "test_share": 0.25},  # the images of its test split have no labels
+    "clutter": {"dataset": "ylecun/mnist+clutter"},
 }
+
+CLUTTER = "+clutter"  # end of the name of a dataset of digits that are put among distractors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,8 @@ class DatasetConfig(CheckedOptions):
     """Where the images and labels come from. Every command that reads a dataset has these options."""
 
     dataset: str
-    """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images."""
+    """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images.
+    clutter is mnist among pieces of other digits; FOLDER+clutter makes the same of your grey images."""
     dataset_config: str | None = None
     """Dataset configuration, as named on its Hub page or in its README.md; needed if there are several."""
     image_column: str = "auto"
@@ -51,11 +55,21 @@ class DatasetConfig(CheckedOptions):
         self.require("test_share", 0 <= self.test_share < 1, "must be in [0, 1)")
 
     def load(self, stream: int = 0) -> "Splits":
-        """Load the splits; arguments and errors as in `load_splits`."""
+        """Load the splits; arguments and errors as in `load_splits` and `clutter_splits`."""
         from .datasets import load_splits  # not above: parsing options does not need datasets
 
+        name, has_clutter = self.dataset, False
+        if name.endswith(CLUTTER) and not Path(name).is_dir():
+            name, has_clutter = name.removesuffix(CLUTTER), True
+            if stream:
+                raise InputError(f"`stream={stream}`: `dataset={self.dataset}` needs stored images: leave it out")
         columns = self.image_column, self.label_column
-        return load_splits(self.dataset, *columns, stream, self.test_share, self.group_column, self.dataset_config)
+        splits = load_splits(name, *columns, stream, self.test_share, self.group_column, self.dataset_config)
+        if not has_clutter:
+            return splits
+        from .clutter import clutter_splits
+
+        return clutter_splits(splits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from diffvit_timm.errors import InputError
         ("mnist", "ylecun/mnist", "label", 0.0),
         ("fashion_mnist", "zalando-datasets/fashion_mnist", "label", 0.0),
         ("bach", "1aurent/BACH", "label", 0.25),
+        ("clutter", "ylecun/mnist+clutter", "label", 0.0),
     ],
 )
 def test_a_short_name_is_replaced_by_the_options_it_stands_for(kind, name, dataset, label_column, test_share):
@@ -25,7 +26,7 @@ def test_a_short_name_is_replaced_by_the_options_it_stands_for(kind, name, datas
 
 
 def test_every_short_name_is_tested_and_none_stands_for_another():
-    assert set(SHORT_NAMES) == {"pets", "cifar10", "cifar100", "mnist", "fashion_mnist", "bach"}
+    assert set(SHORT_NAMES) == {"pets", "cifar10", "cifar100", "mnist", "fashion_mnist", "bach", "clutter"}
     assert not {options["dataset"] for options in SHORT_NAMES.values()} & set(SHORT_NAMES)
 
 
