@@ -36,7 +36,7 @@ class SeededCompose:
         self.prepare = prepare
 
     def __call__(self, image: Any, seed: int) -> Any:
-        """Transform a PIL image, or an array (H, W, C) if there is no `prepare`; returns what the pipeline makes."""
+        """Transform a PIL image, or an array (H, W, C) if there is no `prepare`; returns the pipeline's output."""
         # One seed per transform: Compose.set_random_seed gives the same seed to all of them, and then all transforms
         # with p=0.5 would be applied to the same images.
         seeds = np.random.SeedSequence(seed).generate_state(len(self.compose.transforms))

@@ -89,7 +89,10 @@ def _decoded(split: "Dataset", side: int) -> np.ndarray:
         raise InputError("`dataset` has images of several sizes: clutter needs digits of one size")
     height, width = decoded.shape[-2:]
     if max(height, width) > side:
-        raise InputError(f"`side={side}` is smaller than the digits of {height} x {width} pixels: raise it")
+        raise InputError(
+            f"`dataset` has images of {height} x {width} pixels, which do not fit on the field: take images of at most "
+            f"{side} x {side} pixels, or raise `side={side}`"
+        )
     return decoded[:, 0].numpy()
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, require_at_least
+from ..errors import require_at_least
 from ..options import CheckedOptions
 from .steps import parse_policy
 
@@ -33,7 +33,7 @@ class DatasetConfig(CheckedOptions):
 
     dataset: str
     """Dataset on the Hub (or pets, cifar10, cifar100, mnist, fashion_mnist, bach), or a folder of parquet or images.
-    clutter is mnist among pieces of other digits; FOLDER+clutter makes the same of your grey images."""
+    clutter: mnist among pieces of other digits; FOLDER+clutter: the same for your own digits."""
     dataset_config: str | None = None
     """Dataset configuration, as named on its Hub page or in its README.md; needed if there are several."""
     image_column: str = "auto"
@@ -58,18 +58,19 @@ class DatasetConfig(CheckedOptions):
         """Load the splits; arguments and errors as in `load_splits` and `clutter_splits`."""
         from .datasets import load_splits  # not above: parsing options does not need datasets
 
-        name, has_clutter = self.dataset, False
-        if name.endswith(CLUTTER) and not Path(name).is_dir():
-            name, has_clutter = name.removesuffix(CLUTTER), True
-            if stream:
-                raise InputError(f"`stream={stream}`: `dataset={self.dataset}` needs stored images: leave it out")
+        name = self.dataset.removesuffix(CLUTTER) if self.has_clutter else self.dataset
         columns = self.image_column, self.label_column
         splits = load_splits(name, *columns, stream, self.test_share, self.group_column, self.dataset_config)
-        if not has_clutter:
+        if not self.has_clutter:
             return splits
         from .clutter import clutter_splits
 
         return clutter_splits(splits)
+
+    @property
+    def has_clutter(self) -> bool:
+        """Whether the images are put among distractors."""
+        return self.dataset.endswith(CLUTTER) and not Path(self.dataset).is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ class DataConfig(DatasetConfig):
         crops = "crop" in parse_policy(self.augment)
         self.require("crop_scale", crops or self.is_default("crop_scale"), "has no effect without `augment=crop`")
         if self.stream:
+            self.require("dataset", not self.has_clutter, "needs stored images: leave out `stream`")
             for name in (
                 "max_train_samples", "repeated_augmentation", "test_share", "group_column", "label_noise", "input_noise"
             ):  # fmt: skip

@@ -49,7 +49,7 @@ class Comparison:
     verdict: Verdict
 
     def __str__(self) -> str:
-        """Say the comparison in one line."""
+        """Return the comparison in one line."""
         low, high = self.difference - self.half_interval, self.difference + self.half_interval
         words = f"equivalent within ±{self.margin:g}" if self.verdict == "equivalent" else self.verdict
         return (

@@ -26,7 +26,7 @@ from ...data.loading import model_data_config
 from ...errors import InputError, require_at_least, require_device
 from ...files import write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
-from ...options import Options as Checks
+from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.robustness import (
     CLEAN,
@@ -41,7 +41,7 @@ from ...studies.robustness_figures import plot_corruptions, plot_robustness
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(Checks):
+class Options(CheckedOptions):
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """timm model names with their pretrained tags, hf-hub:NAME, folders of weights, or run folders."""
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
