@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from timm import list_pretrained
 from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
@@ -127,9 +128,10 @@ def _reconstruction_args(source: Any, attn: str, settings: dict[str, Any]) -> di
     args = {**encode_layers(getattr(source, "_model_args", {})), "attn": attn, **settings}
     if isinstance(source, DiffVisionTransformer):
         return args
-    cfg = source.pretrained_cfg
-    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
-    return {"base": cfg["architecture"] + tag, **args}
+    base = source.pretrained_cfg["architecture"]
+    tagged = f"{base}.{source.pretrained_cfg.get('tag')}"
+    # The tag of a plain twin is one of this package, which timm's own architecture does not have.
+    return {"base": tagged if tagged in list_pretrained(f"{base}.*") else base, **args}
 
 
 def _keep_first(batches: Iterable[Tensor], limit: int, kept: list[Tensor]) -> Iterator[Tensor]:

@@ -225,6 +225,16 @@ assert "diffvit_timm" not in sys.modules
     subprocess.run([sys.executable, "-c", code, *TWINS], cwd=tmp_path, check=True)
 
 
+def test_a_saved_plain_twin_converts_to_a_network_that_loads(tmp_path):
+    twin = timm.create_model("diffvit_tiny_patch16.deit_in1k", attn="plain", embed_dim=48, depth=2, num_heads=3)
+    save_pretrained(twin, tmp_path / "twin")
+    plain = load_model(str(tmp_path / "twin"))
+    model = from_vit(plain, attn="diff_v2").eval()
+    save_pretrained(model, tmp_path / "converted")
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.equal(load_model(str(tmp_path / "converted")).eval()(images), model(images))
+
+
 @pytest.mark.parametrize("pos_embed", ["learn_2d", "sincos"])
 def test_a_plain_twin_with_a_position_embedding_of_this_package_keeps_its_name(pos_embed, tmp_path):
     twin = timm.create_model("diffvit_nano", attn="plain", pos_embed=pos_embed).eval()
