@@ -93,7 +93,7 @@ class CheckedRows(TorchIterableDataset):
         """Yield the rows.
 
         Raises:
-            InputError: a file is damaged, or the network fails.
+            InputError: a file is damaged, the network fails, or a row is refused.
         """
         rows = iter(self.rows)
         while True:
@@ -101,6 +101,8 @@ class CheckedRows(TorchIterableDataset):
                 row = next(rows)
             except StopIteration:
                 return
+            except InputError:  # of a check of the rows, such as that of their labels
+                raise
             except Exception as error:  # of pyarrow, datasets, fsspec or the network
                 lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 raise InputError(

@@ -132,6 +132,15 @@ def test_a_damaged_file_of_a_stream_is_one_line(error):
     assert list(CheckedRows([{"label": 1}])) == [{"label": 1}]
 
 
+def test_a_row_that_is_refused_keeps_its_message():
+    def rows():
+        raise InputError("row 7 has no label")
+        yield
+
+    with pytest.raises(InputError, match=r"^row 7 has no label$"):
+        next(iter(CheckedRows(rows())))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_a_transform_is_not_blamed_on_the_files_of_a_stream(streamed, workers):
     def broken(image, seed):
