@@ -4,7 +4,7 @@ import hashlib
 import re
 from pathlib import Path
 
-__all__ = ["check_checksums", "check_unchanged", "write_checksums"]
+__all__ = ["CHECKSUMS", "check_checksums", "check_unchanged", "write_checksums"]
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -22,14 +22,14 @@ def check_checksums(folder: Path) -> None:
         folder: folder that `write_checksums` has finished.
 
     Raises:
-        ValueError: a file is missing, damaged or new, or SHA256SUMS is.
+        ValueError: a file that SHA256SUMS lists is missing or damaged, or SHA256SUMS is.
     """
     try:
         text = (folder / CHECKSUMS).read_text()
-        expected = {name: digest for digest, name in re.findall(r"([0-9a-f]{64})  (.+)\n", text)}
-        if expected.keys() != {file.name for file in folder.iterdir()} - {CHECKSUMS}:
-            raise ValueError(f"it does not have the files that {CHECKSUMS} lists")
-        for name, digest in expected.items():
+        lines = re.findall(r"([0-9a-f]{64})  (.+)\n", text)
+        if not lines or "".join(f"{digest}  {name}\n" for digest, name in lines) != text:
+            raise ValueError(f"{CHECKSUMS} is damaged")
+        for digest, name in lines:
             if _sha256(folder / name) != digest:
                 raise ValueError(f"{name} is damaged: it does not have the checksum in {CHECKSUMS}")
     except OSError as error:

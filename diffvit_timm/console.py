@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
+# Environment variables with the rank of a process: of torchrun and accelerate, and of the MPI launchers.
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SECONDS_BETWEEN_LINES = 10.0  # between two progress lines in a log file
 
 ItemT = TypeVar("ItemT")
@@ -88,7 +90,7 @@ def counted(number: int, noun: str) -> str:
 
 def is_main() -> bool:
     """Return whether this is the main process: the only one, or rank 0 of those that a launcher started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in RANKS)
 
 
 def shortened(text: str, length: int = 80) -> str:

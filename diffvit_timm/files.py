@@ -125,7 +125,8 @@ def restore_folder(path: Path) -> None:
     """Restore a folder after the process was killed between the two renames of `atomic_folder`."""
     _, old = _new_and_old(path)
     if old.exists() and not path.exists():
-        old.rename(path)
+        with contextlib.suppress(FileNotFoundError):  # another process of the training was faster
+            old.rename(path)
 
 
 def _new_and_old(path: Path) -> tuple[Path, Path]:

@@ -91,14 +91,14 @@ def flip_a_bit(path):
 )
 def test_every_damage_to_a_folder_with_checksums_is_noticed(summed, name, damage):
     damage(summed / name)
-    with pytest.raises(ValueError, match=r"is damaged|cannot be read|does not have the files|decode"):
+    with pytest.raises(ValueError, match=r"is damaged|cannot be read|decode"):
         check_checksums(summed)
 
 
-def test_a_file_that_came_later_is_noticed(summed):
-    (summed / "extra").touch()
-    with pytest.raises(ValueError, match="does not have the files that SHA256SUMS lists"):
-        check_checksums(summed)
+def test_other_files_in_a_folder_with_checksums_do_no_harm(summed):
+    (summed / ".DS_Store").touch()
+    (summed / "README.md").write_text("mine")
+    check_checksums(summed)
 
 
 @pytest.mark.parametrize("read", [read_json, read_yaml])

@@ -1,6 +1,8 @@
 """Output folders are checked before anything is computed, and belong to one process at a time."""
 
 import contextlib
+import datetime
+import os
 import re
 import socket
 import subprocess
@@ -9,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from filelock import LeaseCompromise
+from filelock import LeaseCompromise, SoftFileLease
 
 from diffvit_timm import output
 from diffvit_timm.errors import InputError
@@ -114,13 +116,39 @@ def test_the_claim_of_another_host_is_taken_over_if_it_is_not_renewed(holder, tm
     assert f"is in use by process {holder.pid} on node-17; waiting up to 2 s" in capsys.readouterr().err
 
 
-def test_a_process_that_lost_its_folder_ends(tmp_path, monkeypatch):
+def test_a_process_that_lost_its_folder_ends(holder, tmp_path, monkeypatch):
     ends = []
     monkeypatch.setattr(output.os, "_exit", ends.append)
-    output._give_up(LeaseCompromise(str(tmp_path / LOCK), "token", "refresh-failed"))
+    lock = tmp_path / "run" / LOCK
+    token = SoftFileLease(lock, lease_duration=output.LEASE).owner.token
+    output._give_up(LeaseCompromise(str(lock), token, "owner-changed"))  # the same lock in a new file
+    output._give_up(LeaseCompromise(str(tmp_path / "gone"), token, "marker-missing"))
     assert not ends
-    output._give_up(LeaseCompromise(str(tmp_path / LOCK), "token", "owner-changed"))
+    output._give_up(LeaseCompromise(str(lock), "another token", "owner-changed"))
     assert ends == [1]
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\x00"])
+def test_a_damaged_lock_that_is_old_is_removed(tmp_path, content, capsys):
+    (tmp_path / LOCK).write_bytes(content)
+    with pytest.raises(InputError, match=f"is in use by another process: .*the lock is {tmp_path / LOCK}"):
+        enter(tmp_path, "train")
+    os.utime(tmp_path / LOCK, (0, 0))
+    with output_folder(tmp_path, "train"):
+        assert f"{tmp_path / LOCK} was damaged and has been removed" in capsys.readouterr().err
+
+
+def test_an_automatic_name_waits_for_nobody(holder, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "_own_host", lambda: "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    now = datetime.datetime.now()
+    monkeypatch.setattr(output.datetime, "datetime", type("Fixed", (), {"now": staticmethod(lambda: now)}))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run").rename(tmp_path / "runs" / f"train-{now:%Y%m%d-%H%M%S}")
+    start = time.monotonic()
+    with output_folder("auto", "train") as path:
+        assert path.name.endswith("-2")
+    assert time.monotonic() - start < 5
 
 
 def test_only_the_main_process_claims(tmp_path, monkeypatch):

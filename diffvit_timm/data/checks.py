@@ -1,6 +1,7 @@
 """Checks before a training: every validation and test image decodes. Images that two splits share cause a warning."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ from huggingface_hub import cached_assets_path
 from torch.utils.data import DataLoader, Dataset
 
 from ..console import counted, log0, track
-from ..files import write_atomically
 from .fingerprint import shared_images
 from .images import decode_image
 from .splits import Splits
@@ -38,15 +38,19 @@ def check_images(splits: Splits, workers: int = 0) -> None:
         InputError: an image that does not decode.
     """
     cached = _cache_file(splits)
-    if cached and cached.is_file():
-        warning = cached.read_text()
-    else:
+    warning = None
+    if cached:
+        with contextlib.suppress(OSError):
+            warning = cached.read_text()
+    if warning is None:
         for role in ("val", "test"):
             _decode_all(getattr(splits, role), role, workers)
         warning = _shared_warning(splits)
         if cached:
             with contextlib.suppress(OSError):  # a full or read-only cache: the check is made again next time
-                write_atomically(cached, warning)
+                own = cached.with_name(f"{cached.name}-{os.getpid()}")  # another job may check the same data
+                own.write_text(warning)
+                own.replace(cached)
     if warning:
         log0(warning)
 

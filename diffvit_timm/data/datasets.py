@@ -202,7 +202,7 @@ def _check_rows(name: str, split: str, data: Dataset, group_column: str | None) 
     if not len(data):
         raise InputError(f"`dataset={name}`: {split} has no images")
     classes = data.features["label"].num_classes
-    for row, label in enumerate(data["label"]):
+    for row, label in enumerate(data["label"][:]):
         if label is None or label < 0:
             advice = ": use another dataset, or test on training images with `test_share=0.25`"
             raise InputError(
@@ -260,7 +260,7 @@ def _divide_stream(
 
 def _check_training_classes(name: str, splits: Splits, group_column: str | None) -> None:
     """Check that every class of the validation and test images also has training images."""
-    missing = sorted({*splits.val["label"], *splits.test["label"]} - {*splits.train["label"]})
+    missing = sorted({*splits.val["label"][:], *splits.test["label"][:]} - {*splits.train["label"][:]})
     if missing:
         reason = f": `group_column={group_column}` has too few groups of it" if group_column else ""
         raise InputError(

@@ -52,10 +52,10 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
     """
     files = sorted(files_below(folder))
-    for path in files:
-        _require_utf8(path, f"`{parameter}={folder}`")
     images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
     images = [image for image in images if _is_image(image)]
+    for image in images:
+        _require_utf8(image.path, f"`{parameter}={folder}`")
     if not images:
         return None
     if all(len(image.parts) == 1 for image in images):
@@ -89,7 +89,12 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
         return
-    for entry in folder.iterdir():
+    try:
+        entries = list(folder.iterdir())
+    except PermissionError:  # such as lost+found
+        log0(f"{folder} cannot be read: it is left out")
+        return
+    for entry in entries:
         if entry.is_dir():
             yield from files_below(entry, (*above, real))
         elif entry.is_file() or entry.is_symlink():  # a link to a missing file is reported when it is read

@@ -75,7 +75,7 @@ def _in_memory(split: "Dataset", steps: tuple[str, ...], model_config: dict, see
     pixels = decode_all(split, model_config["input_size"][0])
     if pixels is None:
         return None
-    return SmallImages(pixels, torch.tensor(split["label"]), steps, model_config["mean"], model_config["std"], seed)
+    return SmallImages(pixels, torch.tensor(split["label"][:]), steps, model_config["mean"], model_config["std"], seed)
 
 
 def _is_small(split: "Dataset", model_config: dict) -> bool:

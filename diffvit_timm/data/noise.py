@@ -27,7 +27,7 @@ def with_label_noise(split: "Dataset", rate: float) -> "Dataset":
     Returns:
         The split with the new labels.
     """
-    labels, feature = np.array(split["label"]), split.features["label"]
+    labels, feature = np.array(split["label"][:]), split.features["label"]
     rng = np.random.default_rng(NOISE_SEED)
     wrong = rng.permutation(len(labels))[: round(rate * len(labels))]
     labels[wrong] = (labels[wrong] + rng.integers(1, feature.num_classes, len(wrong))) % feature.num_classes

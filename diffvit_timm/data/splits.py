@@ -79,7 +79,7 @@ def take_stratified(data: Dataset, count: int) -> Dataset:
     """
     rng = np.random.default_rng(SPLIT_SEED)
     order = rng.permutation(len(data))
-    labels = np.array(data["label"])[order]
+    labels = np.array(data["label"][:])[order]
     classes, sizes = np.unique(labels, return_counts=True)
     kept = _proportional(sizes, count, rng)
     rows = np.concatenate([np.flatnonzero(labels == name)[:number] for name, number in zip(classes, kept, strict=True)])
@@ -107,7 +107,7 @@ def _choose_groups(data: Dataset, share: float) -> np.ndarray:
     fraction = Fraction(share).limit_denominator(max_folds)
     fold_count = fraction.denominator if 0 < fraction < 1 else max_folds
     splitter = StratifiedGroupKFold(fold_count, shuffle=True, random_state=SPLIT_SEED)
-    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), data["label"], data["group"])]
+    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), data["label"][:], data["group"][:])]
     return np.concatenate(_closest_folds(folds, share * len(data)))
 
 

@@ -63,7 +63,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
     check_output(out, form)
     # Everything is written under its final name into a temporary folder, because NAME.onnx contains the name of
     # NAME.onnx.data, and moves to its place only after the comparison.
-    with torch.no_grad(), _silent(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+    with torch.no_grad(), _silent(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as folder:
         path = Path(folder) / out.name
         save = _exporter(model, form, images)
         with disk_errors(out.name, out.parent, "export again"):

@@ -20,7 +20,7 @@ from timm.models import is_model, parse_model_name, save_for_hf, split_model_nam
 from timm.models._hub import download_from_hf
 from torch import nn
 
-from ..checksums import check_unchanged
+from ..checksums import CHECKSUMS, check_unchanged
 from ..console import printable, shortened
 from ..errors import InputError
 from ..layers.adapters import check_layers
@@ -250,7 +250,7 @@ def class_names(model: Any) -> list[str] | None:
     subset = infer_imagenet_subset(model)
     if names and len(names) == model.num_classes:
         names = read_label_names(names if isinstance(names, dict) else list(names), model.num_classes)
-        return [printable(name) for name in names or ()]
+        return None if names is None else [printable(name) for name in names]
     return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
 
 
@@ -283,6 +283,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
     if attention_kind(model) == "plain":
         _name_timms_own(model, config)
     path.write_text(json.dumps(config, indent=2) + "\n")
+    (Path(folder) / CHECKSUMS).unlink(missing_ok=True)  # of what was there before
 
 
 def _require_json(args: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def _accuracy(candidate: Candidate, outputs: Tensor, split: "Dataset | None") ->
     """Return the top-1 accuracy on the images whose class the network has; None if there are no such classes."""
     if split is None or not candidate.indices:
         return None
-    labels = torch.tensor(split["label"])
+    labels = torch.tensor(split["label"][:])
     has_class = torch.tensor([bool(own) for own in candidate.indices])  # (classes,)
     correct = class_scores(outputs, candidate.indices).argmax(dim=1) == labels  # (images,)
     return correct[has_class[labels]].float().mean().item()

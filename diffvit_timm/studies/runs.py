@@ -11,7 +11,7 @@ from ..console import log0
 from ..errors import DivergedError, InputError, require_at_least
 from ..models.pretrained import load_model
 from ..options import CheckedOptions, named
-from ..output import new_folder
+from ..output import is_unused, new_folder
 from ..training.config import TrainConfig
 from ..training.model import check_variant
 
@@ -88,7 +88,9 @@ class StudyConfig(CheckedOptions):
                 f"`output={folder}` contains {others[0]}, which is not a training of this study: choose another folder"
             )
         if not names:
-            new_folder(folder)
+            # A training that was killed before it wrote anything has left its folder with the lock.
+            begun = {path.name for path in folder.glob("*") if path.is_dir() and is_unused(path)}
+            new_folder(folder, leftovers=begun)
 
     def single(self, study: str, name: str, **options: Any) -> TrainConfig:
         """Return the options of one training, which continues if it was killed and runs only once."""

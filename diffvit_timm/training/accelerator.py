@@ -1,6 +1,8 @@
 """Create the accelerator of a configuration."""
 
+import datetime
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,10 @@ from accelerate.utils import DataLoaderConfiguration, DistributedType
 from ..errors import InputError
 from .config import RunConfig
 
-__all__ = ["make_accelerator"]
+__all__ = ["make_accelerator", "run_on_main"]
+
+DONE = "diffvit_timm/run_on_main"  # key in the store of the processes
+LONGEST_WAIT = datetime.timedelta(days=1)
 
 # Of the ways to shard a model, only FSDP2 leaves the loop and its checkpoints to the trainer.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -45,6 +50,22 @@ def make_accelerator(config: RunConfig, output: Path, ema: float = 0.0) -> Accel
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # on this machine
         torch.set_num_threads(max(1, cores // processes))
     return accelerator
+
+
+def run_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Run a function in the main process while the others wait, longer than a collective of NCCL would (10 minutes).
+
+    Args:
+        accelerator: accelerator from `make_accelerator`.
+        work: function without collectives. If it raises, the launcher ends the other processes.
+    """
+    if accelerator.is_main_process:
+        work()
+    if accelerator.num_processes > 1:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if accelerator.is_main_process:
+            store.set(DONE, "")
+        store.wait([DONE], LONGEST_WAIT)
 
 
 def _user_set_threads() -> bool:

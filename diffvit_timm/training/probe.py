@@ -42,7 +42,7 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
         raise InputError(f"`head_init=probe` needs a linear head, but the head of this model is {type(head).__name__}")
-    missing = sorted(set(range(len(splits.class_names))) - set(splits.train["label"]))
+    missing = sorted(set(range(len(splits.class_names))) - set(splits.train["label"][:]))
     if missing:
         names = ", ".join(splits.class_names[label] for label in missing)
         raise InputError(f"`head_init=probe` needs training images of every class, but {names} has none")
@@ -71,7 +71,7 @@ def _extract_features(model: Any, split: Any, accelerator: Accelerator, label: s
         with accelerator.autocast():
             features = model.forward_head(model.forward_features(images.to(accelerator.device)), pre_logits=True)
         rows.append(features.float().cpu())
-    return torch.cat(rows).numpy(), np.asarray(split["label"])
+    return torch.cat(rows).numpy(), np.asarray(split["label"][:])
 
 
 def _set_head(head: nn.Linear, fit: LogisticRegression, mean: np.ndarray, std: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from ..files import read_json, read_yaml
 from ..hub.publishing import check_repository, push_run
 from ..layers.base import attention_kind
 from ..models.pretrained import check_model
-from .accelerator import make_accelerator
+from .accelerator import make_accelerator, run_on_main
 from .config import TrainConfig
 from .dry_run import dry_run
 from .model import check_source, conversion_method, create_model
@@ -61,7 +61,7 @@ def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) 
 def _finished_result(config: TrainConfig, output: Path) -> dict:
     """Return the result of a finished run. If its dataset has another name, its images must be the same."""
     result = read_json(output / "result.json", "delete it to test the best weights again")
-    there = read_yaml(output / "config.yaml", "restore it from a copy")["dataset"]
+    there = read_yaml(output / "config.yaml", "restore it from a copy").get("dataset", config.data.dataset)
     if there != config.data.dataset and _load_splits(config.data).fingerprints != result.get("fingerprints"):
         raise InputError(
             f"`dataset={config.data.dataset}` has other images than `dataset={there}`, with which {output} was "
@@ -83,8 +83,8 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
         check_model(config.optim.teacher, parameter="teacher")
     # 2. Load the data, and create or convert the model. Every rank draws the same head.
     splits = _load_splits(config.data)
-    if accelerator.is_main_process and not config.run.eval_only:
-        check_images(splits, config.data.workers)
+    if not config.run.eval_only:
+        run_on_main(accelerator, lambda: check_images(splits, config.data.workers))
     set_seed(config.run.seed)
     model, report = create_model(config.model, splits, report=accelerator.is_main_process and not checkpoint)
     if report:
@@ -115,7 +115,7 @@ def _load_splits(config: DataConfig) -> Splits:
             "them show one patient or scene, this test is too easy: the option group_column keeps them together"
         )
     for role in ("val", "test"):
-        classes = len(set(getattr(splits, role)["label"]))
+        classes = len(set(getattr(splits, role)["label"][:]))
         if classes < len(splits.class_names):
             log0(f"the {role} images show {classes} of the {len(splits.class_names)} classes")
     if config.max_train_samples:

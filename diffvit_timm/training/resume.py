@@ -1,15 +1,17 @@
 """Check that a checkpoint belongs to a run: same data, preprocessing, teacher and processes, undamaged weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checksums import check_checksums
+from ..checksums import check_unchanged
 from ..console import log0
 from ..data.splits import Splits
 from ..errors import InputError
 from ..files import restore_folder
+from ..models.layer_names import encode_layers
 from .teacher import weights_hash
 
 __all__ = ["check_best", "check_same_run", "run_identity"]
@@ -19,16 +21,18 @@ HELD_OUT = ("val", "test")
 THREADS = "CPU threads"
 
 
-def run_identity(splits: Splits, data_config: dict, teacher: Any, processes: int) -> dict[str, Any]:
+def run_identity(model: Any, splits: Splits, data_config: dict, teacher: Any, processes: int) -> dict[str, Any]:
     """Return what a checkpoint records of its run, identified by content, not by path.
 
     Args:
+        model: network that is trained.
         splits: data of the run.
         data_config: data settings of the model, from `model_data_config`.
         teacher: network that is distilled from, or None.
         processes: number of processes.
     """
     return {
+        "network": _network(model),
         "classes": splits.class_names,
         "preprocessing": data_config,
         "teacher": teacher and weights_hash(teacher),
@@ -37,6 +41,13 @@ def run_identity(splits: Splits, data_config: dict, teacher: Any, processes: int
         **{role: splits.fingerprints[role] for role in HELD_OUT},
         THREADS: torch.get_num_threads(),
     }
+
+
+def _network(model: Any) -> str:
+    """Return how timm.create_model builds a network; networks of equal shapes can differ in more than their weights."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    arguments = encode_layers(getattr(model, "_model_args", {}))
+    return f"{cfg.get('architecture') or type(model).__name__} {json.dumps(arguments, sort_keys=True, default=str)}"
 
 
 def check_same_run(checkpoint: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -50,7 +61,9 @@ def check_same_run(checkpoint: Path, there: dict[str, Any], here: dict[str, Any]
         InputError: it is a checkpoint of another run.
     """
     differences = {
-        name: f"{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]
+        name: f"{name}: {there[name]} there, {here[name]} here"
+        for name in here.keys() & there.keys()  # a checkpoint of another version has others
+        if there[name] != here[name]
     }
     if wrong := [text for name, text in differences.items() if name not in (*HELD_OUT, THREADS)]:
         raise InputError(f"`resume={checkpoint}` is a checkpoint of another run: {'; '.join(wrong)}")
@@ -72,7 +85,9 @@ def check_best(best: Path) -> None:
     """
     restore_folder(best)
     try:
-        check_checksums(best)
+        if not (best / "model.safetensors").is_file():
+            raise ValueError("it has no model.safetensors")
+        check_unchanged(best)
     except ValueError as error:
         raise InputError(
             f"{best} has the best weights so far and cannot be used: {error}; restore it from a copy, or start a new "

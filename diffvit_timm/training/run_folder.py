@@ -79,15 +79,15 @@ def open_run(config: TrainConfig, name: str) -> Iterator[tuple[Path, Path | None
             raise InputError(f"`resume={given}` is not a folder: give a run folder or one of its checkpoints")
         if run.output != "auto" and Path(run.output).expanduser().resolve() != folder.resolve():
             raise InputError(f"`output={run.output}` is not the folder of `resume={given}`: leave it out")
-        with claim_folder(folder, "resume"):
+        is_archived = (folder / "result.json").exists() and not os.access(folder, os.W_OK)  # nothing is written there
+        with contextlib.nullcontext() if is_archived else claim_folder(folder, "resume"):
             yield folder, _given_checkpoint(given, folder, config)
 
 
 def _newest_checkpoint(folder: Path, config: TrainConfig) -> Path | None:
     """Return the newest checkpoint of a run folder; None if the folder has none, or is new."""
     if not (folder / "config.yaml").exists():
-        # A run that was killed before its first rename has left only this file.
-        new_folder(folder, leftovers=("config.yaml.new",))
+        new_folder(folder)
         return None
     _require_same_options(folder, config)
     return next(reversed(Checkpoints(folder).complete()), None)

@@ -341,7 +341,9 @@ class Trainer:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint records of this run, and must find again when it continues."""
-        return run_identity(self.splits, self.data_config, self.learner.teacher, self.accelerator.num_processes)
+        return run_identity(
+            self.learner.net, self.splits, self.data_config, self.learner.teacher, self.accelerator.num_processes
+        )
 
     def _save_checkpoint(self) -> None:
         self.state.last_checkpoint = self.state.step
@@ -359,7 +361,7 @@ class Trainer:
     def _restore(self, checkpoint: Path) -> int:
         """Continue from a checkpoint; returns how many rows metrics.jsonl had."""
         weights, saved = load_checkpoint(checkpoint)
-        check_same_run(checkpoint, saved["identity"], self.identity)
+        check_same_run(checkpoint, saved.get("identity", {}), self.identity)
         if saved["state"]["epochs_done"]:
             check_best(self.output / "best")
         if self.accelerator.is_main_process:

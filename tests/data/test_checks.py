@@ -65,7 +65,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_training(folder, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checks, "write_atomically", full)
+    monkeypatch.setattr(checks.Path, "write_text", full)
     check_images(load_splits(str(folder)))
 
 

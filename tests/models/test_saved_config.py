@@ -57,7 +57,7 @@ def test_an_intact_config_is_accepted_and_gives_the_class_names(folder):
         ("pretrained_cfg.std", [], "has std="),
         ("pretrained_cfg.input_size", [3, 10**6, 10**6], "has input_size=.*from 1 to 4096"),
         ("pretrained_cfg.input_size", [3, 0, 16], "has input_size="),
-        ("pretrained_cfg.crop_pct", 1e-9, "has crop_pct=1e-09, which must be a number from 0.5 to 2"),
+        ("pretrained_cfg.crop_pct", 1e-9, "has crop_pct=1e-09, which must be a number from 0.1 to 10"),
         ("pretrained_cfg.interpolation", "best", "has interpolation='best', which must be one of nearest, bilinear,"),
         ("pretrained_cfg.from_the_future", 1, "has the unknown entry pretrained_cfg.from_the_future: a newer version"),
         ("num_classes", -1, "has num_classes=-1, which must be a whole number from 0 to"),
@@ -80,9 +80,7 @@ def test_an_intact_config_is_accepted_and_gives_the_class_names(folder):
         ("model_args.norm_eps", "tiny", "norm_eps='tiny' must be a number between 0 and 1"),
         ("model_args.base", "local-dir:elsewhere", "has base='local-dir:elsewhere', which must be the name of an arch"),
         ("model_args.unheard_of", 1, "unexpected keyword argument 'unheard_of'"),
-        ("label_names", ["cat", "dog"], "has 2 label_names for 3 classes"),
-        ("label_names", [1, 2, 3], r"has label_names=\[1, 2, 3\], which must be a list of names, or a dictionary"),
-        ("label_names", {"0": "cat", "1": "dog", "7": "owl"}, "has label_names={'0': 'cat'"),
+        ("label_names", [[1], 2, 3], r"has label_names=\[\[1\], 2, 3\], which must be a list of names, or a"),
         ("label_names", "cat", "has label_names='cat', which must be"),
     ],
 )  # fmt: skip
@@ -184,6 +182,21 @@ def test_a_network_without_a_head_may_keep_the_class_names(tiny_model, tmp_path)
 def test_class_names_of_timms_own_loading_may_be_a_dictionary_too(folder):
     rewrite(folder, "label_names", value={"2": "owl", "0": "cat", "1": "dog"})
     assert class_names(timm.create_model(f"local-dir:{folder}", pretrained=True)) == NAMES
+
+
+@pytest.mark.parametrize("names", [["cat", "dog"], ["cat", None, "owl"], {"0": "cat", "1": "dog", "7": "owl"}])
+def test_names_that_do_not_fit_the_classes_are_not_used_and_that_is_said(folder, names, capsys):
+    rewrite(folder, "label_names", value=names)
+    assert class_names(load_model(str(folder))) is None
+    assert "the label_names of config.json are not used" in capsys.readouterr().err
+
+
+def test_numbers_may_be_class_names_and_unusual_crops_load(folder):
+    rewrite(folder, "label_names", value=[0, 1, 2])
+    rewrite(folder, "pretrained_cfg", "crop_pct", value=0.4)
+    rewrite(folder, "pretrained_cfg", "crop_mode", value="none")
+    rewrite(folder, "pretrained_cfg", "label_offset", value=-1)
+    assert class_names(load_model(str(folder))) == ["0", "1", "2"]
 
 
 def test_class_names_have_no_control_characters(folder):

@@ -70,7 +70,7 @@ def relative_files(folder):
         ("metrics.jsonl", "other encoding", "delete it to continue without its rows"),
         ("best/config.json", "garbage", "start a new run with another `output`"),
         ("best/model.safetensors", "half", "start a new run with another `output`"),
-        ("best/SHA256SUMS", "missing", "start a new run with another `output`"),
+        ("best/SHA256SUMS", "half", "start a new run with another `output`"),
         (
             "checkpoints/epoch-00002-step-000000008/model.safetensors",
             "empty",

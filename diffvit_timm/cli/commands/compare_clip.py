@@ -95,7 +95,7 @@ def _compare(options: Options, folder: Path) -> dict:
     known = np.all([classifier.known for classifier in classifiers], axis=0)  # (classes,)
     names = [readable(name) for name in splits.class_names]
     split = _choose_images(options, splits, known, names)
-    labels = np.array(split["label"])
+    labels = np.array(split["label"][:])
     # Every classifier chooses among the classes that all know, because only their images count.
     logits = {
         c.name: np.where(known, split_logits(c, split, options.batch_size, options.device), -np.inf)
@@ -139,7 +139,7 @@ def _choose_images(options: Options, splits: Splits, known: np.ndarray, names: l
     """Draw test images, and keep those of the classes that all classifiers know."""
     count = min(options.images or len(splits.test), len(splits.test))
     split = splits.test.shuffle(seed=0).take(count) if options.images else splits.test
-    split = split.select(np.flatnonzero(known[np.array(split["label"])]))
+    split = split.select(np.flatnonzero(known[np.array(split["label"][:])]))
     if not len(split):
         raise InputError(f"`images={options.images}` draws no image of a class that all classifiers know: draw more")
     if not known.all():
