@@ -164,7 +164,7 @@ def test_from_vit_takes_a_run_folder(tmp_path):
     expected = from_vit(source, attn="diff_v2").eval()(x)
     for given in (tmp_path, tmp_path / "best", f"local-dir:{tmp_path}/best"):
         assert torch.equal(from_vit(str(given), attn="diff_v2").eval()(x), expected)
-    with pytest.raises(InputError, match="`source=vit_tinny` cannot be created: Unknown model"):
+    with pytest.raises(InputError, match="`source=vit_tinny` is not known to timm: did you mean"):
         from_vit("vit_tinny")
 
 
