@@ -61,6 +61,7 @@ class Options(CheckedOptions):
     """Folder of the tables and pictures, new or empty; auto: runs/robustness-DATE-TIME."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require("models", bool(self.models), "is empty: name at least one")
         require_at_least(0, images=self.images, workers=self.workers)
         self.require("images", self.images != 1, "has no interval: take at least two, or 0 for all")
