@@ -1,9 +1,10 @@
 """Replace the attention layers of a network by differential layers that are made from them. The rest does not change.
 
-Version 2 ('mirror') is exact for every layer with an adapter, because its output is linear in its maps: both maps of a
+Version 2 is exact as 'mirror' for every layer with an adapter, because its output is linear in its maps: both maps of a
 head start as the pretrained one. The rows of their difference sum to 1 - lambda, so the values are multiplied by
 1 / (1 - lambda). If a norm acts on the values, the output projection is multiplied instead. That is the exception,
-because a norm may stand before the output projection.
+because a norm may stand before the output projection. 'contrast' multiplies the second query by a number (see
+weights.py), which a norm of the queries would undo.
 
 Version 1 has to divide the channels of each head between its two maps. How they may be mixed before that depends on the
 layer:
@@ -25,9 +26,17 @@ from ..layers.adapters.projections import output_projection, read_qkv, scale_out
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
 from ..layers.base import DifferentialLayer
-from .weights import METHODS, convert_layer, has_energy, pairs_kwargs, rotate_heads
+from .weights import METHODS, convert_layer, default_lambda, has_energy, pair_queries, pairs_kwargs, rotate_heads
 
-__all__ = ["channel_freedom", "head_width", "is_basic", "make_layer", "refuse_plain_file", "replace_layers"]
+__all__ = [
+    "channel_freedom",
+    "check_method",
+    "head_width",
+    "is_basic",
+    "make_layer",
+    "refuse_plain_file",
+    "replace_layers",
+]
 
 # Moments of queries and keys, (H, d, d) each, or the order of the heads for 'pairs'; None: from the weights only.
 Calibration = tuple[Tensor, Tensor] | list[int] | None
@@ -56,8 +65,32 @@ def channel_freedom(layer: Any, rotary: bool = True) -> str:
     adapter = ADAPTERS[type(layer)]
     if adapter.rotary_pairs and rotary:
         return "pairs"
-    normed = any(not isinstance(getattr(layer, name, None), (nn.Identity, type(None))) for name in ("q_norm", "k_norm"))
-    return "channels" if normed or adapter.fixed_channels else "rotation"
+    return "channels" if _normalises_queries(layer) or adapter.fixed_channels else "rotation"
+
+
+def _normalises_queries(layer: Any) -> bool:
+    """Return whether a plain layer normalises its queries or keys, so that a factor on their weights is lost."""
+    norms = [getattr(layer, name, None) for name in ("q_norm", "k_norm")]
+    return ADAPTERS[type(layer)].cosine or any(not isinstance(norm, (nn.Identity, type(None))) for norm in norms)
+
+
+def check_method(model: nn.Module, method: str | None) -> dict[str, nn.Module]:
+    """Return the self-attention layers of a plain network by their names, if a method can convert all of them.
+
+    Raises:
+        ValueError: as `check_layers`, or the first layer that the method does not apply to, and the reason.
+    """
+    layers = check_layers(model)
+    for name, layer in layers.items():
+        kind = type(layer).__name__
+        if method == "pairs" and not is_basic(layer):
+            raise ValueError(f"{name}: conversion 'pairs' joins heads of timm's basic Attention, not of {kind}")
+        if method == "contrast" and _normalises_queries(layer):
+            raise ValueError(
+                f"{name}: conversion 'contrast' scales the queries, and this {kind} normalises them, which undoes the "
+                "scale: choose 'mirror'"
+            )
+    return layers
 
 
 def replace_layers(
@@ -76,7 +109,7 @@ def replace_layers(
         method: conversion method, as in `convert_state_dict`.
         calibration: what was measured on images for each layer, first layer first: moments of its queries and keys, or
             the order of its heads for 'pairs'.
-        lambda_init: lambda at the start; None: 0.05 for version 1 and 0.5 for version 2.
+        lambda_init: lambda at the start; None: that of `default_lambda`.
         branch_dims: widths of the two branches of a head, for version 1; None: three quarters and one quarter.
 
     Returns:
@@ -85,7 +118,7 @@ def replace_layers(
     Raises:
         ValueError: a network that cannot be converted, or settings that do not fit it.
     """
-    layers = check_layers(model)
+    layers = check_method(model, method)
     rotary = is_rotary(model)
     for index, (name, plain) in enumerate(layers.items()):
         own = None if calibration is None else calibration[index]
@@ -138,7 +171,7 @@ def make_layer(
     """
     method = method or METHODS[attn][0]
     if lambda_init is None:
-        lambda_init = 0.05 if attn == "diff" else 0.5
+        lambda_init = default_lambda(method)
     rounded = torch.tensor(lambda_init, dtype=torch.float32, device="cpu").item()  # as the layer stores it
     if not rounded < 1:
         raise ValueError(f"lambda_init={lambda_init:g} must be below 1, or the two maps cancel")
@@ -146,8 +179,6 @@ def make_layer(
         raise ValueError(f"branch_dims={branch_dims!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
     if is_basic(plain):
         return _make_basic(plain, attn, method, calibration, lambda_init, branch_dims)
-    if method == "pairs":
-        raise ValueError(f"conversion 'pairs' joins heads of timm's basic Attention, not of {type(plain).__name__}")
     head_dim = head_width(plain)
     q, k, v = read_qkv(plain, head_dim)  # (H, d, dim + 1) each
     width = q.shape[-1] - 1
@@ -170,7 +201,7 @@ def make_layer(
         if order is not None:
             plain.channel_order.copy_(order)
     else:
-        q = q.repeat_interleave(2, dim=0)  # (2 H, d, dim + 1): both queries of a head are the pretrained one
+        q = pair_queries(q, method)
         plain.__class__ = adapter.diff_v2
         plain.add_branches(width, lambda_init)
     write_qkv(plain, q, k, v)

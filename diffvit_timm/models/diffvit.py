@@ -25,7 +25,14 @@ from timm.models import (
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_checkpoint_filter_fn
 from torch import Tensor
 
-from ..conversion.weights import METHODS, convert_state_dict, is_differential, pairs_kwargs, resolve_method
+from ..conversion.weights import (
+    METHODS,
+    convert_state_dict,
+    default_lambda,
+    is_differential,
+    pairs_kwargs,
+    resolve_method,
+)
 from ..layers.pos_embed import resample_axis
 from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
 from .layer_names import decode_layers
@@ -113,7 +120,11 @@ def _create_diffvit(
         kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
     if conversion is not None and attn == "plain":
         raise ValueError(f"conversion={conversion!r} is for differential attention: leave it out with attn='plain'")
-    method = resolve_method(conversion, attn) if attn in METHODS else None  # the model itself refuses an unknown attn
+    method = None
+    if attn in METHODS:  # the model itself refuses an unknown attn
+        method = resolve_method(conversion, attn)
+        if attn == "diff_v2" and kwargs.get("lambda_init") is None:
+            kwargs["lambda_init"] = default_lambda(method)
     return build_model_with_cfg(
         DiffVisionTransformer,
         variant,

@@ -12,9 +12,9 @@ from timm.models import filter_pretrained_cfg
 from torch import Tensor, nn
 
 from ..conversion.calibration import fit_projections, head_pairs, logit_moments
-from ..conversion.surgery import replace_layers
+from ..conversion.surgery import check_method, replace_layers
 from ..conversion.weights import resolve_method
-from ..layers.adapters import check_layers
+from ..layers.base import Version2
 from ..layers.hooks import batches_for
 from .diff_vision_transformer import DiffVisionTransformer
 from .diffvit import GENERIC
@@ -50,7 +50,7 @@ def from_vit(
             such batches, which is read once; 256 images suffice. If a batch is a tuple, such as (images, targets), its
             first element is used.
         attn: 'diff' (version 1) or 'diff_v2'.
-        lambda_init: lambda at the start; None: 0.05 for version 1 and 0.5 for version 2.
+        lambda_init: lambda at the start; None: 0.05 for version 1, 0.5 for 'mirror' and 0.04 for 'contrast'.
         branch_dims: widths of the two branches of a head, for version 1; None: three quarters and one quarter.
         img_size: height and width to change to, as timm's set_input_size does.
         **model_kwargs: other arguments of timm.create_model, such as drop_path_rate, for a source given by name.
@@ -69,26 +69,28 @@ def from_vit(
     if model_kwargs.pop("head_norm", False):
         raise ValueError("head_norm=True would change the output of pretrained heads: convert with head_norm=False")
     method = resolve_method(method, attn, images is not None)
+    if attn == "diff_v2" and lambda_init is not None:
+        Version2.require_sigmoid(lambda_init)
     if isinstance(source, str):
-        check_convertible(source, "source", **model_kwargs)
+        check_convertible(source, "source", method, **model_kwargs)
         source = load_model(source, parameter="source", **model_kwargs)
     elif model_kwargs:
         name, value = next(iter(model_kwargs.items()))
         raise ValueError(f"{name}={value!r} is an argument of create_model: pass it there, when the source is made")
     plain: Any = source
-    check_layers(plain)
+    check_method(plain, method)
     require_finite(plain.state_dict())
     calibration: Any = None
-    fit_images: list[Tensor] = []
-    if images is not None:
-        if method == "pairs":
-            calibration = head_pairs(plain, images)
-        else:
-            batches = _keep_first(batches_for(plain, images), FIT_IMAGES, fit_images)
-            calibration = logit_moments(plain, batches)
+    fit_images: Any = images if method == "contrast" else None
+    if method == "pairs" and images is not None:
+        calibration = head_pairs(plain, images)
+    elif method == "calibrated" and images is not None:
+        fit_images = []
+        batches = _keep_first(batches_for(plain, images), FIT_IMAGES, fit_images)
+        calibration = logit_moments(plain, batches)
     model: Any = copy.deepcopy(plain)
     replace_layers(model, attn, method, calibration, lambda_init, branch_dims)
-    if method == "calibrated":
+    if fit_images is not None:
         fit_projections(plain, model.eval(), fit_images)
     # The heads that 'pairs' joins have another shape; no other method changes what is built.
     settings = {"lambda_init": lambda_init, "branch_dims": branch_dims, "conversion": method}

@@ -24,9 +24,8 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from ..conversion.surgery import replace_layers
+from ..conversion.surgery import check_method, replace_layers
 from ..conversion.weights import is_differential
-from ..layers.adapters import check_layers
 from .diffvit import GENERIC, SOURCES, converted_cfg
 from .from_vit import from_vit
 from .layer_names import decode_layers
@@ -92,7 +91,7 @@ def diffvit(
     branch_dims = None if branch_dims is None else (branch_dims[0], branch_dims[1])  # a config has a list
     settings: Any = {"attn": attn, "lambda_init": lambda_init, "branch_dims": branch_dims}
     if pretrained and not pretrained_cfg:
-        check_layers(build_on_meta(base, **kwargs))  # before the weights are downloaded
+        check_method(build_on_meta(base, **kwargs), conversion)  # before the weights are downloaded
         plain = timm.create_model(base, pretrained=True, **kwargs)
         return from_vit(plain, conversion, **settings)
 

@@ -22,8 +22,8 @@ from torch import nn
 
 from ..checksums import CHECKSUMS, check_unchanged
 from ..console import printable, shortened
+from ..conversion.surgery import check_method
 from ..errors import InputError
-from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..layers.pos_embed import POS_EMBEDS_2D
 from .diff_vision_transformer import DiffVisionTransformer
@@ -160,11 +160,12 @@ def build_model_on_meta(name: str, parameter: str = "model", **kwargs: Any) -> A
         return build_on_meta(timm_name, **decode_layers(kwargs))
 
 
-def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> None:
+def check_convertible(name: str, parameter: str = "model", method: str | None = None, **kwargs: Any) -> None:
     """Check that a plain network can be converted, before its weights are downloaded or loaded.
 
     Args:
         name, parameter, **kwargs: as in `build_model_on_meta`.
+        method: conversion method.
 
     Raises:
         InputError: as `build_model_on_meta`, or a network that cannot be converted, with the layer and the reason.
@@ -172,7 +173,7 @@ def check_convertible(name: str, parameter: str = "model", **kwargs: Any) -> Non
     check_model(name, pretrained=False, parameter=parameter)  # it names the close matches of an unknown name
     network = build_model_on_meta(name, parameter, **kwargs)
     try:
-        check_layers(network)
+        check_method(network, method)
     except ValueError as error:
         raise InputError(f"`{parameter}={name}`: {error}") from error
 

@@ -13,7 +13,7 @@ from timm.layers import DiffAttention
 from torch import Tensor, nn
 
 from ..conversion.distillation import distill_layers
-from ..conversion.surgery import head_width, is_basic
+from ..conversion.surgery import check_method, head_width, is_basic
 from ..layers.adapters import check_layers
 from ..layers.adapters.projections import input_projections, mlp_rows, output_projection
 from ..layers.base import DifferentialLayer
@@ -24,6 +24,7 @@ from ..models.from_vit import from_vit
 __all__ = [
     "list_conversions",
     "query_gradient_ratio",
+    "reason_against_contrast",
     "reason_against_pairs",
     "with_denoising_attention",
     "with_timm_attention",
@@ -66,6 +67,9 @@ def list_conversions(source: Any, images: Sequence[Tensor]) -> dict[str, Callabl
         "calibrated, and 4 passes of distillation": distilled,
         "mirror, version 2": lambda: from_vit(source, attn="diff_v2"),
     }
+    if reason_against_contrast(source) is None:
+        conversions["contrast, version 2"] = lambda: from_vit(source, "contrast", attn="diff_v2")
+        conversions["contrast, version 2, calibrated"] = lambda: from_vit(source, "contrast", images, attn="diff_v2")
     if reason_against_pairs(source) is None:
         conversions["pairs, neighbours"] = lambda: from_vit(source, "pairs")
         conversions["pairs, by their maps"] = lambda: from_vit(source, "pairs", images=images)
@@ -80,6 +84,15 @@ def reason_against_pairs(source: Any) -> str | None:
             return f"{name}, of the class {type(layer).__name__}, is not timm's Attention without norms and gate"
         if layer.num_heads % 2:
             return f"the number of heads, {layer.num_heads}, is odd"
+    return None
+
+
+def reason_against_contrast(source: Any) -> str | None:
+    """Return why the conversion 'contrast' does not apply to a network, or None if it does."""
+    try:
+        check_method(source, "contrast")
+    except ValueError as error:
+        return str(error)
     return None
 
 

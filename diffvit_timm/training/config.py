@@ -31,10 +31,10 @@ class ModelConfig(CheckedOptions):
     """Image size in pixels: one number, or height and width; default: the size of the model."""
     attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
     """diff, diff_v2: convert a plain ViT; plain: a diffvit model with plain attention; model: unchanged."""
-    conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
+    conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror", "contrast"] = "auto"
     """Method that converts plain weights; auto: mirror for diff_v2, svd for diff."""
     calibration_images: int = 256
-    """For the methods calibrated and pairs: number of unlabelled training images."""
+    """For the methods calibrated, contrast and pairs: number of unlabelled training images."""
     model_kwargs: tuple[str, ...] = ()
     """More arguments of timm.create_model, as NAME=VALUE."""
     drop_path: float = 0.0
@@ -58,7 +58,7 @@ class ModelConfig(CheckedOptions):
         self.require("freeze", known, "must be none, backbone or a number of blocks")
         self.require(
             "calibration_images", self.looks_at_images or self.is_default("calibration_images"),
-            "has no effect without `conversion=calibrated`",
+            "has no effect without `conversion=calibrated` or `conversion=contrast`",
         )  # fmt: skip
         for pair in self.model_kwargs:
             self.require("model_kwargs", "=" in pair, "must be NAME=VALUE pairs")

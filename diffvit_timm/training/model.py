@@ -7,11 +7,11 @@ from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from ..conversion.report import ConversionReport, conversion_report
+from ..conversion.surgery import check_method
 from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
-from ..layers.adapters import check_layers
 from ..layers.base import attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import build_model_on_meta, check_model, load_model
@@ -141,7 +141,7 @@ def _check_conversion(config: ModelConfig, is_own: bool) -> None:
     network = build_model_on_meta(config.model, **_source_arguments(config, attn, is_own))
     if not _is_differential(network):
         try:
-            check_layers(network)
+            check_method(network, config.conversion)
         except ValueError as error:
             raise _not_convertible(config, attn, error) from error
 

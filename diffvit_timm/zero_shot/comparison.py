@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..console import track
+from ..conversion.weights import READS_IMAGES
 from ..data.augment import without_seed
 from ..data.decoding import decode_image
 from ..data.images import ImageDataset
@@ -107,7 +108,7 @@ def convert_clip(clip: Clip, method: str, train: "Dataset", count: int = 256, ba
 
     Args:
         clip: CLIP model; it is not changed.
-        method: conversion method; 'mirror' makes a tower of version 2, 'calibrated' reads images.
+        method: conversion method; 'mirror' and 'contrast' make a tower of version 2.
         train: training split, whose labels are not used.
         count: number of images to calibrate on, drawn at random.
         batch_size: number of images per batch.
@@ -116,7 +117,7 @@ def convert_clip(clip: Clip, method: str, train: "Dataset", count: int = 256, ba
         ValueError: the image tower cannot be converted, with the reason.
     """
     images = None
-    if method == "calibrated":
+    if method in READS_IMAGES:
         few = train.shuffle(seed=0).take(min(count, len(train)))
         images = (batch for batch, _ in DataLoader(ImageDataset(few, without_seed(clip.transform)), batch_size))
     return convert_tower(clip, method, images)

@@ -9,6 +9,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from ..conversion.weights import METHODS
 from ..models.from_vit import from_vit
 from .clip import Clip
 
@@ -65,12 +66,12 @@ def convert_tower(clip: Clip, method: str | None = None, images: Tensor | Iterab
 
     Args:
         clip: CLIP model. It is not changed, and shares its text tower with the result.
-        method, images: as in `from_vit`; 'mirror' makes a tower of version 2.
+        method, images: as in `from_vit`; the methods of version 2 make a tower of version 2.
 
     Raises:
         ValueError: the image tower cannot be converted, with the reason.
     """
-    attn = "diff_v2" if method == "mirror" else "diff"
+    attn = "diff_v2" if method in METHODS["diff_v2"] else "diff"
     tower = from_vit(timm_tower(clip), method, images, attn=attn).eval()
     # A shallow copy with its own table of modules, so that only the copy gets the new tower.
     model: Any = copy.copy(clip.model)

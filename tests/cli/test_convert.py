@@ -51,13 +51,14 @@ def test_the_folder_holds_the_converted_model_with_its_class_names(source, tmp_p
     assert capsys.readouterr().out == ""  # no images, no report
 
 
-@pytest.mark.parametrize("method", ["svd", "slice", "pairs", "calibrated"])
+@pytest.mark.parametrize("method", ["svd", "slice", "pairs", "calibrated", "contrast"])
 def test_each_method_reports_on_images_that_it_did_not_calibrate_on(source, parquet_folder, tmp_path, capsys, method):
     argv = ["convert", source[1], str(tmp_path / "out"), "--images", str(parquet_folder), "--method", method]
-    main([*argv, "--calibration-images", "10", "--json"])
+    attn = "diff_v2" if method == "contrast" else "diff"
+    main([*argv, "--attn", attn, "--calibration-images", "10", "--json"])
     result = report_of(capsys)
-    assert result["method"] == method
-    assert result["report"]["images"] == (36 - 10 if method in ("pairs", "calibrated") else 36)
+    assert (result["attn"], result["method"]) == (attn, method)
+    assert result["report"]["images"] == (36 - 10 if method in ("pairs", "calibrated", "contrast") else 36)
     assert 0 < result["report"]["output_error"] < 1.5
 
 

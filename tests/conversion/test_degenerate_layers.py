@@ -8,10 +8,11 @@ import torch
 
 from diffvit_timm import conversion_report, distill_layers, from_vit
 from diffvit_timm.conversion.calibration import logit_moments
+from diffvit_timm.conversion.weights import READS_IMAGES
 from diffvit_timm.errors import InputError
 
 SHAPE = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=4, num_classes=5)
-METHODS = ("calibrated", "pairs", "svd", "slice", "mirror")
+METHODS = ("calibrated", "pairs", "svd", "slice", "mirror", "contrast")
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -39,15 +40,16 @@ def zero_head(model):
 
 
 def converted(plain, method, images):
-    attn = "diff_v2" if method == "mirror" else "diff"
-    return from_vit(plain, method, images if method in ("calibrated", "pairs") else None, attn=attn)
+    attn = "diff_v2" if method in ("mirror", "contrast") else "diff"
+    return from_vit(plain, method, images if method in READS_IMAGES else None, attn=attn)
 
 
 @pytest.mark.parametrize("spoil", [zero_layer, dead_heads, equal_rows, zero_head])
 @pytest.mark.parametrize(
     ("method", "qk_norm"),
-    # 'pairs' joins heads of timm's basic layer, which has no norm of queries and keys.
-    [(method, qk_norm) for method in METHODS for qk_norm in (False, True) if not (method == "pairs" and qk_norm)],
+    # 'pairs' and 'contrast' refuse layers that normalise their queries and keys.
+    [(method, False) for method in METHODS]
+    + [(method, True) for method in METHODS if method not in ("pairs", "contrast")],
 )
 def test_a_degenerate_layer_converts_by_every_method_and_is_reported_and_distilled(spoil, method, qk_norm):
     plain = source(qk_norm=qk_norm)
@@ -63,7 +65,7 @@ def test_a_degenerate_layer_converts_by_every_method_and_is_reported_and_distill
         assert report.output_error == 0
 
 
-@pytest.mark.parametrize("method", ["calibrated", "pairs"])
+@pytest.mark.parametrize("method", READS_IMAGES)
 @pytest.mark.parametrize("images", [IMAGES[:1], torch.zeros(3, 3, 32, 32)], ids=["one", "constant"])
 def test_one_image_and_constant_images_calibrate_without_nan(method, images):
     model = converted(source(), method, images)
@@ -90,6 +92,7 @@ def test_values_that_are_not_finite_are_refused_with_the_layer(value):
     for use in (
         lambda: converted(plain, "calibrated", broken),
         lambda: converted(plain, "pairs", broken),
+        lambda: converted(plain, "contrast", broken),
         lambda: distill_layers(plain, model, broken, passes=1),
     ):
         with pytest.raises(InputError, match=message):

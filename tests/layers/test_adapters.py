@@ -17,6 +17,7 @@ from timm.models.vision_transformer_sam import Attention as SamAttention
 from torch import nn
 
 from diffvit_timm.conversion.surgery import channel_freedom, make_layer
+from diffvit_timm.conversion.weights import CONTRAST
 from diffvit_timm.layers.adapters import ADAPTERS, adapter_of, plain_inputs
 from diffvit_timm.layers.adapters.projections import input_projections, output_projection
 
@@ -66,6 +67,9 @@ CASES = {
         AttentionRope(
             DIM, HEADS, qkv_fused=False, num_kv_heads=1, qk_norm=True, norm_layer=NORM, rotate_half=True
         ), 1, dict(rope=rope(half=True))
+    ),
+    "AttentionRope, grouped queries": lambda: (
+        AttentionRope(DIM, HEADS, qkv_fused=False, num_kv_heads=1), 1, dict(rope=rope())
     ),
     "AttentionRope, scale norm, gate": lambda: (
         AttentionRope(DIM, HEADS, scale_norm=True, gated=True, norm_layer=NORM), 1, dict(rope=rope())
@@ -123,6 +127,7 @@ CASES = {
 
 # Cases in which nothing acts on queries and keys after their projection.
 ACTED_ON = ("Rope", "qk_norm", "Swin v2", "EvaAttention", "Gemma", "SAM")
+NORMED = ("qk_norm", "Swin v2", "Gemma")  # cases whose queries and keys are normalised
 ROTATABLE = [name for name in CASES if not any(word in name for word in ACTED_ON)]
 ROTATABLE += ["EvaAttention without embedding"]
 
@@ -194,6 +199,18 @@ def test_version_2_computes_exactly_the_output_of_timms_layer(name, lambda_init)
     for fused in (True, False):
         converted.fused_attn = fused
         assert relative_error(converted(x, **kwargs), layer(x, **kwargs)) < 2e-12
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not any(word in name for word in NORMED)])
+def test_contrast_subtracts_the_map_of_the_negative_query_and_adds_the_same_bias_to_both(name):
+    layer, x, kwargs = make_case(name)
+    converted = make_layer(copy.deepcopy(layer), "diff_v2", "contrast", lambda_init=0.25)
+    q, k, v, bias, scale = plain_inputs(layer, (x,), kwargs)
+    heads = (formula(q, k, v, bias, scale) - 0.25 * formula(CONTRAST * q, k, v, bias, scale)) / 0.75
+    expected = project(layer, adapter_of(layer).view.merge_heads(layer, heads, x))
+    for fused in (True, False):
+        converted.fused_attn = fused
+        assert relative_error(projected(converted, x, kwargs), expected) < 2e-12
 
 
 @pytest.mark.parametrize("name", CASES)

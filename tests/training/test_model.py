@@ -253,13 +253,14 @@ def test_the_users_own_plain_checkpoint_is_converted_with_its_head_and_reported(
         ("diff", "calibrated", {"calibration_images": 5}, DifferentialAttention),
         ("diff", "pairs", {"calibration_images": 5}, DifferentialAttention),
         ("diff_v2", "auto", {}, DifferentialAttentionV2),
+        ("diff_v2", "contrast", {"calibration_images": 5}, DifferentialAttentionV2),
     ],
 )
 def test_every_conversion_is_an_option_of_the_recipe(plain_checkpoint, splits, attn, conversion, options, layer):
     name = plain_checkpoint[1]
     converted, report = create_model(own(name, attn=attn, conversion=conversion, **options), splits)
     assert {type(block.attn) for block in converted.blocks} == {layer}
-    assert report.output_error < (1e-5 if attn == "diff_v2" else 1)
+    assert report.output_error < (1e-5 if (attn, conversion) == ("diff_v2", "auto") else 1)
     assert all(block.attn.num_heads == (1 if conversion == "pairs" else 2) for block in converted.blocks)
 
 
@@ -298,6 +299,14 @@ def test_a_conversion_of_another_attention_is_refused(plain_checkpoint):
     assert "conversion 'mirror' is not one of attn='diff'" in refusal(
         own(plain_checkpoint[1], attn="diff", conversion="mirror")
     )
+
+
+def test_a_network_that_a_conversion_does_not_apply_to_is_refused_before_its_weights_are_read():
+    normed = config("vit_tiny_patch16_224", attn="diff_v2", conversion="contrast", model_kwargs=("qk_norm=True",))
+    with pytest.raises(
+        InputError, match=r"`conversion=contrast`: blocks.0.attn: conversion 'contrast' scales the quer"
+    ):
+        check_source(normed)
 
 
 def test_the_data_settings_follow_the_model_and_not_only_its_checkpoint():

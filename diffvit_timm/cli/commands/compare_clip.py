@@ -44,8 +44,8 @@ class Options(CheckedOptions):
     """ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder of a CLIP model."""
     supervised: str | None = None
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
-    convert: Literal["none", "svd", "slice", "calibrated", "mirror"] = "none"
-    """Also compare CLIP with its image tower converted by this method; mirror: to version 2."""
+    convert: Literal["none", "svd", "slice", "calibrated", "mirror", "contrast"] = "none"
+    """Also compare CLIP with its image tower converted by this method; mirror, contrast: to version 2."""
     data: Annotated[DatasetConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
     )
@@ -56,7 +56,7 @@ class Options(CheckedOptions):
     images: int = 0
     """Number of test images, drawn at random; 0: all."""
     calibration_images: int = 256
-    """Number of training images, without labels, that the conversion calibrated looks at."""
+    """Number of training images, without labels, that the conversions calibrated and contrast look at."""
     shown: int = 5
     """Largest number of images in a picture."""
     batch_size: int = 32

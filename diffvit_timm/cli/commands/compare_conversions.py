@@ -21,7 +21,12 @@ from ...errors import InputError, require_at_least
 from ...layers.adapters import check_layers
 from ...models.pretrained import check_model, load_model
 from ...options import CheckedOptions
-from ...studies.conversions import list_conversions, query_gradient_ratio, reason_against_pairs
+from ...studies.conversions import (
+    list_conversions,
+    query_gradient_ratio,
+    reason_against_contrast,
+    reason_against_pairs,
+)
 
 GRADIENT_IMAGES = 16
 
@@ -61,6 +66,8 @@ def main(options: Options) -> dict:
     conversions = list_conversions(source, calibration)
     if reason := reason_against_pairs(source):
         log0(f"no pairs, because {reason}")
+    if reason := reason_against_contrast(source):
+        log0(f"no contrast, because {reason}")
     count = min(options.images or len(splits.test), len(splits.test))
     log0(
         f"\n{options.source} and its conversions on {count:,} test images, calibrated on "

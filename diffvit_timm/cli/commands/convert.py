@@ -36,7 +36,7 @@ class Options(CheckedOptions):
     """Folder to write, new or empty."""
     attn: Literal["diff", "diff_v2"] = "diff"
     """Version of differential attention."""
-    method: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror"] = "auto"
+    method: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror", "contrast"] = "auto"
     """auto: mirror for diff_v2; for diff, calibrated with images and svd without; slice, pairs: for comparison."""
     images: str | None = None
     """Images to calibrate and report on: a folder, or a dataset on the Hub (its train split)."""
@@ -51,7 +51,7 @@ class Options(CheckedOptions):
     distill: int = 0
     """Passes over the calibration images to fit each layer to its plain original; 0: none."""
     lambda_init: float | None = None
-    """Initial lambda; default: 0.05 for diff, 0.5 for diff_v2."""
+    """Initial lambda; default: 0.05 for diff, 0.5 for mirror, 0.04 for contrast."""
     branch_dims: tuple[int, int] | None = None
     """Query and key widths of A1 and A2 in a head, for diff; default: three quarters and one quarter."""
     device: str = "cpu"
@@ -71,7 +71,8 @@ class Options(CheckedOptions):
     @property
     def calibrates(self) -> bool:
         """Whether the conversion itself looks at images."""
-        return self.images is not None and self.attn == "diff" and self.method in ("auto", *READS_IMAGES)
+        is_default = self.method == "auto" and self.attn == "diff"
+        return self.images is not None and (is_default or self.method in READS_IMAGES)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -86,12 +87,12 @@ def main(options: Options) -> None:
 
 
 def _convert_into(folder: Path, options: Options) -> None:
-    check_convertible(options.source, "source")
-    require_device(options.device)
     try:
         method = resolve_method(options.method, options.attn, options.calibrates)
     except ValueError as error:
         raise InputError(f"`method={options.method}` does not go with `attn={options.attn}`: {error}") from error
+    check_convertible(options.source, "source", method)
+    require_device(options.device)
     calibration, report_on = _draw_images(options)
     plain = load_model(options.source, parameter="source").eval().to(options.device)
     model = _convert(plain, method, calibration, options)

@@ -50,6 +50,7 @@ class Adapter(NamedTuple):
         rotary_pairs: function that returns the pairs of channels that a rotary embedding turns, (d / 2, 2), for a layer
             and the width d of a head; None for a class without such an embedding.
         fixed_channels: whether something other than a norm or a rotary embedding forbids a rotation of the channels.
+        cosine: whether queries and keys are divided by their lengths.
         normed_values: whether a norm acts on the values.
         windowed: whether the layer attends within windows, each of which is a row of its input.
     """
@@ -59,6 +60,7 @@ class Adapter(NamedTuple):
     diff_v2: Any
     rotary_pairs: Callable[[Any, int], Tensor] | None = None
     fixed_channels: bool = False
+    cosine: bool = False
     normed_values: bool = False
     windowed: bool = False
 
@@ -90,11 +92,11 @@ ADAPTERS: dict[type[nn.Module], Adapter] = {
     SwinAttention: Adapter(
         relative.SwinAdapter, relative.DiffSwinAttention, relative.DiffSwinAttentionV2, windowed=True
     ),
-    Swin2Attention: Adapter(  # queries and keys are divided by their lengths
+    Swin2Attention: Adapter(
         relative.Swin2Adapter,
         relative.DiffSwin2Attention,
         relative.DiffSwin2AttentionV2,
-        fixed_channels=True,
+        cosine=True,
         windowed=True,
     ),
 }
