@@ -105,6 +105,10 @@ class OptimConfig(CheckedOptions):
     """Weight decay, not applied to biases, norms, tokens and position embeddings."""
     layer_decay: float = 0.75
     """Factor on the learning rate from each block to the one below it, down to the stem; 1: the same for all."""
+    lambda_lr_scale: float = 1.0
+    """Factor on the learning rate of the parameters of lambda."""
+    query_lr_scale: float = 1.0
+    """Factor on the learning rate of the second queries of version 2."""
     clip_grad: float = 1.0
     """Maximum gradient norm; 0: no clipping."""
     label_smoothing: float = 0.1
@@ -129,7 +133,7 @@ class OptimConfig(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, epochs=self.epochs, batch_size=self.batch_size, grad_accum=self.grad_accum)
-        for name in ("lr", "layer_decay", "distill_temperature"):
+        for name in ("lr", "layer_decay", "lambda_lr_scale", "query_lr_scale", "distill_temperature"):
             self.require(name, getattr(self, name) > 0, "must be above 0")
         for name in (
             "max_steps", "patience", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "lambda_warmup"

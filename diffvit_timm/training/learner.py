@@ -58,6 +58,8 @@ class Learner:
         teacher: Any = None,
     ) -> None:
         optim = config.optim
+        if accelerator.is_fsdp2:
+            optim.require_default("query_lr_scale", "does not work with a sharded model")
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher.to(accelerator.device) if teacher else None

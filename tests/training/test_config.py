@@ -79,6 +79,8 @@ def test_an_option_of_a_command_stands_beside_those_of_the_training():
         ("mixup", -0.8, "`mixup=-0.8` must not be negative"),
         ("cutmix", -1.0, "`cutmix=-1.0` must not be negative"),
         ("lambda_warmup", -2.0, "`lambda_warmup=-2.0` must not be negative"),
+        ("lambda_lr_scale", 0.0, "`lambda_lr_scale=0.0` must be above 0"),
+        ("query_lr_scale", -1.0, "`query_lr_scale=-1.0` must be above 0"),
         ("workers", -1, "`workers=-1` must not be negative"),
         ("seed", -1, "`seed=-1` must not be negative"),
         ("label_smoothing", 1.0, "`label_smoothing=1.0` must be in [0, 1)"),

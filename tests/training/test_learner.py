@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from diffvit_timm.errors import InputError
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.learner import Learner
 
@@ -39,9 +40,21 @@ def assert_equal(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.6}, {"ema": 0.6, "lambda_warmup": 1.0}, {"opt": "nmuon"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema": 0.6},
+        {"ema": 0.6, "lambda_warmup": 1.0},
+        {"opt": "nmuon"},
+        {"query_lr_scale": 10.0, "lambda_lr_scale": 10.0},
+    ],
+    ids=str,
+)
 def test_a_state_that_is_saved_and_loaded_goes_on_to_the_same_bits(learner, tmp_path, options):
     shape = {"lambda_init": "schedule"}
+    if "query_lr_scale" in options:
+        shape = {"attn": "diff_v2"}
     expected, losses = after(learner(shape, **options), range(4))
     first = learner(shape, **options)
     _, losses_before = after(first, range(2))
@@ -127,3 +140,10 @@ def test_on_a_cpu_the_accumulation_steps_are_those_that_were_asked_for(learner):
     run = learner(grad_accum=3)
     run.fit_memory()
     assert run.accum_steps == 3
+
+
+def test_a_sharded_model_refuses_a_rate_of_its_own_for_a_part_of_a_weight(learner, monkeypatch):
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    message = "`query_lr_scale=2.0` does not work with a sharded model: leave it out"
+    with pytest.raises(InputError, match=message):
+        learner({"attn": "diff_v2"}, query_lr_scale=2.0)

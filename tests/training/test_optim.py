@@ -3,8 +3,13 @@
 import math
 
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock
 
+from diffvit_timm import from_vit
+from diffvit_timm.layers.adapters.projections import output_projection
+from diffvit_timm.layers.base import Version2
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import build_optimizer, build_scheduler, warmup_cosine, warmup_updates
 
@@ -140,3 +145,96 @@ def test_a_step_of_muon_turns_a_matrix_by_an_orthogonal_one(tiny_model):
     optimizer.step()
     step = (weight.detach().double() - before) / (0.2 * 1e-2 * max(weight.shape) ** 0.5)  # as large as AdamW's
     assert torch.linalg.svdvals(step) == pytest.approx(1, abs=0.4)  # Newton and Schulz stop well before convergence
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+@pytest.mark.parametrize("opt", ["adamw", "nmuon"])
+def test_lambda_learns_at_a_rate_of_its_own_on_top_of_the_layer_decay(tiny_model, attn, opt):
+    model = tiny_model(attn=attn)
+    options = dict(opt=opt, lr=1e-3, layer_decay=0.5)
+    usual = settings(model, build_optimizer(model, config(**options)))
+    scaled = settings(model, build_optimizer(model, config(**options, lambda_lr_scale=20.0)))
+    assert scaled.keys() == usual.keys() == dict(model.named_parameters()).keys()
+    names = {name for name in scaled if ".lambda_" in name}
+    assert len(names) == (8 if attn == "diff" else 2)
+    for name, group in scaled.items():
+        expected = {**usual[name], "lr": usual[name]["lr"] * (20 if name in names else 1)}
+        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in expected.items() if k != "params"}
+
+
+def stepped(make, **options):
+    """Names, and how far each parameter moved in the first step of an optimizer, with the same random gradients."""
+    model = make()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, config(lr=1e-3, weight_decay=0.1, **options))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    return {name: p.detach() - before[name] for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("opt", ["adamw", "nmuon"])
+def test_the_steps_of_the_second_queries_are_multiplied_and_no_others(tiny_model, opt):
+    make = lambda: tiny_model(attn="diff_v2")  # noqa: E731
+    usual, scaled = stepped(make, opt=opt), stepped(make, opt=opt, query_lr_scale=10.0)
+    for name, step in usual.items():
+        factor = torch.ones(len(step) if step.ndim else 1)
+        if ".qkv." in name:
+            factor[:64].view(2, 2, 16)[:, 1] = 10  # 2 heads of width 16 with two queries each
+        factor = factor.view(-1, *[1] * (step.ndim - 1))
+        torch.testing.assert_close(scaled[name], step * factor, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("eva02_tiny_patch14_224", dict(depth=1)),  # queries, keys and values with separate weights or biases
+        ("vit_small_patch16_rope_224", dict(depth=1, qkv_fused=False, attn_type="rope", num_kv_heads=1)),
+        ("vit_tiny_patch16_224", dict(depth=1, block_fn=ParallelScalingBlock)),  # the rows of an MLP come first
+        ("swin_tiny_patch4_window7_224", dict(depths=(1, 1), num_heads=(2, 2))),
+    ],
+)
+def test_the_second_queries_are_found_in_every_form_of_projection(name, shape):
+    torch.manual_seed(0)
+    plain = timm.create_model(name, embed_dim=32, num_classes=3, **({"num_heads": 2} | shape))
+    make = lambda: from_vit(plain, attn="diff_v2")  # noqa: E731
+    usual, scaled = stepped(make), stepped(make, query_lr_scale=10.0)
+    size = lambda step: step.abs().reshape(len(step), -1).mean(1)  # noqa: E731  one number per row
+    faster = {key: size(scaled[key]) > 5 * size(step) for key, step in usual.items() if step.ndim}
+    faster = {key: rows for key, rows in faster.items() if rows.any()}
+    layers = {key: layer for key, layer in make().named_modules() if isinstance(layer, Version2)}
+    assert {key.rpartition(".attn.")[0] or "blocks.0" for key in faster} == {k.removesuffix(".attn") for k in layers}
+    for key, rows in faster.items():
+        layer = next(layer for name, layer in layers.items() if key.startswith(name))
+        width = output_projection(layer).in_features
+        queries = rows[layer.in_split[0] :] if hasattr(layer, "in_split") else rows
+        first, second = queries[: 2 * width].view(layer.num_heads, 2, -1).unbind(1)
+        assert second.all()
+        assert not first.any()
+        assert rows.sum() == width
+
+
+def test_frozen_queries_do_not_move(tiny_model):
+    def make():
+        model = tiny_model(attn="diff_v2")
+        model.blocks[0].requires_grad_(False)
+        return model
+
+    moved = stepped(make, query_lr_scale=10.0)
+    assert moved["blocks.0.attn.qkv.weight"].abs().max() == 0
+    assert moved["blocks.1.attn.qkv.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("attn", "name", "message"),
+    [
+        ("plain", "lambda_lr_scale", "lambda_lr_scale has no effect: plain attention has no lambda\n"),
+        ("plain", "query_lr_scale", "query_lr_scale has no effect: no layer of version 2 is trained\n"),
+        ("diff", "query_lr_scale", "query_lr_scale has no effect: no layer of version 2 is trained\n"),
+    ],
+)
+def test_a_rate_without_effect_is_announced(tiny_model, capsys, attn, name, message):
+    build_optimizer(tiny_model(attn=attn), config(**{name: 3.0}))
+    assert capsys.readouterr().err == message
