@@ -80,11 +80,13 @@ def check_method(model: nn.Module, method: str | None) -> dict[str, nn.Module]:
     Raises:
         ValueError: as `check_layers`, or the first layer that the method does not apply to, and the reason.
     """
-    layers = check_layers(model)
+    layers: dict[str, Any] = check_layers(model)
     for name, layer in layers.items():
         kind = type(layer).__name__
         if method == "pairs" and not is_basic(layer):
             raise ValueError(f"{name}: conversion 'pairs' joins heads of timm's basic Attention, not of {kind}")
+        if method == "pairs":
+            pairs_kwargs(layer.num_heads, head_width(layer))  # it refuses an odd number of heads
         if method == "contrast" and _normalises_queries(layer):
             raise ValueError(
                 f"{name}: conversion 'contrast' scales the queries, and this {kind} normalises them, which undoes the "

@@ -93,10 +93,17 @@ def test_normalised_queries_are_refused_before_an_image_is_read(name, settings, 
         contrast(source, unread)
 
 
-def test_heads_that_cannot_pair_are_refused_before_an_image_is_read():
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(num_heads=4, qk_norm=True), "conversion 'pairs' joins heads of timm's basic Attention, not of Attention"),
+        (dict(num_heads=3), "conversion 'pairs' makes one head of two, and 3 heads do not pair"),
+    ],
+)
+def test_heads_that_cannot_pair_are_refused_before_an_image_is_read(settings, message):
     unread = (pytest.fail("an image was read") for _ in range(1))
-    with pytest.raises(ValueError, match="conversion 'pairs' joins heads of timm's basic Attention, not of Attention"):
-        from_vit(plain_vit(num_heads=4, qk_norm=True), "pairs", unread)
+    with pytest.raises(ValueError, match=message):
+        from_vit(plain_vit(**settings), "pairs", unread)
 
 
 def test_other_misuse_is_refused():
