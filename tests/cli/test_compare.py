@@ -29,7 +29,7 @@ def test_the_table_of_conversions_explains_its_columns_and_why_there_are_no_pair
                  "relative error of the logits", "more parameters: than the source has",
                  "gradient: that of the second"):  # fmt: skip
         assert part in printed.err
-    assert list(json.loads(printed.out)) == [row.rsplit(maxsplit=6)[0] for row in rows[-10:]]
+    assert list(json.loads(printed.out)) == [row.rsplit(maxsplit=6)[0] for row in rows[-12:]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_classes": 0}], ids=str)

@@ -10,6 +10,7 @@ from diffvit_timm.layers.denoising import DenoisingAttention
 from diffvit_timm.studies.conversions import (
     list_conversions,
     query_gradient_ratio,
+    reason_against_contrast,
     reason_against_pairs,
     with_denoising_attention,
     with_timm_attention,
@@ -53,6 +54,14 @@ def test_the_reason_against_pairs_is_named():
     assert reason_against_pairs(plain_vit(num_heads=1)) == "the number of heads, 1, is odd"
     reason = reason_against_pairs(plain_vit(qk_norm=True))
     assert reason == "blocks.0.attn, of the class Attention, is not timm's Attention without norms and gate"
+
+
+def test_contrast_is_left_out_with_its_reason_where_queries_are_normalised():
+    normed, images = plain_vit(qk_norm=True), [torch.randn(2, 3, 16, 16)]
+    assert reason_against_contrast(plain_vit()) is None
+    assert "this Attention normalises them" in reason_against_contrast(normed)
+    assert not [name for name in list_conversions(normed, images) if name.startswith("contrast")]
+    assert len([name for name in list_conversions(plain_vit(), images) if name.startswith("contrast")]) == 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"qkv_bias": False}, {"proj_bias": False}], ids=str)
