@@ -79,7 +79,7 @@ def _help() -> str:
     lines = [f"  {name:{width}s}  {what}" for name, what in COMMANDS.items()]
     end = (
         "diffvit COMMAND --help explains the options of a command.\n"
-        "diffvit train --demo converts and fine-tunes a small ViT on bundled images in two to five minutes."
+        "diffvit train --demo converts and fine-tunes a small ViT on bundled images in about two minutes."
     )
     return "\n".join(["usage: diffvit COMMAND [OPTIONS]", "", *lines, "", end])
 

@@ -25,7 +25,7 @@ def test_without_a_command_it_lists_the_commands(words, capsys):
     for name, text in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(text)}$", printed.out, re.MULTILINE)
     assert printed.out.endswith(
-        "diffvit train --demo converts and fine-tunes a small ViT on bundled images in two to five minutes.\n"
+        "diffvit train --demo converts and fine-tunes a small ViT on bundled images in about two minutes.\n"
     )
     assert max(map(len, printed.out.splitlines())) <= 120
     assert not printed.err

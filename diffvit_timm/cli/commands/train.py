@@ -1,6 +1,6 @@
 """Fine-tune or train a timm model on an image classification dataset.
 
-    diffvit train --demo                                      # two to five minutes, no download
+    diffvit train --demo                                      # about two minutes, no download
     diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
     diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
     diffvit train --config pets --attn plain                  # the plain twin under the same options
