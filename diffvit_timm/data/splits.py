@@ -59,7 +59,8 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
         parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
     except ValueError as error:
         raise InputError(
-            f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error}"
+            f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error} Add "
+            "images, or validation and test splits"
         ) from error
     return parts["train"], parts["test"]
 
