@@ -44,6 +44,8 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
         lam.plot(
             [row["epoch"] for row in epochs],
             [row["lambda"][layer] for row in epochs],
+            "o-",
+            markersize=3,  # a single epoch has no line
             color=(0.0, 0.15 + 0.6 * shade, 0.4 + 0.4 * shade),
             label=f"block {layer}" if layer in (0, layers - 1) else None,
         )
