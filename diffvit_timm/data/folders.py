@@ -129,6 +129,11 @@ def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None
         if all(top.lower() in SPLITS for top in tops):
             raise InputError(f"{given}: the images of {tops[0]} are in no class folder: put them into {tops[0]}/CLASS")
         return None
+    if direct := [image for image in images if len(image.parts) == 2 and image.parts[0] in splits]:
+        raise InputError(
+            f"{given}: the folder {direct[0].parts[0]} has class folders, but also the image {direct[0].parts[1]}: "
+            "move it into a class folder, or away"
+        )
     if others := [top for top in tops if top not in splits]:
         raise InputError(
             f"{given}: the folder {splits[0]} is a split with class folders, but the folder {others[0]} is not: move "

@@ -101,13 +101,12 @@ def test_files_that_are_left_out_are_counted(tmp_path, capsys):
         *many("train", 2, "cat", "dog"),
         *many("test", 1, "cat"),
         "README.txt",
-        "train/1.png",
         "train/cat/a.csv",
     )
     fill(tmp_path, "train/.thumbs/x.png", "__MACOSX/train/cat/1.png", "train/cat/.DS_Store")
     assert {len(rows) for rows in layout(tmp_path).values()} == {4, 1}
     line = next(line for line in capsys.readouterr().err.splitlines() if "not used" in line)
-    assert line.startswith(f"{tmp_path}: not used: 6 files in no class folder or of another kind (3 .png")
+    assert line.startswith(f"{tmp_path}: not used: 5 files in no class folder or of another kind (2 .png")
     assert "1 .csv" in line
 
 
@@ -115,6 +114,7 @@ def test_files_that_are_left_out_are_counted(tmp_path, capsys):
     ("files", "message"),
     [
         (["train/1.png", "test/2.png"], "the images of test are in no class folder: put them into test/CLASS"),
+        (["train/cat/1.png", "train/2.png"], "the folder train has class folders, but also the image 2.png: move it"),
         (["train/cat/1.png", "Training/cat/2.png"], "has two folders of one split, Training and train: keep one"),
         (["train/cat/1.png", "dog/2.png"], "the folder train is a split with class folders, but the folder dog is not"),
         (
