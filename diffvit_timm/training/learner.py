@@ -41,7 +41,7 @@ class Learner:
         net: the network as it was given. What accelerate wraps or compiles shares its parameters.
         model: the network as accelerate prepared it.
         accum_steps: accumulation steps per update.
-        last_lr: largest learning rate of the last update.
+        last_lr: learning rate of the head in the last update.
 
     Raises:
         InputError: options that do not fit the model.
@@ -130,7 +130,7 @@ class Learner:
         if self.config.optim.clip_grad:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
         # 2. One step of the optimizer, its schedule and the average. fp16 skips the steps that overflow.
-        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.last_lr = max(group["lr"] for group in self.optimizer.param_groups if not group.get("is_lambda"))
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
             self.scheduler.step()

@@ -55,7 +55,7 @@ def _scale_lambda(model: nn.Module, optimizer: torch.optim.Optimizer, factor: fl
         parameters = [p for p in group["params"] if id(p) in own]
         if parameters:
             group["params"] = [p for p in group["params"] if id(p) not in own]
-            optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * factor})
+            optimizer.add_param_group({**group, "params": parameters, "lr": group["lr"] * factor, "is_lambda": True})
 
 
 def _second_queries(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -114,8 +114,9 @@ def test_a_warm_up_of_lambda_is_set_before_the_forward_pass_of_its_update(learne
     assert seen == pytest.approx([0.15, 0.25, 0.25, 0.25])
 
 
-def test_the_last_learning_rate_is_the_largest_of_the_last_update(learner):
-    run = learner()
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_the_last_learning_rate_is_that_of_the_head_in_the_last_update(learner, scale):
+    run = learner(lambda_lr_scale=scale)
     after(run, [0])
     assert run.last_lr == pytest.approx(1e-2 / 2)  # the first update of a warm-up of one update
     after(run, [1])
