@@ -25,6 +25,7 @@ __all__ = [
     "read_json",
     "read_yaml",
     "remove_folder",
+    "require_writable",
     "restore_folder",
     "write_atomically",
     "write_csv",
@@ -112,6 +113,24 @@ def atomic_folder(path: Path, what: str, advice: str) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def require_writable(folder: Path, given: str) -> None:
+    """Check that files can be created in a folder.
+
+    Args:
+        folder: existing folder.
+        given: the user's parameter with its value, for the error.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        # Try it: permission bits say nothing about root, read-only mounts and quotas.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{given} cannot be written ({error}): choose another folder") from error
 
 
 def remove_folder(path: Path) -> None:

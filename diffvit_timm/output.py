@@ -12,6 +12,7 @@ from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from .console import is_main, log0
 from .errors import InputError
+from .files import require_writable
 
 __all__ = ["LOCK", "claim_folder", "claim_new_folder", "is_unused", "new_folder", "output_folder"]
 
@@ -194,10 +195,5 @@ def new_folder(name: str | Path, parameter: str = "output", leftovers: Collectio
     if path.is_dir() and not is_unused(path, leftovers):
         raise _TakenError(f"`{parameter}={path}` is not empty: choose a new folder, or empty this one yourself")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    try:
-        # Try it: permission bits say nothing about root, read-only mounts and quotas.
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"`{parameter}={path}` cannot be written ({error}): choose another folder") from error
+    require_writable(parent, f"`{parameter}={path}`")
     return path

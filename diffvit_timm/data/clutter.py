@@ -5,15 +5,13 @@ The task is cluttered translated MNIST, of `Mnih et al. 2014` - https://arxiv.or
 
 import functools
 import hashlib
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from ..errors import InputError
-from .decoding import decode_image
+from .decoding import decode_image, png_image
 from .fingerprint import fingerprint
 from .images import decode_all
 from .splits import Splits
@@ -106,7 +104,7 @@ def _clutter_digit(
     for _ in range(pieces):
         other = digits[(index + 1 + rng.integers(max(1, len(digits) - 1))) % len(digits)]
         _paste(field, _cut_piece(other, piece_side, rng), rng)
-    return {"image": _png(field), "mask": _png(ink > 0)}
+    return {"image": png_image(field), "mask": png_image(ink > 0)}
 
 
 def _paste(field: np.ndarray, piece: np.ndarray, rng: np.random.Generator) -> None:
@@ -125,9 +123,3 @@ def _cut_piece(digit: np.ndarray, piece_side: int, rng: np.random.Generator) -> 
     row, column = divmod(int(ink[rng.integers(len(ink))]), digit.shape[1])
     top, left = row - piece_side // 2, column - piece_side // 2
     return digit[max(0, top) : top + piece_side, max(0, left) : left + piece_side]
-
-
-def _png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
-    return {"bytes": buffer.getvalue(), "path": None}

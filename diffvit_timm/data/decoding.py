@@ -1,4 +1,4 @@
-"""Decode one image: upright, opaque, with 8 bits per channel."""
+"""Decode one image, upright, opaque and with 8 bits per channel, and encode pixels as one."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
 
-__all__ = ["decode_image"]
+__all__ = ["decode_image", "png_image"]
 
 MAX_ASPECT = 1000  # longest side / shortest side; resizing a longer image to the height of a model fills the memory
 
@@ -57,6 +57,13 @@ def decode_image(image: dict | None, mode: str, where: str) -> Image.Image:
     except Exception as error:  # decoders raise anything: struct.error, MemoryError, AssertionError, ...
         name = where if not image["path"] else f"{where} ({image['path']})" if image["bytes"] else image["path"]
         raise InputError(f"{name} does not decode ({_reason(error)}): fix it or leave it out") from error
+
+
+def png_image(pixels: np.ndarray) -> dict:
+    """Encode pixels, (H, W) or (H, W, 3), as a PNG, in the form in which `datasets` stores an undecoded image."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def _check_aspect_ratio(width: int, height: int) -> None:

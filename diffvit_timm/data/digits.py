@@ -1,12 +1,10 @@
 """scikit-learn's bundled handwritten digits, for the demo: 1,797 grey images of 8 x 8 pixels."""
 
-import io
-
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from PIL import Image
 
+from .decoding import png_image
 from .splits import SPLIT_SEED, Splits, hold_out
 
 __all__ = ["digits_splits"]
@@ -27,9 +25,7 @@ def digits_splits(seed: int = SPLIT_SEED) -> tuple[Splits, Splits]:
     features = Features({"image": ImageFeature(decode=False), "label": ClassLabel(num_classes=10)})
     rows: dict[str, list] = {"image": [], "label": digits.target.tolist()}
     for pixels in digits.images:
-        buffer = io.BytesIO()
-        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(buffer, format="png")
-        rows["image"].append({"bytes": buffer.getvalue(), "path": None})
+        rows["image"].append(png_image((pixels * 255 / 16).astype(np.uint8)))
 
     def divide(data: Dataset, share: float) -> tuple[Dataset, Dataset]:
         parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=seed)

@@ -1,13 +1,11 @@
 """Datasets with wrong labels or noisy pixels, to measure how a model copes with bad data."""
 
-import io
 import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from .decoding import decode_image
+from .decoding import decode_image, png_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +60,4 @@ def _add_noise(row: dict, index: int, deviation: float, split: str) -> dict:
     # Seeded by the pixels, so that the noise does not depend on the order of the images.
     rng = np.random.default_rng((NOISE_SEED, zlib.crc32(pixels.tobytes())))
     noisy = (pixels + 255 * deviation * rng.standard_normal(pixels.shape)).round().clip(0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noisy).save(buffer, format="png")
-    return {"image": {"bytes": buffer.getvalue(), "path": None}}
+    return {"image": png_image(noisy)}

@@ -46,9 +46,9 @@ def load_parquet_folder(
     """
     if has_metadata(folder):
         return datasets.load_dataset(str(folder), dataset_config, streaming=streaming)
-    files = _split_files(folder, parameter)
-    if unused := set(_parquet_files(folder)).difference(*files.values()):
-        log0(f"{folder}: ignored {counted(len(unused), 'file')} without a split in the name, e.g. {min(unused).name}")
+    files, unused = _divide(folder, parameter)
+    if unused:
+        log0(f"{folder}: ignored {counted(len(unused), 'file')} without a split in the name, e.g. {unused[0].name}")
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
     return datasets.load_dataset("parquet", data_files=patterns, streaming=streaming)
 
@@ -69,7 +69,7 @@ def check_class_names(
     Raises:
         InputError: a file with other class names.
     """
-    for split, paths in _split_files(folder, dataset_config=dataset_config).items():
+    for split, paths in _split_files(folder, dataset_config).items():
         for path in paths:
             labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
             # A file without class names, of numbers only, takes those of the others.
@@ -80,18 +80,23 @@ def check_class_names(
                 )
 
 
-def _split_files(folder: Path, parameter: str = "dataset", dataset_config: str | None = None) -> dict[str, list[Path]]:
+def _split_files(folder: Path, dataset_config: str | None) -> dict[str, list[Path]]:
     """Return the parquet files of each split."""
     if has_metadata(folder):
         listed = datasets.load_dataset_builder(str(folder), dataset_config).config.data_files or {}
         return {str(split): [Path(path) for path in paths] for split, paths in listed.items()}
+    return _divide(folder)[0]
+
+
+def _divide(folder: Path, parameter: str = "dataset") -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the parquet files of each split by their folders and names, and the files that are in no split."""
     found: dict[str | None, list[Path]] = {}
     for path in _parquet_files(folder):
         found.setdefault(_split_of(path.relative_to(folder), f"`{parameter}={folder}`"), []).append(path)
     without = found.pop(None, [])
     if not found:
-        return {"train": without}
-    return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}
+        return {"train": without}, []
+    return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}, without
 
 
 def _split_of(path: Path, given: str) -> str | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import disk_errors
+from ..files import disk_errors, require_writable
 
 __all__ = ["Exported", "Format", "check_output", "export_model"]
 
@@ -82,7 +82,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
 
 
 def _move_into_place(path: Path, out: Path) -> int:
-    """Move an exported file to `out`, and NAME.onnx.data beside it; returns the size of both in bytes."""
+    """Move an exported file to `out`, and NAME.onnx.data beside it if there is one. Return their size in bytes."""
     files = [file for file in (_data_file(path), path) if file.exists()]
     size = sum(file.stat().st_size for file in files)
     for file in files:  # the network last: it is usable only with its weights
@@ -106,11 +106,7 @@ def check_output(out: Path, form: Format) -> None:
         raise InputError(f"`out={out}` does not fit `form={form}`: choose a file name that ends in {SUFFIXES[form]}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"`out={out}`: there is no folder {out.parent}: create it first")
-    try:
-        with tempfile.TemporaryFile(dir=out.absolute().parent):  # permission bits do not tell
-            pass
-    except OSError as error:
-        raise InputError(f"`out={out}` cannot be written ({error}): choose another folder") from error
+    require_writable(out.absolute().parent, f"`out={out}`")
     if form != "pt2" and _data_file(out).exists():
         raise InputError(
             f"`out={out}` may store its weights in {_data_file(out)}, which already exists: choose another name"
