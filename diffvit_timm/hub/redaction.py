@@ -101,14 +101,14 @@ def _hub_dataset(name: Any, is_folder: bool | None) -> str | None:
 
 
 def redacted_text(text: str, hub_names: Collection[str] = ()) -> str:
-    """Return a text as it is published.
+    """Remove local paths and tokens from the value of an option.
 
     Args:
-        text: value of an option.
+        text: the value.
         hub_names: names on the Hub, which are not paths.
 
     Returns:
-        The last part of a path, or any other text as it is; 'hf_...' replaces a token of the Hub.
+        The last part if the text is a path, otherwise the text itself. A token of the Hub becomes 'hf_...'.
     """
     if text in hub_names or HUB_MODEL.fullmatch(text):
         return text

@@ -16,7 +16,7 @@ __all__ = ["legend_label", "save_figure"]
 
 DPI = 120
 CHARACTER_WIDTH, LINE_HEIGHT = 0.6, 1.2  # relative to the size of a font
-PANEL_PITCH = 1.25  # width of a panel and of the gap beside it, relative to the panel
+PANEL_PITCH = 1.25  # width of a panel plus the gap beside it, divided by the width of the panel
 NARROWEST = 30  # characters; shorter lines are not broken, however narrow their panel is
 
 
@@ -39,7 +39,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _set_drawable_texts(figure: Figure) -> None:
-    """Draw every text as it is, with the fonts that it needs."""
+    """Set every text to be drawn literally, in fonts that have its characters."""
     for axis in figure.findobj(Axis):
         names = [label.get_text() for label in axis.get_ticklabels()]
         if isinstance(axis.get_major_locator(), FixedLocator) and any(names):  # matplotlib would write them again

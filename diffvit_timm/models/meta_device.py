@@ -25,7 +25,7 @@ def build_on_meta(name: str, **kwargs: Any) -> Any:
     """Build a network on the meta device, without weights.
 
     Args:
-        name: what timm.create_model takes. Of a repository on the Hub, only config.json is downloaded.
+        name: what timm.create_model takes. For a repository on the Hub, only config.json is downloaded.
         **kwargs: arguments of timm.create_model.
 
     Raises:

@@ -81,7 +81,7 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
 def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> str:
     """Check that a model exists, before its weights are downloaded or loaded.
 
-    Of a repository on the Hub, config.json is downloaded. The config of a saved model is checked.
+    For a repository on the Hub, this downloads its config.json. The config of a saved model is checked.
 
     Args:
         name: one of the four forms of a model (see the top of this file).

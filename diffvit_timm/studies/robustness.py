@@ -63,7 +63,7 @@ MEAN = Condition("mean", 0)  # over all conditions but CLEAN
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What a network predicts for each image under each condition.
+    """Predictions of a network for each image under each condition.
 
     Attributes:
         right: whether the predicted class is the label, (conditions, images).

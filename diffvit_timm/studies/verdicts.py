@@ -1,4 +1,4 @@
-"""What paired differences over seeds say: better, worse, equivalent within a margin, or undecided.
+"""Verdicts on paired differences over seeds: better, worse, equivalent within a margin, or undecided.
 
 Each endpoint has a paired t-test for a difference, and two one-sided t-tests for equivalence. Both are corrected for
 the number of endpoints.

@@ -340,7 +340,7 @@ class Trainer:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint records of this run, and must find again when it continues."""
+        """Properties of this run that its checkpoints record, and that a resumed run must have, too."""
         return run_identity(
             self.learner.net, self.splits, self.data_config, self.learner.teacher, self.accelerator.num_processes
         )

@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection |= how == "cut_body"
 
     def _parts(self, how: str, head: bytes, data: bytes) -> Iterator[bytes]:
-        """Yield an answer as it is sent."""
+        """Yield the bytes of an answer, in the pieces in which they are sent."""
         slow = head + data if how == "trickle_headers" else data if how == "trickle" else b""
         if how != "trickle_headers":
             yield head

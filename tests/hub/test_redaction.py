@@ -1,4 +1,4 @@
-"""What is published of a run's records holds no path of the machine, and names on the Hub are kept."""
+"""The published records of a run contain no local paths, and keep names on the Hub."""
 
 import json
 
