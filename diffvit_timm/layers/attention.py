@@ -14,12 +14,13 @@ from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
 from .base import TokenLayer, Version1
-from .functional import additive_mask
+from .functional import additive_mask, vector_lambda
 from .kernels.layout import HEAD_NORM_EPS
 
 __all__ = ["DifferentialAttention", "lambda_init_schedule"]
 
 torch.fx.wrap("additive_mask")
+torch.fx.wrap("vector_lambda")
 
 
 def lambda_init_schedule(depth: int) -> float:
@@ -171,9 +172,7 @@ class DifferentialAttention(TokenLayer, Version1):
         """Compute lambda, a float32 scalar that does not depend on the tokens x (equation 2)."""
         if self.dual_lambda:
             return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
-        lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
-        lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
-        return lambda_1 - lambda_2 + self.lambda_init
+        return vector_lambda(self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2, self.lambda_init)
 
     def project_qkv(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False

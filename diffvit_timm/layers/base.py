@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .functional import differential_attention
+from .functional import cast_once, differential_attention, vector_lambda
 from .kernels.layout import BranchDims
 
 __all__ = [
@@ -18,7 +18,10 @@ __all__ = [
     "differential_layers",
 ]
 
-torch.fx.wrap("differential_attention")  # FX looks for the name in every module that calls the function
+# FX looks for these names in every module that calls the functions.
+torch.fx.wrap("cast_once")
+torch.fx.wrap("differential_attention")
+torch.fx.wrap("vector_lambda")
 
 
 # Names of the projections in timm's layers: of queries, keys and values together, of the queries, and of the heads.
@@ -188,6 +191,7 @@ class TokenLayer(DifferentialLayer):
 
     def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the input of the output projection, (B, N, dim). The arguments are those of `forward`."""
+        x = cast_once(x)
         q, k, v, bias = self.project_qkv(x, attn_mask, is_causal)
         return self.merge_heads(self.mix(x, q, k, v, bias), x)
 
@@ -221,9 +225,7 @@ class Version1(DifferentialLayer):
 
     def compute_lambda(self, x: Tensor) -> Tensor:
         """Compute lambda, a float32 scalar that does not depend on the tokens x."""
-        lambda_1 = torch.exp(torch.sum(self.lambda_q1 * self.lambda_k1).float())
-        lambda_2 = torch.exp(torch.sum(self.lambda_q2 * self.lambda_k2).float())
-        return lambda_1 - lambda_2 + self.lambda_init
+        return vector_lambda(self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2, self.lambda_init)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         if prefix + "branch_widths" in state_dict:

@@ -9,9 +9,18 @@ from timm.layers import maybe_add_mask, register_notrace_function, resolve_self_
 from torch import Tensor
 
 from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
-from .kernels.operator import attend, attend_and_norm, has_kernel
+from .kernels.modes import gpu_runs_triton, is_eager, only_builtin_operators
+from .kernels.operator import attend, has_kernel
 
-__all__ = ["additive_mask", "differential_attention", "differential_maps", "head_norm"]
+__all__ = [
+    "additive_mask",
+    "cast_once",
+    "differential_attention",
+    "differential_maps",
+    "head_norm",
+    "stacked_attention",
+    "vector_lambda",
+]
 
 
 @torch.fx.wrap
@@ -58,15 +67,47 @@ def differential_maps(
     return map1, map2
 
 
-def _requires_builtin_ops() -> bool:
-    """Return whether the model is being traced or exported, or runs under torch.func, which do not know our kernels."""
-    functorch: bool = torch._C._are_functorch_transforms_active()
-    return functorch or torch.jit.is_tracing() or torch.compiler.is_exporting()
+def _lambda_in_one_kernel(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:
+    from .kernels import cuda_lambda  # not at the top: it imports triton
+
+    return cuda_lambda.vector_lambda(q1, k1, q2, k2, lambda_init)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def vector_lambda(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:
+    """Compute lambda of version 1, `exp(q1 . k1) - exp(q2 . k2) + lambda_init` (equation 2 of the paper).
+
+    Args:
+        q1, k1, q2, k2: the vectors lambda_q1, lambda_k1, lambda_q2 and lambda_k2, of one shape (width,).
+        lambda_init: scalar.
+
+    Returns:
+        Lambda, a float32 scalar.
+    """
+    if not torch.jit.is_scripting():
+        eager_gpu = q1.device.type == "cuda" and is_eager(q1) and not only_builtin_operators()
+        if eager_gpu and gpu_runs_triton(q1.device.index):
+            return _lambda_in_one_kernel(q1, k1, q2, k2, lambda_init)
+    return torch.exp(torch.dot(q1, k1).float()) - torch.exp(torch.dot(q2, k2).float()) + lambda_init
 
 
 def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
     """Apply an RMSNorm with a weight, (Dv,), to each head's output x, (B, H, N, Dv). Without a weight, return x."""
-    return x if weight is None else F.rms_norm(x, [x.shape[-1]], weight, eps)
+    if weight is None:
+        return x
+    # In the memory order of the kernels, (B, N, H, Dv), the norm needs no copy, nor does the merging of the heads.
+    return F.rms_norm(x.transpose(1, 2), [x.shape[-1]], weight, eps).transpose(1, 2)
+
+
+@torch.fx.wrap
+@register_notrace_function
+def cast_once(x: Tensor) -> Tensor:
+    """Cast x to the dtype of autocast, if it is enabled. Layers with several projections of x would each cast it."""
+    if not torch.jit.is_scripting():
+        enabled = torch.is_autocast_enabled(x.device.type)
+        x = x.to(torch.get_autocast_dtype(x.device.type)) if enabled else x
+    return x
 
 
 @torch.fx.wrap
@@ -107,6 +148,18 @@ def differential_attention(
     Returns:
         The output of each head, (B, H, N, Dv).
     """
+    # Path 1: our own kernels, which know neither masks nor dropout.
+    if fused and not torch.jit.is_scripting():
+        without_mask_or_dropout = attn_mask is None and not is_causal and dropout_p == 0.0
+        if without_mask_or_dropout and not only_builtin_operators() and has_kernel(q, v, branch_dims):
+            lam = lam.to(torch.promote_types(q.dtype, torch.float32)).expand(*v.shape[:3], 1)  # (B, H, N, 1)
+            if norm_weight is not None and not torch.is_grad_enabled():
+                return attend(q, k, v, lam, branch_dims, scale, norm_weight)
+            return head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
+
+    if lam.requires_grad:
+        # One number per query and head: the gradients of many queries are added up in float32, not in float16.
+        lam = lam.expand(v.shape[0], v.shape[1], v.shape[2], 1)
     lam = lam.to(q.dtype)
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
@@ -114,26 +167,41 @@ def differential_attention(
         map1, map2 = (F.dropout(matrix, dropout_p, dropout_p > 0) for matrix in (map1, map2))
         return head_norm((map1 - lam * map2) @ v, norm_weight)
 
-    # Path 1: our own kernels, which know neither masks nor dropout.
-    if not torch.jit.is_scripting():
-        without_mask_or_dropout = attn_mask is None and not is_causal and dropout_p == 0.0
-        if without_mask_or_dropout and not _requires_builtin_ops() and has_kernel(q, v, branch_dims):
-            lam = lam.expand(*v.shape[:3], 1)  # (B, H, N, 1)
-            if norm_weight is not None and not torch.is_grad_enabled():
-                return attend_and_norm(q, k, v, lam, norm_weight, branch_dims, scale)
-            return head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
+    # Path 2: PyTorch's fused attention.
+    return head_norm(
+        stacked_attention(q, k, v, lam, branch_dims, scale, additive_mask(k, attn_mask, is_causal), dropout_p),
+        norm_weight,
+    )
 
-    # Path 2: one call of PyTorch's fused attention with 2 N queries over the same keys and values. Two calls, one per
-    # branch, would have values that are twice as wide as the keys (Dv = 2 d), which the flash kernels do not accept.
-    # In version 1 the queries are [q1, 0] and [0, q2] over [k1, k2]. The zeros contribute exactly 0 to the logits.
+
+def stacked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: BranchDims,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Compute `differential_attention` by one call of PyTorch's fused attention, with 2 N queries.
+
+    Two calls, one per branch, would have values that are twice as wide as the keys (Dv = 2 d), which the flash kernels
+    do not accept. In version 1 the queries are [q1, 0] and [0, q2] over [k1, k2]. The zeros contribute exactly 0 to the
+    logits.
+
+    Args:
+        q, k, v, branch_dims, scale, dropout_p: as in `differential_attention`.
+        lam: lambda in the dtype of q, broadcastable to (B, H, N, 1).
+        bias: what is added to the logits of both maps, broadcastable to (B, H, N, N).
+    """
     (q1, _), (q2, _) = split_branches(q, k, branch_dims)
     if branch_dims is not None:
         d1, d2 = branch_dims
         q1, q2 = F.pad(q1, [0, d2]), F.pad(q2, [d1, 0])  # (B, H, N, d1 + d2)
     q = torch.cat([q1, q2], dim=-2)  # (B, H, 2 N, width of k)
-    bias = additive_mask(k, attn_mask, is_causal)
     if bias is not None and bias.shape[-2] != 1:  # a bias with one row serves all 2 N queries as it is
         bias = torch.cat([bias, bias], dim=-2)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p, scale=scale)
     out1, out2 = out.chunk(2, dim=-2)  # (B, H, N, Dv)
-    return head_norm(out1 - lam * out2, norm_weight)
+    return out1 - lam * out2

@@ -37,7 +37,7 @@ def forward_flops(model: Any, image_size: int | tuple[int, int] | None = None) -
 
 
 def _attend_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    """Return the FLOPs of our operators from the shapes of their arguments."""
+    """Return the FLOPs of our operator from the shapes of its arguments."""
     batch, heads, queries, width = q  # of both branches together
     return 2 * batch * heads * queries * k[-2] * (width + v[-1])
 
@@ -48,7 +48,6 @@ def _sdpa_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any
 
 _FORMULAS = {
     torch.ops.diffvit_timm.attend: _attend_flops,
-    torch.ops.diffvit_timm.attend_and_norm: _attend_flops,
     # The counter knows the operators of GPUs only.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops,
 }

@@ -120,7 +120,7 @@ def forward(
     scale: float,
     norm_weight: Tensor | None = None,
 ) -> Tensor:
-    """Compute `operator.attend` or, with norm_weight, `operator.attend_and_norm`."""
+    """Compute `operator.attend`."""
     B, H, N, _ = v.shape
     out = empty_tokens_first(v)  # (B, H, N, Dv)
     tile_images, tile_queries = _tile_size(v.shape, v.element_size())
@@ -133,7 +133,7 @@ def forward(
             queries = _tile_of(all_queries, (images, slice(None), rows))  # (BH, R, d1 or d2)
             map1, map2 = _softmax_maps(queries, keys, scale, maps_buf)  # (BH, R, N)
             # D = A1 - lambda A2, in the memory of A1.
-            map1.addcmul_(map2, _merge_heads(lam[images, :, rows]), value=-1)
+            map1.addcmul_(map2, _merge_heads(lam[images, :, rows]).to(v.dtype), value=-1)
             heads = torch.bmm(map1, values)  # (BH, R, Dv)
             if norm_weight is not None:
                 heads = F.rms_norm(heads, norm_weight.shape, norm_weight, HEAD_NORM_EPS)
@@ -157,13 +157,13 @@ def backward(
             maps = _softmax_maps(queries, keys, scale, maps_buf)  # (2, BH, R, N)
             scratch, grad_map = _view_buffer(grads_buf, maps.shape)  # (BH, R, N) each
             grad_out = _merge_heads(grad[images, :, rows])  # (BH, R, Dv)
-            lams = _merge_heads(lam[images, :, rows])  # (BH, R, 1)
+            lams = _merge_heads(lam[images, :, rows]).to(v.dtype)  # (BH, R, 1)
             add = rows.start > 0  # the keys and values of an image receive gradients from each of its tiles
 
             # G = grad V^T, the gradient of D = A1 - lambda A2; dlambda = -rowsum(G A2).
             torch.bmm(grad_out, values.mT, out=grad_map)
             torch.mul(grad_map, maps[1], out=scratch)
-            _write(scratch.sum(-1, keepdim=True).neg_(), grad_lam[images, :, rows])
+            _write(scratch.sum(-1, keepdim=True, dtype=lam.dtype).neg_(), grad_lam[images, :, rows])
             # dV = D^T grad.
             torch.addcmul(maps[0], maps[1], lams, value=-1, out=scratch)
             _write(torch.bmm(scratch.mT, grad_out), grad_v[images], add)

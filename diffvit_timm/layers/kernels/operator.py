@@ -1,19 +1,25 @@
-"""Differential attention as a PyTorch operator with one kernel per device.
+"""Differential attention as one function with a kernel per device.
 
-torch.compile calls the operator as it is, without a graph break. Autograd saves only the inputs for
-the backward pass, where the kernels recompute the maps.
+In eager mode the function calls the kernel directly, because the dispatch of an operator that is written in Python
+costs more time than the kernel of a small batch. Where tensors are only described, as in torch.compile, it calls a
+PyTorch operator, which torch.compile leaves as it is, without a graph break.
+
+For the backward pass the CPU kernel keeps only the inputs. The CUDA kernel also keeps the output of branch 2 and two
+numbers per query and head. Both recompute the maps.
 """
 
-import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import cpu
 from .layout import BranchDims, empty_tokens_first
+from .modes import gpu_runs_triton, is_eager
 
-__all__ = ["attend", "attend_and_norm", "has_kernel"]
+__all__ = ["attend", "has_kernel"]
 
 # Limits of the CUDA kernel.
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
@@ -28,15 +34,98 @@ def has_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
     if q.device.type == "cpu":
         return torch.is_grad_enabled() or cpu.is_faster(v, branch_dims)
     fits = q.device.type == "cuda" and q.dtype in CUDA_DTYPES and v.shape[-1] <= CUDA_MAX_HEAD_WIDTH
-    return fits and _gpu_runs_kernel(q.device.index)
+    return fits and gpu_runs_triton(q.device.index)
 
 
-@torch.compiler.assume_constant_result
-def _gpu_runs_kernel(device_index: int) -> bool:
-    """Return whether the CUDA kernel supports a GPU: an NVIDIA GPU of the Ampere generation or later, with Triton."""
-    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device_index) >= (8, 0)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: BranchDims,
+    scale: float,
+    norm_weight: Tensor | None = None,
+) -> Tensor:
+    """Compute differential attention without a mask or dropout.
+
+    Args:
+        q, k, v, branch_dims, scale: as in `differential_attention`.
+        lam: lambda, (B, H, N, 1), in float32 or wider.
+        norm_weight: weight (Dv,) of an RMSNorm of each head, which is applied before the output is written. It has no
+            gradients: they would need the output before the norm, which is not stored.
+
+    Returns:
+        The output of each head, (B, H, N, Dv), in the memory order (B, N, H, Dv).
+    """
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v, lam))
+    assert norm_weight is None or not needs_grad
+    if not is_eager(q):
+        return attend_operator(q, k, v, lam, norm_weight, branch_dims, scale, needs_grad)[0]
+    if needs_grad:
+        out: Tensor = _Attend.apply(q, k, v, lam, branch_dims, scale)
+        return out
+    return _forward(q, k, v, lam, norm_weight, branch_dims, scale, False)[0]
+
+
+class _Attend(torch.autograd.Function):
+    """`attend` with gradients, in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        q, k, v, lam, ctx.branch_dims, ctx.scale = args
+        out, out2, lse = _forward(q, k, v, lam, None, ctx.branch_dims, ctx.scale, True)
+        ctx.save_for_backward(q, k, v, lam, out, out2, lse)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, k, v, lam, out, out2, lse = ctx.saved_tensors
+        return *_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale), None, None
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    norm_weight: Tensor | None,
+    branch_dims: BranchDims,
+    scale: float,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Compute `attend` with the kernel of the device.
+
+    Returns:
+        The output, and what the CUDA kernel keeps for the backward pass (see `attend_operator`), otherwise None.
+    """
+    if q.device.type == "cuda":
+        from . import cuda  # not at the top: it imports triton, which is not part of every installation
+
+        return cuda.forward(q, k, v, lam, branch_dims, scale, norm_weight, for_backward)
+    return cpu.forward(q, k, v, lam, branch_dims, scale, norm_weight), None, None
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    out: Tensor,
+    out2: Tensor | None,
+    lse: Tensor | None,
+    branch_dims: BranchDims,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `attend_backward` with the kernel of the device."""
+    if q.device.type == "cuda":
+        from . import cuda
+
+        assert out2 is not None
+        assert lse is not None
+        return cuda.backward(grad, q, k, v, lam, out, out2, lse, branch_dims, scale)
+    return cpu.backward(grad, q, k, v, lam, branch_dims, scale)
 
 
 def _as_branch_dims(branch_dims: Sequence[int] | None) -> BranchDims:
@@ -44,35 +133,52 @@ def _as_branch_dims(branch_dims: Sequence[int] | None) -> BranchDims:
     return None if branch_dims is None else (branch_dims[0], branch_dims[1])
 
 
-@torch.library.custom_op("diffvit_timm::attend", mutates_args=(), device_types="cpu")
-def attend(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float) -> Tensor:
-    """Compute differential attention without a mask, dropout or norm.
+@torch.library.custom_op("diffvit_timm::attend", mutates_args=(), device_types=("cpu", "cuda"))
+def attend_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    norm_weight: Tensor | None,
+    branch_dims: Sequence[int] | None,
+    scale: float,
+    for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend` as a PyTorch operator.
 
     Args:
-        q, k, v, branch_dims, scale: as in `differential_attention`.
-        lam: lambda, (B, H, N, 1).
+        q, k, v, lam, norm_weight, branch_dims, scale: as in `attend`.
+        for_backward: whether to return what the backward pass needs.
 
     Returns:
-        The output of each head, (B, H, N, Dv), in the memory order (B, N, H, Dv).
+        The output; and what the CUDA kernel keeps for the backward pass: the output of branch 2, like the output, and
+        the log-sum-exp of the logits of both branches in units of log 2, (B, H, 2, N). These two are empty on a CPU, or
+        if they are not wanted.
     """
-    return cpu.forward(q, k, v, lam, _as_branch_dims(branch_dims), scale)
+    out, out2, lse = _forward(q, k, v, lam, norm_weight, _as_branch_dims(branch_dims), scale, for_backward)
+    return out, q.new_empty(0) if out2 is None else out2, lam.new_empty(0) if lse is None else lse
 
 
-@attend.register_kernel("cuda")
-def _(q, k, v, lam, branch_dims, scale):
-    from . import cuda  # not at the top: it imports triton, which is not part of every installation
-
-    return cuda.forward(q, k, v, lam, _as_branch_dims(branch_dims), scale)
-
-
-@attend.register_fake
-def _(q, k, v, lam, branch_dims, scale):
-    return empty_tokens_first(v)
+@attend_operator.register_fake
+def _(q, k, v, lam, norm_weight, branch_dims, scale, for_backward):
+    if q.device.type != "cuda" or not for_backward:
+        return empty_tokens_first(v), q.new_empty(0), lam.new_empty(0)
+    B, H, N, _ = v.shape
+    return empty_tokens_first(v), empty_tokens_first(v), lam.new_empty(B, H, 2, N)
 
 
-@torch.library.custom_op("diffvit_timm::attend_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("diffvit_timm::attend_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: Sequence[int] | None, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    out: Tensor,
+    out2: Tensor,
+    lse: Tensor,
+    branch_dims: Sequence[int] | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k, v and lam from the gradient of the output, `grad`.
 
@@ -85,60 +191,29 @@ def attend_backward(
         dS2     = -lambda A2 (G - rowsum(G A2))      gradient of the logits of branch 2
         dqi     = scale dSi ki,  dki = scale dSi^T qi    for the branches i = 1, 2
 
-    In version 2 the gradient of k is dk1 + dk2.
+    In version 2 the gradient of k is dk1 + dk2. The sums need no maps, since rowsum(G Ai) = rowsum(grad (Ai V)).
+
+    Args:
+        grad: gradient of the output, (B, H, N, Dv).
+        q, k, v, lam, branch_dims, scale: as in `attend`.
+        out, out2, lse: results of `attend_operator`.
     """
-    return cpu.backward(grad, q, k, v, lam, _as_branch_dims(branch_dims), scale)
-
-
-@attend_backward.register_kernel("cuda")
-def _(grad, q, k, v, lam, branch_dims, scale):
-    from . import cuda
-
-    return cuda.backward(grad, q, k, v, lam, _as_branch_dims(branch_dims), scale)
+    return _backward(grad, q, k, v, lam, out, out2, lse, _as_branch_dims(branch_dims), scale)
 
 
 @attend_backward.register_fake
-def _(grad, q, k, v, lam, branch_dims, scale):
+def _(grad, q, k, v, lam, out, out2, lse, branch_dims, scale):
     return tuple(map(empty_tokens_first, (q, k, v, lam)))
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.branch_dims, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, _, ctx.branch_dims, ctx.scale, _ = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx, grad):
-    return *attend_backward(grad, *ctx.saved_tensors, ctx.branch_dims, ctx.scale), None, None
+def _operator_backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    return *attend_backward(grad, *ctx.saved_tensors, ctx.branch_dims, ctx.scale), None, None, None, None
 
 
-attend.register_autograd(_backward, setup_context=_setup_context)
-
-
-@torch.library.custom_op("diffvit_timm::attend_and_norm", mutates_args=(), device_types="cpu")
-def attend_and_norm(
-    q: Tensor, k: Tensor, v: Tensor, lam: Tensor, norm_weight: Tensor, branch_dims: Sequence[int] | None, scale: float
-) -> Tensor:
-    """Compute `attend` and the RMSNorm of each head in one pass, before the output is written.
-
-    The operator has no gradients: those of the norm would need the output before the norm, which is not stored.
-
-    Args:
-        q, k, v, lam, branch_dims, scale: as in `attend`.
-        norm_weight: weight of the norm, (Dv,).
-
-    Returns:
-        The normalised output of each head, as in `attend`.
-    """
-    return cpu.forward(q, k, v, lam, _as_branch_dims(branch_dims), scale, norm_weight)
-
-
-@attend_and_norm.register_kernel("cuda")
-def _(q, k, v, lam, norm_weight, branch_dims, scale):
-    from . import cuda
-
-    return cuda.forward(q, k, v, lam, _as_branch_dims(branch_dims), scale, norm_weight)
-
-
-@attend_and_norm.register_fake
-def _(q, k, v, lam, norm_weight, branch_dims, scale):
-    return empty_tokens_first(v)
+attend_operator.register_autograd(_operator_backward, setup_context=_setup_context)

@@ -43,9 +43,12 @@ def branch_dims(dims):
 
 
 def run(kernel, tensors, dims, scale=0.3):
-    """Compute with a kernel what `expected` returns."""
+    """Compute with a kernel, `cpu` or `cuda`, what `expected` returns."""
     *qkv_lam, grad = tensors
     widths = branch_dims(dims)
+    if kernel.__name__.endswith("cuda"):
+        out, *kept = kernel.forward(*qkv_lam, widths, scale, for_backward=True)
+        return [out, *kernel.backward(grad, *qkv_lam, out, *kept, widths, scale)]
     return [kernel.forward(*qkv_lam, widths, scale), *kernel.backward(grad, *qkv_lam, widths, scale)]
 
 

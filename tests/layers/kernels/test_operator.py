@@ -8,7 +8,7 @@ from formula import branch_dims, expected, inputs, relative_errors
 
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm import differential_attention
-from diffvit_timm.layers.kernels.operator import attend, attend_and_norm, has_kernel
+from diffvit_timm.layers.kernels.operator import attend, attend_operator, has_kernel
 from diffvit_timm.studies.timing import kept_bytes
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
@@ -18,12 +18,19 @@ SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
 )  # opcheck causes it
 @pytest.mark.parametrize("dims", [(12, 4), (16, None)])
-def test_the_operators_pass_opcheck(dims):
+def test_the_operator_passes_opcheck(dims):
     q, k, v, lam, _ = (t.float().requires_grad_() for t in inputs(tokens=5, dims=dims))
     widths = None if dims[1] is None else list(dims)
-    torch.library.opcheck(attend, (q, k, v, lam, widths, 0.3))
+    torch.library.opcheck(attend_operator, (q, k, v, lam, None, widths, 0.3, True))
     q, k, v, lam = (t.detach() for t in (q, k, v, lam))
-    torch.library.opcheck(attend_and_norm, (q, k, v, lam, torch.rand(16), widths, 0.3))
+    torch.library.opcheck(attend_operator, (q, k, v, lam, torch.rand(16), widths, 0.3, False))
+
+
+def test_a_second_derivative_is_refused():
+    q, k, v, lam, _ = (t.float().requires_grad_() for t in inputs(tokens=5))
+    (grad,) = torch.autograd.grad(attend(q, k, v, lam, (8, 8), 0.3).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])

@@ -1,0 +1,37 @@
+"""What may run a call: our Triton kernels, our operators, or only operators of PyTorch."""
+
+import functools
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["gpu_runs_triton", "is_eager", "only_builtin_operators"]
+
+
+@torch.compiler.assume_constant_result
+def gpu_runs_triton(device_index: int) -> bool:
+    """Return whether our Triton kernels support a GPU: an NVIDIA GPU of the Ampere generation or later, with Triton."""
+    return _gpu_runs_triton(device_index)
+
+
+@functools.cache
+def _gpu_runs_triton(device_index: int) -> bool:
+    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device_index) >= (8, 0)
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Return whether a kernel can be called directly on a tensor.
+
+    A compiler, a counter of operators or a subclass of Tensor sees only operators.
+    """
+    is_plain = type(tensor) is Tensor or type(tensor) is nn.Parameter
+    return is_plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+
+
+def only_builtin_operators() -> bool:
+    """Return whether the model is being traced or exported, or runs under torch.func, which do not know our kernels."""
+    functorch: bool = torch._C._are_functorch_transforms_active()
+    return functorch or torch.jit.is_tracing() or torch.compiler.is_exporting()
