@@ -24,6 +24,7 @@ COMMANDS = {
     "benchmark models": "time networks in several precisions and batch sizes",
     "benchmark attention": "time differential attention beside plain attention",
     "benchmark training": "time this trainer beside timm's training loop",
+    "benchmark gpu": "check and time the kernels, the networks and the trainer on a GPU, and write a report",
     "study ablation": "vary one thing over many trainings",
     "study scaling": "measure how the loss falls with the size of the model",
     "export": "write a network as ONNX or torch.export",

@@ -1,6 +1,7 @@
 """Time and memory of models. Timings are interleaved and compared in pairs, so that other load cancels out."""
 
 import contextlib
+import math
 import platform
 import random
 import re
@@ -34,6 +35,8 @@ __all__ = [
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+LEAST_ROUNDS = 4  # rounds that a time limit leaves, two in each half
+
 NameT = TypeVar("NameT")
 
 
@@ -58,7 +61,12 @@ def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def interleaved(
-    steps: Mapping[NameT, Callable[[], object]], repeats: int, warmup: int = 2, device: str | torch.device = "cpu"
+    steps: Mapping[NameT, Callable[[], object]],
+    repeats: int,
+    warmup: int = 2,
+    device: str | torch.device = "cpu",
+    elapsed: Callable[[Callable[[], object]], float] | None = None,
+    max_seconds: float = math.inf,
 ) -> dict[NameT, list[float]]:
     """Time several steps in turns.
 
@@ -70,6 +78,8 @@ def interleaved(
         repeats: number of timed rounds.
         warmup: number of rounds before them.
         device: device of the steps. CUDA is timed with its own events; other devices are synchronised after each step.
+        elapsed: function that runs a step and returns its seconds; None: that of the device.
+        max_seconds: time limit. No round starts after it, but LEAST_ROUNDS rounds are always timed.
 
     Returns:
         Seconds of each step, one per timed round.
@@ -80,9 +90,12 @@ def interleaved(
         "cpu": _elapsed,
         "cuda": partial(_elapsed_on_cuda, device),
     }
-    elapsed = clocks.get(device.type, _elapsed_elsewhere)
+    elapsed = elapsed or clocks.get(device.type, _elapsed_elsewhere)
     order, names = random.Random(0), list(steps)
+    start = time.perf_counter()
     for repeat in range(-warmup, repeats):
+        if repeat >= LEAST_ROUNDS and time.perf_counter() - start > max_seconds:
+            break
         order.shuffle(names)
         for name in names:
             duration = elapsed(steps[name])

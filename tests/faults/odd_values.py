@@ -37,8 +37,8 @@ REQUIRED = {
     "train": "--dataset x --model y", "convert": "x OUT", "predict": "IMAGE --model y", "explain": "IMAGE",
     "compare conversions": "", "compare coverage": "", "compare clip": "--convert svd", "export": "y OUT",
     "compare faithfulness": "--models y", "compare robustness": "y", "benchmark models": "--model y",
-    "benchmark attention": "", "benchmark training": "", "study ablation": "", "study scaling": "", "push": "RUN REPO",
-    "pull": "REPO OUT",
+    "benchmark attention": "", "benchmark training": "", "benchmark gpu": "--output x", "study ablation": "",
+    "study scaling": "", "push": "RUN REPO", "pull": "REPO OUT",
 }  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""Checks of the operators and of a small network: opcheck, fp16 with a GradScaler, torch.compile and CUDA graphs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from ..timing import explicit_maps
+from .clock import Clock
+from .inputs import DTYPES, make_heads
+from .kernel import operator_calls
+
+__all__ = ["NETWORK_CHECKS"]
+
+SMALL = dict(img_size=64, patch_size=8, embed_dim=128, depth=2, num_heads=2, num_classes=10)
+KINDS = {"version 1": {}, "version 1, head norm": {"head_norm": True}, "version 2": {"attn": "diff_v2"}}
+FACTOR = 2.0  # on the error of explicit maps
+FIRST_SCALE = 65_536.0  # of torch's GradScaler
+
+
+def _small_network(kind: str, device: str) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model("diffvit_tiny_patch16", **SMALL, **KINDS[kind]).to(device)
+
+
+def _images(device: str, batch: int = 4) -> Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(batch, 3, SMALL["img_size"], SMALL["img_size"], generator=generator, device=device)
+
+
+def check_opcheck(device: str, precision: str) -> list[str]:
+    """Return what torch.library.opcheck finds wrong with the operators."""
+    heads = make_heads(1, 2, 17, 64, False, True, DTYPES[precision], device)
+    try:
+        for function, arguments in operator_calls(heads, (48, 16), 0.2):
+            torch.library.opcheck(function, arguments)
+    except Exception as error:  # opcheck raises errors of many classes
+        return [f"opcheck, {precision}: {_one_line(error)}"]
+    return []
+
+
+def check_grad_scaler(device: str, precision: str) -> list[str]:
+    """Return what goes wrong in one training step in fp16 with the first scale of torch's GradScaler.
+
+    On a CPU the step is the same, under autocast to the given precision.
+    """
+    failures = []
+    for kind in KINDS:
+        network, images = _small_network(kind, device), _images(device)
+        scaler = torch.amp.GradScaler(torch.device(device).type, init_scale=FIRST_SCALE)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+        labels = torch.arange(len(images), device=device)
+        with torch.autocast(torch.device(device).type, DTYPES[precision]):
+            loss = torch.nn.functional.cross_entropy(network(images).float(), labels)
+        scaler.scale(loss).backward()
+        for name, parameter in network.named_parameters():
+            if parameter.grad is None or not parameter.grad.isfinite().all():
+                failures.append(f"GradScaler, {precision}, {kind}: the gradient of {name} is missing or not finite")
+        scaler.step(optimizer)
+        scaler.update()
+        if scaler.get_scale() < FIRST_SCALE:
+            failures.append(f"GradScaler, {precision}, {kind}: the step was skipped")
+    return failures
+
+
+def check_modes(device: str, precision: str) -> list[str]:
+    """Return which outputs of a network differ: eager, compiled without a graph break, replayed as a CUDA graph.
+
+    The bound is twice the error of explicit maps in the same precision.
+    """
+    failures, images = [], _images(device)
+    for kind in KINDS:
+        network = _small_network(kind, device).eval()
+
+        def forward(function: Callable[[Tensor], Tensor] = network) -> Tensor:
+            with torch.inference_mode(), torch.autocast(images.device.type, DTYPES[precision]):
+                return function(images)
+
+        with torch.inference_mode(), explicit_maps(network):
+            exact = network.double()(images.double())
+            network.float()
+        with explicit_maps(network):
+            bound = FACTOR * _distance(forward(), exact)
+        torch.compiler.reset()
+        compiled = torch.compile(network, fullgraph=True, backend="inductor" if _is_cuda(device) else "aot_eager")
+        outputs = {"eager": forward(), "compiled": forward(compiled), **_replayed(forward, device)}
+        torch.compiler.reset()
+        for name, out in outputs.items():
+            error = _distance(out, exact)
+            if not error <= bound:
+                failures.append(
+                    f"{name}, {precision}, {kind}: the error of the outputs is {error:.2g}, above {bound:.2g}"
+                )
+    return failures
+
+
+def _replayed(forward: Callable[[], Tensor], device: str) -> dict[str, Tensor]:
+    """Return the output of a CUDA graph, which is captured from `forward`."""
+    if not _is_cuda(device):
+        return {}
+    outputs: list[Tensor] = []
+
+    def step() -> None:
+        outputs[:] = [forward()]
+
+    replay, captured = Clock(device).graph(step)
+    if not captured:
+        raise RuntimeError("the network cannot be captured as a CUDA graph")
+    outputs[0].zero_()  # so that only the replay can fill it
+    replay()
+    torch.cuda.synchronize()
+    return {"CUDA graph": outputs[0]}
+
+
+def _is_cuda(device: str) -> bool:
+    return torch.device(device).type == "cuda"
+
+
+def _distance(actual: Tensor, exact: Tensor) -> float:
+    return ((actual.double() - exact).norm() / exact.norm()).item()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+NETWORK_CHECKS: dict[str, tuple[str | None, Callable[[str, str], list[str]]]] = {
+    # name -> (the only precision that is checked, function)
+    "GradScaler": ("fp16", check_grad_scaler),
+    "opcheck": (None, check_opcheck),
+    "eager, compiled, CUDA graph": (None, check_modes),
+}
