@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +45,15 @@ def candidates(heads: Heads, branch_dims: BranchDims, scale: float) -> dict[str,
         heads: the arguments of attention.
         branch_dims, scale: as in `differential_attention`.
     """
-    options = (branch_dims, scale)
+    options: dict[str, Any] = dict(branch_dims=branch_dims, scale=scale)
     width = heads.v.shape[-1]
     plain = (heads.q[..., :width].detach().requires_grad_(), heads.k, heads.v)
     made = {name: Candidate(plain, _plain(backend)) for name, backend in PLAIN.items()}
-    made[OURS] = Candidate(tuple(heads), lambda *tensors: our_attention(*tensors, *options))
-    made[STACKED] = Candidate(tuple(heads), lambda *tensors: stacked_attention(*tensors, *options))
-    made[TWO_CALLS] = Candidate(tuple(heads), lambda *tensors: _two_calls(*tensors, *options))
+    made[OURS] = Candidate(heads.leaves, partial(our_attention, **options))
+    made[STACKED] = Candidate(heads.leaves, partial(stacked_attention, **options))
+    made[TWO_CALLS] = Candidate(heads.leaves, partial(_two_calls, **options))
     if branch_dims is None:
-        made[GROUPED] = Candidate(tuple(heads), lambda *tensors: _grouped(*tensors, scale))
+        made[GROUPED] = Candidate(heads.leaves, partial(_grouped, scale=scale))
     return made
 
 

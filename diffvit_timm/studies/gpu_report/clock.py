@@ -19,11 +19,16 @@ class Clock:
 
     Args:
         device: device of the steps. On a CPU a step is timed as it is, without a cold cache and without a graph.
+
+    Attributes:
+        compile_backend: backend of torch.compile.
     """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.is_cuda = self.device.type == "cuda"
+        # Compiling C++ takes minutes, and says nothing about a GPU.
+        self.compile_backend = "inductor" if self.is_cuda else "aot_eager"
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.is_cuda else None
 
     def synchronize(self) -> None:

@@ -13,7 +13,7 @@ from .rows import FAILED, Rows
 
 __all__ = ["drift", "measure_group", "reason", "time_group"]
 
-MOST_ROUNDS = 300
+MOST_ROUNDS = 300  # of a group, however fast its steps are
 
 
 def time_group(

@@ -5,6 +5,7 @@ nvidia-smi is only asked. Nothing here changes a setting of the GPU.
 
 import hashlib
 import importlib.metadata
+import math
 import subprocess
 import time
 from pathlib import Path
@@ -67,8 +68,9 @@ def gpu_state(device: str) -> dict[str, float | None]:
     if time.monotonic() - read_at > FRESH or not state:
         values = (_query(device, ",".join(STATE.values())) or "").split(",")
         numbers = [_number(value) for value in values]
-        state = dict(zip(STATE, numbers, strict=True)) if len(numbers) == len(STATE) else dict.fromkeys(STATE)
-        _last_state[device] = time.monotonic(), state
+        is_known = len(numbers) == len(STATE)
+        state = dict(zip(STATE, numbers, strict=True)) if is_known else dict.fromkeys(STATE)
+        _last_state[device] = time.monotonic() if is_known else math.inf, state  # no answer: it is not asked again
     return dict(state)
 
 

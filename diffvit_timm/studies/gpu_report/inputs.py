@@ -1,7 +1,6 @@
 """Queries, keys, values and lambda with the memory layout that a projection gives them."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,9 +28,16 @@ class Heads:
     lam: Tensor
     grad: Tensor
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield q, k, v and lam, which have gradients."""
-        return iter((self.q, self.k, self.v, self.lam))
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v and lam, which have gradients."""
+        return self.q, self.k, self.v, self.lam
+
+    def copied_leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return copies of q, k, v and lam with gradients: q, k and v in `dtype`, lam in float32 or wider."""
+        q, k, v = (t.detach().to(dtype, copy=True).requires_grad_() for t in (self.q, self.k, self.v))
+        wide = torch.promote_types(dtype, torch.float32)
+        return q, k, v, self.lam.detach().to(wide, copy=True).requires_grad_()
 
 
 def make_heads(
@@ -60,7 +66,9 @@ def make_heads(
     shape = (batch, tokens, heads) if per_token else ()
     lam = torch.rand(shape, generator=generator, device=device)
     lam = lam.transpose(1, 2).unsqueeze(-1) if per_token else lam  # (B, H, N, 1)
-    return Heads(*(t.requires_grad_() for t in (q, k, v, lam)), grad)
+    for leaf in (q, k, v, lam):
+        leaf.requires_grad_()
+    return Heads(q, k, v, lam, grad)
 
 
 def widths_text(branch_dims: BranchDims, width: int) -> str:

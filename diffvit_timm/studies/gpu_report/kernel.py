@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ...layers.functional import differential_attention
 from ...layers.kernels import operator
 from ...layers.kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
 
-__all__ = ["formula", "operator_calls", "our_attention", "stacked_attention", "uses_interpreter"]
+__all__ = ["formula", "interprets_kernels", "operator_calls", "our_attention", "stacked_attention"]
 
 
 def our_attention(
@@ -30,7 +30,7 @@ def our_attention(
     The arguments are those of `differential_attention`. On a CPU the kernel is that of the operator, or the Triton
     kernel if Triton interprets its kernels.
     """
-    if uses_interpreter(q):
+    if q.device.type == "cpu" and interprets_kernels():
         lam = lam.expand(*v.shape[:3], 1).to(q.dtype)  # (B, H, N, 1)
         return _Interpreted.apply(q, k, v, lam, branch_dims, scale, norm_weight)
     with _kernel_choice(True):
@@ -54,14 +54,14 @@ def _kernel_choice(takes_kernel: bool) -> Iterator[None]:
         functional.has_kernel = before
 
 
-def uses_interpreter(q: Tensor) -> bool:
-    """Return whether a CPU runs the Triton kernels in Triton's interpreter."""
-    return q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+def interprets_kernels() -> bool:
+    """Return whether Triton's interpreter runs the kernels, which it does on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def operator_calls(
     heads: Iterable[Tensor], branch_dims: tuple[int, int], scale: float
-) -> list[tuple[Callable, tuple[Any, ...]]]:
+) -> list[tuple[Any, tuple[Any, ...]]]:
     """Return the operators with arguments for `torch.library.opcheck`.
 
     Args:

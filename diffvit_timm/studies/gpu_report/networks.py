@@ -92,7 +92,7 @@ def _measure(
             continue
         network: Any = networks[name]
         if is_compiled:
-            network = torch.compile(network, fullgraph=True, dynamic=False)
+            network = torch.compile(network, backend=clock.compile_backend, fullgraph=True, dynamic=False)
         step = STEPS[group["step"]](network, images, DTYPES[group["precision"]])
         try:
             step()

@@ -77,7 +77,7 @@ def _checks(rows: Sequence[Row]) -> str:
     unused = sum(row.get("has_kernel") is False for row in rows)
     if unused:
         lines.append(f"In {unused} checks `has_kernel` says no, and the kernel was called directly.")
-    failed = failed_checks(list(rows))
+    failed = failed_checks(rows)
     return "## Checks\n\n" + " ".join(lines) + ("\n\n" + _list(failed) if failed else "")
 
 

@@ -35,13 +35,13 @@ class Settings(CheckedOptions):
     """Numbers of tokens of the stage attention; all batch sizes are measured for the first one only."""
     check_tokens: tuple[int, ...] = (197, 257, 17, 1, 1025, 256, 577)
     """Numbers of tokens of the checks."""
-    trainer_steps: int = 40
+    trainer_steps: int = 100
     """Updates per training of the stage trainer."""
     row_seconds: float = 2.0
     """Time limit of each group of steps that are compared with one another, in seconds."""
     minutes: float = 7.0
     """Time limit of each stage. The groups that are left are recorded as not measured."""
-    workers: int = 8
+    workers: int = 12
     """Processes that check the kernels on a GPU, because most of the time goes into compiling; 0: this process."""
 
     def __post_init__(self) -> None:

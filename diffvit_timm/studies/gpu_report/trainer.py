@@ -3,6 +3,8 @@
 The images are synthetic. The times include their decoding and augmentation, the optimizer and the logging.
 """
 
+import contextlib
+import io
 import os
 import statistics
 import tempfile
@@ -24,7 +26,7 @@ ARMS = {"plain ViT": "plain", "Diff-ViT": "diff", "Diff-ViT, version 2": "diff_v
 TURNS = 3  # timed turns of each arm; another turn before them warms up
 CLASSES = 4
 EVALUATION_IMAGES = 16
-BATCHES = 8  # batches of images per epoch; the images differ, but each is decoded again in every epoch
+DIFFERENT_IMAGES = 256  # the training images are repetitions of these; each repetition is decoded again
 
 
 def run_trainer(settings: Settings, rows: Rows) -> list[dict[str, Any]]:
@@ -52,7 +54,7 @@ def _measure(row_settings: dict[str, Any], rows: Rows) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {name: [] for name in ARMS}
     with tempfile.TemporaryDirectory() as folder:
         accelerator = make_accelerator(config.run, Path(folder), config.optim.ema)
-        splits = _synthetic_splits(row_settings["img_size"], BATCHES * row_settings["batch"])
+        splits = _synthetic_splits(row_settings["img_size"], row_settings["steps"] * row_settings["batch"])
         for turn in range(-1, TURNS):
             if turn > 0 and not rows.seconds_left:
                 break
@@ -86,7 +88,9 @@ def _train(config: Any, accelerator: Any, splits: Any, folder: Path) -> float:
 
     torch.manual_seed(0)
     model, _ = create_model(config.model, splits, report=False)
-    return Trainer(config, accelerator, model, splits, folder).fit()["images_per_second"]
+    trainer = Trainer(config, accelerator, model, splits, folder)
+    with contextlib.redirect_stderr(io.StringIO()):  # a log of twelve trainings would hide the report
+        return trainer.fit()["images_per_second"]
 
 
 def _synthetic_splits(img_size: int, images: int) -> Any:
@@ -103,11 +107,12 @@ def _synthetic_splits(img_size: int, images: int) -> Any:
 
     def split(count: int) -> Any:
         encoded = []
-        for _ in range(count):
+        for _ in range(min(count, DIFFERENT_IMAGES)):
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             encoded.append(png_image(np.asarray(coarse.resize((img_size, img_size), Image.Resampling.BILINEAR))))
-        labels = [i % CLASSES for i in range(count)]
-        return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+        labels = [i % CLASSES for i in range(len(encoded))]
+        images = Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+        return images.select([i % len(encoded) for i in range(count)])
 
     return Splits(
         split(images), split(EVALUATION_IMAGES), split(EVALUATION_IMAGES), [f"class {i}" for i in range(CLASSES)]

@@ -97,8 +97,6 @@ def _network_sentences(eager: Sequence[Row]) -> list[str]:
             for ratio, other, target in (("of_plain", "the plain ViT", PLAIN_TARGET), ("of_timm", TIMM, TIMM_TARGET)):
                 if ratio in throughput:
                     outcome = "reached" if throughput[ratio] >= target else "not reached"
-                    sentences.append(
-                        f"{where}: {name} had {throughput[ratio]:.2f}x the speed of {other}, so the target of {target}x "
-                        f"was {outcome}."
-                    )
+                    speed = f"{throughput[ratio]:.2f}x the speed of {other}"
+                    sentences.append(f"{where}: {name} had {speed}, so the target of {target}x was {outcome}.")
     return sentences or ["No target network was measured in bf16."]
