@@ -85,3 +85,8 @@ def test_a_processor_without_a_name_has_its_architecture(tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nCPU architecture: 8\n")
     assert timing._processor_name(tmp_path / "cpuinfo") == "aarch64"
     assert timing._processor_name(tmp_path / "missing") == "aarch64"
+
+
+def test_a_time_limit_leaves_four_rounds_and_the_clock_can_be_given():
+    seconds = interleaved({"a": lambda: 2.0, "b": lambda: 3.0}, 50, elapsed=lambda step: step(), max_seconds=0.0)
+    assert seconds == {"a": [2.0] * 4, "b": [3.0] * 4}

@@ -28,7 +28,7 @@ def kernel_verdicts(rows: Sequence[Row]) -> list[str]:
     """
     sentences, slower = [], []
     for row in rows:
-        ours, stacked = (row.get("results", {}).get(name, {}).get("median_us") for name in (OURS, STACKED))
+        ours, stacked = (_result(row, name).get("median_us") for name in (OURS, STACKED))
         if ours is None or stacked is None:
             continue
         shape = shape_text(row)
@@ -42,6 +42,11 @@ def kernel_verdicts(rows: Sequence[Row]) -> list[str]:
     if slower:
         return [*sentences, f"`has_kernel` should say no for: {'; '.join(slower)}."]
     return [*sentences, "Our kernel was faster for every measured shape."]
+
+
+def _result(row: Row, name: str) -> Mapping[str, Any]:
+    """Return the result of a candidate or network; an empty one if it was not measured."""
+    return row.get("results", {}).get(name, {})
 
 
 def shape_text(row: Row) -> str:
@@ -68,7 +73,7 @@ def _flash_sentences(gpu: str, attention: Sequence[Row]) -> list[str]:
     ratios = {
         shape_text(row): ratio
         for row in attention
-        if row.get("reference") == FLASH and (ratio := row["results"].get(OURS, {}).get("of_reference")) is not None
+        if row.get("reference") == FLASH and (ratio := _result(row, OURS).get("of_reference")) is not None
     }
     if not ratios:
         return ["Attention alone was not compared with flash attention."]
@@ -93,7 +98,7 @@ def _network_sentences(eager: Sequence[Row]) -> list[str]:
             sentences.append(f"{where}: this was not measured ({row['not_measured']}).")
             continue
         for name in TARGET_NETWORKS:
-            throughput = row["results"].get(name, {}).get("throughput", {})
+            throughput = _result(row, name).get("throughput", {})
             for ratio, other, target in (("of_plain", "the plain ViT", PLAIN_TARGET), ("of_timm", TIMM, TIMM_TARGET)):
                 if ratio in throughput:
                     outcome = "reached" if throughput[ratio] >= target else "not reached"
