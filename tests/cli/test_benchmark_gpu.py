@@ -39,7 +39,7 @@ def rows_of(folder, stage):
 def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit, capsys, tmp_path):
     folder = tmp_path / "report"
     result = diffvit("benchmark", "gpu", "--output", folder, *TOY)
-    assert result["rows"] == {"check": 32, "attention": 6, "models-eager": 2, "models-compiled": 2, "trainer": 1}
+    assert result["rows"] == {"check": 34, "attention": 6, "models-eager": 2, "models-compiled": 2, "trainer": 1}
     assert set(result["left"].values()) == {0}
     assert not result["failed_checks"]
     for stage in result["rows"]:
@@ -57,7 +57,7 @@ def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit,
         "Targets",
     ):
         assert f"## {title}" in text
-    assert "32 of 32 checks passed" in text
+    assert "34 of 34 checks passed" in text
 
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     main(["benchmark", "gpu", "--output", str(folder), *TOY])

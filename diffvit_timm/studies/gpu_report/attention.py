@@ -85,7 +85,7 @@ def _measure(
             call()
             ready[name] = clock.graph(call)
             eager[name] = call
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # Triton raises errors of its own classes
             clock.synchronize()
             unavailable[name] = {"unavailable": reason(error)}
     if not ready:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...layers.kernels.layout import BranchDims, split_branches
-from .inputs import Heads
+from .inputs import Heads, make_heads
 from .kernel import our_attention, stacked_attention
 
 __all__ = ["OURS", "PLAIN", "STACKED", "candidates", "inference_call", "training_call"]
@@ -39,15 +39,15 @@ class Candidate:
 
 
 def candidates(heads: Heads, branch_dims: BranchDims, scale: float) -> dict[str, Candidate]:
-    """Return all candidates by name. Plain attention reads the first branch's queries where there are two (version 2).
+    """Return all candidates by name. Plain attention has queries, keys and values of its own, as a plain ViT lays them.
 
     Args:
         heads: the arguments of attention.
         branch_dims, scale: as in `differential_attention`.
     """
     options: dict[str, Any] = dict(branch_dims=branch_dims, scale=scale)
-    width = heads.v.shape[-1]
-    plain = (heads.q[..., :width].detach().requires_grad_(), heads.k, heads.v)
+    B, H, N, width = heads.v.shape
+    plain = make_heads(B, H, N, width, False, False, heads.v.dtype, str(heads.v.device)).leaves[:3]
     made = {name: Candidate(plain, _plain(backend)) for name, backend in PLAIN.items()}
     made[OURS] = Candidate(heads.leaves, partial(our_attention, **options))
     made[STACKED] = Candidate(heads.leaves, partial(stacked_attention, **options))

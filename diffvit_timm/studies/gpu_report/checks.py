@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -83,6 +84,12 @@ def _run_case(case: Case, device: str) -> dict[str, Any]:
     return check_case(case, device)
 
 
+def _limit_threads() -> None:
+    """Let this process use one core, also for torch.compile, which would start processes of its own."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+
 def _worker_count(settings: Settings) -> int:
     """Return the number of processes besides this one. The kernels of a CPU need no compilation."""
     return settings.workers if torch.device(settings.device).type == "cuda" else 0
@@ -97,7 +104,7 @@ def _outcomes(checks: list[_Check], device: str, workers: int, rows: Rows) -> It
     # Nearly all of the time goes into compiling kernels on the CPU, so several processes share the GPU. They are
     # spawned, because CUDA does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_limit_threads)
     running = {pool.submit(check.outcome, device): check for check in checks}
     try:
         for future in concurrent.futures.as_completed(list(running), timeout=rows.seconds_left):

@@ -28,7 +28,7 @@ class Clock:
         self.device = torch.device(device)
         self.is_cuda = self.device.type == "cuda"
         # Compiling C++ takes minutes, and says nothing about a GPU.
-        self.compile_backend = "inductor" if self.is_cuda else "aot_eager"
+        self.compile_backend = "inductor" if self.is_cuda else "eager"
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.is_cuda else None
 
     def synchronize(self) -> None:
@@ -113,13 +113,20 @@ class Clock:
 
 
 @contextlib.contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
-    """Compute float32 products and convolutions in TF32, or exactly, within this context."""
-    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def float32_products(precision: str) -> Iterator[None]:
+    """Compute float32 products and convolutions in TF32 ("tf32") or exactly ("fp32") within this context.
+
+    Another precision changes nothing.
+    """
+    if precision not in ("tf32", "fp32"):
+        yield
+        return
+    tf32 = precision == "tf32"
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = tf32
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions

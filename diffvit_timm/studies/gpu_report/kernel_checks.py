@@ -4,6 +4,7 @@ The error of explicit maps in the same precision gives the bound, because it sho
 result to be.
 """
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def check_case(case: Case, device: str) -> dict[str, Any]:
     """
     if device == "cpu" and case.precision == "bf16" and interprets_kernels():
         return {"not_measured": NO_BF16}
-    with torch.cuda.device(device) if torch.device(device).type == "cuda" else torch.device(device):
+    with torch.cuda.device(device) if torch.device(device).type == "cuda" else contextlib.nullcontext():
         heads = make_heads(
             BATCH, HEADS, case.tokens, case.width, case.branch_dims is None, case.per_token, DTYPES[case.precision],
             device

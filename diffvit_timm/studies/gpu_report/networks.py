@@ -24,22 +24,20 @@ REFERENCES = {"of_plain": PLAIN, "of_timm": TIMM}
 
 
 class _Networks:
-    """The networks of a variant, created when they are needed and kept until another variant is."""
+    """The networks of each variant, created when they are needed and kept, because the rows go back and forth."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.model = settings, ""
-        self.networks: dict[str, nn.Module] = {}
+        self.settings = settings
+        self.made: dict[str, dict[str, nn.Module]] = {}
 
     def of(self, model: str) -> dict[str, nn.Module]:
-        if model != self.model:
-            self.networks = {}  # frees the memory before the next ones are created
+        if model not in self.made:
             torch.manual_seed(0)
-            self.networks = make_networks(model, self.settings.img_size, self.settings.device)
-            self.model = model
-        return self.networks
+            self.made[model] = make_networks(model, self.settings.img_size, self.settings.device)
+        return self.made[model]
 
-    def images(self, batch: int) -> Tensor:
-        channels: Any = next(iter(self.networks.values())).in_chans
+    def images(self, model: str, batch: int) -> Tensor:
+        channels: Any = self.of(model)[PLAIN].in_chans
         size = self.settings.img_size
         return torch.randn(batch, channels, size, size, device=self.settings.device)
 
@@ -67,9 +65,9 @@ def _run(settings: Settings, rows: Rows, listed: list[dict[str, Any]], is_compil
     for row_settings in listed:
 
         def measure(group: dict[str, Any] = row_settings) -> dict[str, Any]:
-            with float32_products(tf32=group["precision"] == "tf32"):
-                made = networks.of(group["model"])
-                return _measure(made, networks.images(group["batch"]), group, clock, settings, rows, is_compiled)
+            with float32_products(group["precision"]):
+                images = networks.images(group["model"], group["batch"])
+                return _measure(networks.of(group["model"]), images, group, clock, settings, rows, is_compiled)
 
         measure_group(rows, row_settings, clock, measure)
     torch.compiler.reset()

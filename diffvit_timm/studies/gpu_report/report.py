@@ -134,7 +134,7 @@ def _unavailable(rows: Sequence[Row]) -> str:
             if "unavailable" in result:
                 key = name, result["unavailable"]
                 counts[key] = counts.get(key, 0) + 1
-    lines = [f"{name} is unavailable in {count} rows: {why}." for (name, why), count in counts.items()]
+    lines = [f"{name} is unavailable in {count} rows: {why.rstrip('.')}." for (name, why), count in counts.items()]
     return "\n\n" + _list(lines) if lines else ""
 
 

@@ -112,8 +112,8 @@ def test_the_clock_of_a_cpu_times_the_step_as_it_is():
 
 def test_the_precision_of_float32_products_is_restored():
     before = torch.get_float32_matmul_precision()
-    with float32_products(tf32=True):
+    with float32_products("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
-    with float32_products(tf32=False):
+    with float32_products("fp32"):
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == before
