@@ -1,15 +1,14 @@
 """Differential attention by a path that is chosen here and not by `has_kernel`, and as a float64 formula."""
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...layers import functional
-from ...layers.functional import differential_attention
+from ...layers.functional import head_norm
 from ...layers.kernels import operator
 from ...layers.kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
 
@@ -27,31 +26,21 @@ def our_attention(
 ) -> Tensor:
     """Compute differential attention by our own kernel, with gradients, or raise the kernel's error.
 
-    The arguments are those of `differential_attention`. On a CPU the kernel is that of the operator, or the Triton
-    kernel if Triton interprets its kernels.
+    The arguments are those of `differential_attention`. On a CPU the kernel is that of the CPU, or the Triton kernel if
+    Triton interprets its kernels.
     """
+    lam = lam.expand(*v.shape[:3], 1)  # (B, H, N, 1)
+    fused_norm = None if torch.is_grad_enabled() else norm_weight
     if q.device.type == "cpu" and interprets_kernels():
-        lam = lam.expand(*v.shape[:3], 1).to(q.dtype)  # (B, H, N, 1)
-        return _Interpreted.apply(q, k, v, lam, branch_dims, scale, norm_weight)
-    with _kernel_choice(True):
-        return differential_attention(q, k, v, lam, branch_dims, scale, norm_weight=norm_weight)
+        out: Tensor = _Interpreted.apply(q, k, v, lam, branch_dims, scale, fused_norm)
+    else:
+        out = operator.attend(q, k, v, lam, branch_dims, scale, fused_norm)
+    return head_norm(out, norm_weight if fused_norm is None else None)
 
 
 def stacked_attention(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float) -> Tensor:
     """Compute differential attention by one call of PyTorch's fused attention with twice the queries."""
-    with _kernel_choice(False):
-        return differential_attention(q, k, v, lam, branch_dims, scale)
-
-
-@contextlib.contextmanager
-def _kernel_choice(takes_kernel: bool) -> Iterator[None]:
-    """Let `differential_attention` take our kernel, or PyTorch's fused attention, for every shape."""
-    before = functional.has_kernel
-    functional.has_kernel = lambda *args: takes_kernel
-    try:
-        yield
-    finally:
-        functional.has_kernel = before
+    return functional.stacked_attention(q, k, v, lam.to(q.dtype), branch_dims, scale)
 
 
 def interprets_kernels() -> bool:
@@ -62,18 +51,17 @@ def interprets_kernels() -> bool:
 def operator_calls(
     heads: Iterable[Tensor], branch_dims: tuple[int, int], scale: float
 ) -> list[tuple[Any, tuple[Any, ...]]]:
-    """Return the operators with arguments for `torch.library.opcheck`.
+    """Return the operator with arguments for `torch.library.opcheck`, for training and for inference.
 
     Args:
         heads: q, k, v and lam, which have gradients.
         branch_dims, scale: as in `differential_attention`.
     """
     q, k, v, lam = heads
-    lam = lam.detach().to(q.dtype).requires_grad_()
     without = [t.detach() for t in (q, k, v, lam)]
     return [
-        (operator.attend, (q, k, v, lam, list(branch_dims), scale)),
-        (operator.attend_and_norm, (*without, torch.ones_like(v[0, 0, 0]), list(branch_dims), scale)),
+        (operator.attend_operator, (q, k, v, lam, None, list(branch_dims), scale, True)),
+        (operator.attend_operator, (*without, torch.ones_like(v[0, 0, 0]), list(branch_dims), scale, False)),
     ]
 
 
@@ -84,9 +72,10 @@ class _Interpreted(torch.autograd.Function):
     def forward(ctx: Any, q, k, v, lam, branch_dims, scale, norm_weight):
         from ...layers.kernels import cuda  # not at the top: it imports triton
 
-        ctx.save_for_backward(q, k, v, lam)
+        out, *kept = cuda.forward(q, k, v, lam, branch_dims, scale, norm_weight, for_backward=True)
+        ctx.save_for_backward(q, k, v, lam, out, *kept)
         ctx.options = branch_dims, scale
-        return cuda.forward(q, k, v, lam, branch_dims, scale, norm_weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad):
