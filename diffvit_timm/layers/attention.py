@@ -14,12 +14,13 @@ from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
 from .base import TokenLayer, Version1
-from .functional import additive_mask, vector_lambda
+from .functional import additive_mask, split_projection, vector_lambda
 from .kernels.layout import HEAD_NORM_EPS
 
 __all__ = ["DifferentialAttention", "lambda_init_schedule"]
 
 torch.fx.wrap("additive_mask")
+torch.fx.wrap("split_projection")
 torch.fx.wrap("vector_lambda")
 
 
@@ -178,11 +179,10 @@ class DifferentialAttention(TokenLayer, Version1):
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Project tokens x, (B, N, dim), to q, k and v, (B, H, N, head width) each; branch 1 comes first in q and k."""
-        B, N, _ = x.shape
-        # The kernels write the gradients in the memory order (B, N, H, head width). Because q, k and v are unbound
-        # before they are transposed, autograd stacks these gradients with one copy.
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).unbind(2)  # (B, N, H, head width)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, N, head width)
+        B, N, dim = x.shape
+        q, k, v = split_projection(self.qkv(x), dim, dim)
+        heads = (B, N, self.num_heads, self.head_dim)
+        q, k, v = q.view(heads).transpose(1, 2), k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2)
         if self.qk_norm:
             pair = (B, self.num_heads, N, 2, self.head_dim // 2)  # the two branches apart
             # Some norms return float32 under autocast.

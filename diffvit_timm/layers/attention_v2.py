@@ -8,11 +8,12 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from .base import TokenLayer, Version2
-from .functional import additive_mask
+from .functional import additive_mask, split_projection
 
 __all__ = ["DifferentialAttentionV2"]
 
 torch.fx.wrap("additive_mask")
+torch.fx.wrap("split_projection")
 
 
 class DifferentialAttentionV2(TokenLayer, Version2):
@@ -84,7 +85,7 @@ class DifferentialAttentionV2(TokenLayer, Version2):
         The query of branch 1 comes first in q.
         """
         dim = x.shape[-1]
-        q, k, v = self.qkv(x).split([2 * dim, dim, dim], dim=-1)
+        q, k, v = split_projection(self.qkv(x), 2 * dim, dim)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return q, k, v, additive_mask(k, attn_mask, is_causal)
 

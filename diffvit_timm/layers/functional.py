@@ -11,6 +11,7 @@ from torch import Tensor
 from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
 from .kernels.modes import gpu_runs_triton, is_eager, only_builtin_operators
 from .kernels.operator import attend, has_kernel
+from .kernels.packing import split_channels
 
 __all__ = [
     "additive_mask",
@@ -18,6 +19,7 @@ __all__ = [
     "differential_attention",
     "differential_maps",
     "head_norm",
+    "split_projection",
     "stacked_attention",
     "vector_lambda",
 ]
@@ -65,6 +67,17 @@ def differential_maps(
     map1 = maybe_add_mask(q1 @ k1.transpose(-2, -1), bias).softmax(dim=-1)  # (B, H, N, N)
     map2 = maybe_add_mask(q2 @ k2.transpose(-2, -1), bias).softmax(dim=-1)  # (B, H, N, N)
     return map1, map2
+
+
+@torch.fx.wrap
+@register_notrace_function
+def split_projection(packed: Tensor, q_width: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a projection, (B, N, q_width + 2 width), into queries, keys and values, as views."""
+    if not torch.jit.is_scripting():
+        q, k, v = split_channels(packed, (q_width, width, width))
+        return q, k, v
+    q, k, v = packed.split([q_width, width, width], dim=-1)
+    return q, k, v
 
 
 def _lambda_in_one_kernel(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:

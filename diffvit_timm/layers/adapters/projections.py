@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import FUSED_PROJECTIONS, OUTPUT_PROJECTIONS
+from ..functional import split_projection
 
 __all__ = [
     "input_projections",
@@ -23,6 +24,8 @@ __all__ = [
     "split_qkv",
     "write_qkv",
 ]
+
+torch.fx.wrap("split_projection")
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -43,7 +46,7 @@ def split_qkv(qkv: Tensor, width: int, head_dim: int) -> tuple[Tensor, Tensor, T
     Returns:
         q, (B, H or 2 H, N, d); k and v, (B, H, N, d) each.
     """
-    q, k, v = qkv.split([qkv.shape[-1] - 2 * width, width, width], dim=-1)
+    q, k, v = split_projection(qkv, qkv.shape[-1] - 2 * width, width)
     return split_heads(q, head_dim), split_heads(k, head_dim), split_heads(v, head_dim)
 
 

@@ -6,7 +6,7 @@ from timm.layers import Attention, AttentionRope, apply_rot_embed_cat, register_
 from timm.models.eva import EvaAttention
 from torch import Tensor
 
-from ..functional import additive_mask
+from ..functional import additive_mask, cast_once
 from .projections import merge_heads, split_heads, split_qkv
 from .versions import AdaptedVersion1, AdaptedVersion2
 
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 torch.fx.wrap("additive_mask")
+torch.fx.wrap("cast_once")
 
 
 @torch.fx.wrap
@@ -57,6 +58,7 @@ class AttentionAdapter(Attention):
         return merged if self.gate is None else merged * self.gate(x).sigmoid()
 
     def attend(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = cast_once(x)
         q, k, v, bias = self.project_qkv(x, attn_mask, is_causal)
         return self.merge_heads(self.mix(x, q, k, v, bias), x)
 
@@ -93,6 +95,7 @@ class RopeAdapter(AttentionRope):
     def attend(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        x = cast_once(x)
         q, k, v, bias = self.project_qkv(x, rope, attn_mask, is_causal)
         return self.merge_heads(self.mix(x, q, k, v, bias), x)
 
@@ -130,6 +133,7 @@ class EvaAdapter(EvaAttention):
     def attend(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
+        x = cast_once(x)
         q, k, v, bias = self.project_qkv(x, rope, attn_mask, is_causal)
         return self.merge_heads(self.mix(x, q, k, v, bias), x)
 

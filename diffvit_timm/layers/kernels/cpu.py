@@ -142,11 +142,18 @@ def forward(
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, branch_dims: BranchDims, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    branch_dims: BranchDims,
+    scale: float,
+    grads: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute `operator.attend_backward`, whose docstring has the equations."""
+    """Compute `operator.attend_backward`, whose docstring has the equations, and write it into `grads` of q, k, v."""
     B, H, N, _ = v.shape
-    grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
+    (grad_q, grad_k, grad_v), grad_lam = grads, empty_tokens_first(lam)
     tile_images, tile_queries = _tile_size(v.shape, v.element_size())
     maps_buf, grads_buf = v.new_empty(2, 2 * tile_images * H * tile_queries * N)
     all_queries, all_keys = zip(*split_branches(q, k, branch_dims), strict=True)

@@ -136,21 +136,22 @@ def backward(
     lse: Tensor,
     branch_dims: BranchDims,
     scale: float,
+    grads: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute `operator.attend_backward`, whose docstring has the equations."""
+    """Compute `operator.attend_backward`, whose docstring has the equations, and write it into `grads` of q, k, v."""
     B, H, N, v_width = v.shape
     grad, q, k, v = _channels_side_by_side(grad, q, k, v)
-    grad_q, grad_k, grad_v, grad_lam = map(empty_tokens_first, (q, k, v, lam))
+    (grad_q, grad_k, grad_v), grad_lam = grads, empty_tokens_first(lam)
     delta, strides = torch.empty_like(lse), _strides(q, k, v, lam, grad)
     _, query_constants, key_constants = kernel_constants(q.shape[-1], v_width, branch_dims, N, _capability(q.device))
     with torch.cuda.device_of(q):
         # The first kernel fills delta for the second one.
         query_gradient_kernel[(B * H * triton.cdiv(N, query_constants["BLOCK_Q"]),)](
             q, k, v, lam, out, out2, lse, grad, grad_q, grad_lam, delta,
-            *strides, H, N, scale * LOG2_E, scale, **query_constants
+            *strides, grad_q.stride(2), H, N, scale * LOG2_E, scale, **query_constants
         )  # fmt: skip
         key_gradient_kernel[(B * H * triton.cdiv(N, key_constants["BLOCK_K"]),)](
             q, k, v, lam, lse, grad, delta, grad_k, grad_v,
-            *strides, H, N, scale * LOG2_E, scale, **key_constants
+            *strides, grad_k.stride(2), grad_v.stride(2), H, N, scale * LOG2_E, scale, **key_constants
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_lam

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from . import cpu
 from .layout import BranchDims, empty_tokens_first
 from .modes import gpu_runs_triton, is_eager
+from .packing import empty_gradients
 
 __all__ = ["attend", "has_kernel"]
 
@@ -81,7 +82,8 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         q, k, v, lam, out, out2, lse = ctx.saved_tensors
-        return *_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale), None, None
+        grads = empty_gradients(q, k, v)
+        return *_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale, grads), None, None
 
 
 def _forward(
@@ -117,15 +119,16 @@ def _backward(
     lse: Tensor | None,
     branch_dims: BranchDims,
     scale: float,
+    grads: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute `attend_backward` with the kernel of the device."""
+    """Compute `attend_backward` with the kernel of the device, and write it into `grads` of q, k and v."""
     if q.device.type == "cuda":
         from . import cuda
 
         assert out2 is not None
         assert lse is not None
-        return cuda.backward(grad, q, k, v, lam, out, out2, lse, branch_dims, scale)
-    return cpu.backward(grad, q, k, v, lam, branch_dims, scale)
+        return cuda.backward(grad, q, k, v, lam, out, out2, lse, branch_dims, scale, grads)
+    return cpu.backward(grad, q, k, v, lam, branch_dims, scale, grads)
 
 
 def _as_branch_dims(branch_dims: Sequence[int] | None) -> BranchDims:
@@ -198,7 +201,9 @@ def attend_backward(
         q, k, v, lam, branch_dims, scale: as in `attend`.
         out, out2, lse: results of `attend_operator`.
     """
-    return _backward(grad, q, k, v, lam, out, out2, lse, _as_branch_dims(branch_dims), scale)
+    # The results of an operator must not share memory, so they are not packed.
+    grads = empty_tokens_first(q), empty_tokens_first(k), empty_tokens_first(v)
+    return _backward(grad, q, k, v, lam, out, out2, lse, _as_branch_dims(branch_dims), scale, grads)
 
 
 @attend_backward.register_fake

@@ -11,6 +11,7 @@ from ...layers import functional
 from ...layers.functional import head_norm
 from ...layers.kernels import operator
 from ...layers.kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
+from ...layers.kernels.packing import empty_gradients
 
 __all__ = ["formula", "interprets_kernels", "operator_calls", "our_attention", "stacked_attention"]
 
@@ -81,7 +82,9 @@ class _Interpreted(torch.autograd.Function):
     def backward(ctx: Any, grad):
         from ...layers.kernels import cuda
 
-        return *cuda.backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+        q, k, v, lam, out, out2, lse = ctx.saved_tensors
+        grads = empty_gradients(q, k, v)
+        return *cuda.backward(grad, q, k, v, lam, out, out2, lse, *ctx.options, grads), None, None, None
 
 
 def formula(

@@ -2,6 +2,8 @@
 
 import torch
 
+from diffvit_timm.layers.kernels.packing import empty_gradients
+
 
 def inputs(batch=2, heads=3, tokens=9, dims=(8, 8), seed=0, dtype=torch.float64, sharpness=1.0):
     """Return random q, k, v, lambda and gradient of the output, in the memory order of a projection.
@@ -46,10 +48,11 @@ def run(kernel, tensors, dims, scale=0.3):
     """Compute with a kernel, `cpu` or `cuda`, what `expected` returns."""
     *qkv_lam, grad = tensors
     widths = branch_dims(dims)
+    grads = empty_gradients(*qkv_lam[:3])
     if kernel.__name__.endswith("cuda"):
         out, *kept = kernel.forward(*qkv_lam, widths, scale, for_backward=True)
-        return [out, *kernel.backward(grad, *qkv_lam, out, *kept, widths, scale)]
-    return [kernel.forward(*qkv_lam, widths, scale), *kernel.backward(grad, *qkv_lam, widths, scale)]
+        return [out, *kernel.backward(grad, *qkv_lam, out, *kept, widths, scale, grads)]
+    return [kernel.forward(*qkv_lam, widths, scale), *kernel.backward(grad, *qkv_lam, widths, scale, grads)]
 
 
 def relative_errors(actual, wanted):
