@@ -148,10 +148,11 @@ def backward(
         # The first kernel fills delta for the second one.
         query_gradient_kernel[(B * H * triton.cdiv(N, query_constants["BLOCK_Q"]),)](
             q, k, v, lam, out, out2, lse, grad, grad_q, grad_lam, delta,
-            *strides, grad_q.stride(2), H, N, scale * LOG2_E, scale, **query_constants
+            *strides, grad_q.stride(0), grad_q.stride(2), H, N, scale * LOG2_E, scale, **query_constants
         )  # fmt: skip
         key_gradient_kernel[(B * H * triton.cdiv(N, key_constants["BLOCK_K"]),)](
             q, k, v, lam, lse, grad, delta, grad_k, grad_v,
-            *strides, grad_k.stride(2), grad_v.stride(2), H, N, scale * LOG2_E, scale, **key_constants
+            *strides, grad_k.stride(0), grad_k.stride(2), grad_v.stride(0), grad_v.stride(2),
+            H, N, scale * LOG2_E, scale, **key_constants
         )  # fmt: skip
     return grad_q, grad_k, grad_v, grad_lam

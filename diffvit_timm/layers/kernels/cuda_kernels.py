@@ -70,9 +70,9 @@ def _head_pointer(pointer, head, batch_stride, head_stride, H):
 
 
 @triton.jit
-def _tokens_first_pointer(pointer, head, H, N, stride, WIDTH: tl.constexpr):
-    """Return the address of the matrix of a head, whose rows are `stride` apart, in a tensor (B, N, H, WIDTH)."""
-    return pointer + head // H * N * stride + head % H * WIDTH
+def _tokens_first_pointer(pointer, head, H, N, WIDTH: tl.constexpr):
+    """Return the address of the matrix of a head in a contiguous tensor (B, N, H, WIDTH). Its row stride is H WIDTH."""
+    return pointer + head // H * N * H * WIDTH + head % H * WIDTH
 
 
 @triton.jit
@@ -159,9 +159,9 @@ def forward_kernel(
         columns = tl.arange(0, DV_PAD)
         weight = tl.load(norm_weight + columns, mask=columns < DV, other=0.0).to(tl.float32)
         acc = acc * tl.rsqrt(tl.sum(acc * acc, 1) / DV + eps)[:, None] * weight[None, :]
-    _store_rows(_tokens_first_pointer(out, head, H, N, H * DV, DV), acc, queries, H * DV, N, DV, DV_PAD)
+    _store_rows(_tokens_first_pointer(out, head, H, N, DV), acc, queries, H * DV, N, DV, DV_PAD)
     if out2 is not None:
-        _store_rows(_tokens_first_pointer(out2, head, H, N, H * DV, DV), acc2, queries, H * DV, N, DV, DV_PAD)
+        _store_rows(_tokens_first_pointer(out2, head, H, N, DV), acc2, queries, H * DV, N, DV, DV_PAD)
         lse += head * 2 * N
         tl.store(lse + queries, max1 + tl.log2(sum1), mask=queries < N)
         tl.store(lse + N + queries, max2 + tl.log2(sum2), mask=queries < N)
@@ -192,7 +192,7 @@ def _query_gradient_of_keys(
 def query_gradient_kernel(
     q, k, v, lam, out, out2, lse, grad, grad_q, grad_lam, delta,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn, stride_gqn,
+    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn, stride_gqb, stride_gqn,
     H, N, scale_log2, scale,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
     D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
@@ -213,8 +213,8 @@ def query_gradient_kernel(
     q1 = _load_rows(q, queries, stride_qn, N, D1, D1_PAD, True)  # (BLOCK_Q, D1_PAD)
     q2 = _load_rows(q + D1, queries, stride_qn, N, D2, D2_PAD, True)  # (BLOCK_Q, D2_PAD)
     grads = _load_rows(grad, queries, stride_gn, N, DV, DV_PAD, True)  # (BLOCK_Q, DV_PAD)
-    outs = _load_rows(_tokens_first_pointer(out, head, H, N, H * DV, DV), queries, H * DV, N, DV, DV_PAD, True)
-    outs2 = _load_rows(_tokens_first_pointer(out2, head, H, N, H * DV, DV), queries, H * DV, N, DV, DV_PAD, True)
+    outs = _load_rows(_tokens_first_pointer(out, head, H, N, DV), queries, H * DV, N, DV, DV_PAD, True)
+    outs2 = _load_rows(_tokens_first_pointer(out2, head, H, N, DV), queries, H * DV, N, DV, DV_PAD, True)
     lams = tl.load(lam + queries * stride_ln, mask=inside, other=0.0)  # (BLOCK_Q,)
     lse += head * 2 * N
     lse1 = tl.load(lse + queries, mask=inside, other=0.0)
@@ -222,7 +222,7 @@ def query_gradient_kernel(
     # rowsum(A G) = rowsum(grad (A v)), and the output of branch 1 is out + lambda out2. dlambda = -rowsum(A2 G).
     delta2 = tl.sum(grads.to(tl.float32) * outs2.to(tl.float32), 1)
     delta1 = tl.sum(grads.to(tl.float32) * outs.to(tl.float32), 1) + lams * delta2
-    tl.store(_tokens_first_pointer(grad_lam, head, H, N, H, 1) + queries * H, -delta2, mask=inside)
+    tl.store(_tokens_first_pointer(grad_lam, head, H, N, 1) + queries * H, -delta2, mask=inside)
     delta += head * 2 * N
     tl.store(delta + queries, delta1, mask=inside)
     tl.store(delta + N + queries, delta2, mask=inside)
@@ -238,7 +238,7 @@ def query_gradient_kernel(
         acc_q1, acc_q2, q1, q2, grads, lse1, lse2, delta1, delta2, k, v, stride_kn, stride_vn, tail, N,
         scale_log2, D1, D2, DV, K2_OFFSET, D1_PAD, D2_PAD, DV_PAD, BLOCK_K, True
     )  # fmt: skip
-    grad_q = _tokens_first_pointer(grad_q, head, H, N, stride_gqn, D1 + D2)
+    grad_q = _head_pointer(grad_q, head, stride_gqb, D1 + D2, H)
     _store_rows(grad_q, acc_q1 * scale, queries, stride_gqn, N, D1, D1_PAD)
     _store_rows(grad_q + D1, acc_q2 * (-lams * scale)[:, None], queries, stride_gqn, N, D2, D2_PAD)
 
@@ -289,7 +289,8 @@ def _key_gradient_of_queries(
 def key_gradient_kernel(
     q, k, v, lam, lse, grad, delta, grad_k, grad_v,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn, stride_gkn, stride_gvn,
+    stride_lb, stride_lh, stride_ln, stride_gb, stride_gh, stride_gn, stride_gkb, stride_gkn, stride_gvb,
+    stride_gvn,
     H, N, scale_log2, scale,
     D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr, K2_OFFSET: tl.constexpr,
     D1_PAD: tl.constexpr, D2_PAD: tl.constexpr, DV_PAD: tl.constexpr,
@@ -322,8 +323,8 @@ def key_gradient_kernel(
         scale_log2, D1, D2, DV, K2_OFFSET, D1_PAD, D2_PAD, DV_PAD, BLOCK_Q, True
     )  # fmt: skip
     K_WIDTH: tl.constexpr = D1 if K2_OFFSET == 0 else D1 + D2
-    grad_k = _tokens_first_pointer(grad_k, head, H, N, stride_gkn, K_WIDTH)
+    grad_k = _head_pointer(grad_k, head, stride_gkb, K_WIDTH, H)
     _store_rows(grad_k, acc_k1 * scale, keys, stride_gkn, N, D1, D1_PAD)
     if K2_OFFSET > 0:
         _store_rows(grad_k + K2_OFFSET, acc_k2 * scale, keys, stride_gkn, N, D2, D2_PAD)
-    _store_rows(_tokens_first_pointer(grad_v, head, H, N, stride_gvn, DV), acc_v, keys, stride_gvn, N, DV, DV_PAD)
+    _store_rows(_head_pointer(grad_v, head, stride_gvb, DV, H), acc_v, keys, stride_gvn, N, DV, DV_PAD)

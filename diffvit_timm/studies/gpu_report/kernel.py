@@ -75,7 +75,7 @@ class _Interpreted(torch.autograd.Function):
 
         out, *kept = cuda.forward(q, k, v, lam, branch_dims, scale, norm_weight, for_backward=True)
         ctx.save_for_backward(q, k, v, lam, out, *kept)
-        ctx.options = branch_dims, scale
+        ctx.branch_dims, ctx.scale = branch_dims, scale
         return out
 
     @staticmethod
@@ -84,7 +84,8 @@ class _Interpreted(torch.autograd.Function):
 
         q, k, v, lam, out, out2, lse = ctx.saved_tensors
         grads = empty_gradients(q, k, v)
-        return *cuda.backward(grad, q, k, v, lam, out, out2, lse, *ctx.options, grads), None, None, None
+        done = cuda.backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale, grads)
+        return *done, None, None, None
 
 
 def formula(
