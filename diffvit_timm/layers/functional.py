@@ -118,8 +118,9 @@ def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> T
 def cast_once(x: Tensor) -> Tensor:
     """Cast x to the dtype of autocast, if it is enabled. Layers with several projections of x would each cast it."""
     if not torch.jit.is_scripting():
-        enabled = torch.is_autocast_enabled(x.device.type)
-        x = x.to(torch.get_autocast_dtype(x.device.type)) if enabled else x
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return x.to(torch.get_autocast_dtype(device))
     return x
 
 

@@ -1,9 +1,11 @@
 """Registers, spills, shared memory and occupancy of the CUDA kernels, from a compiler and without a GPU."""
 
+import contextlib
 import dataclasses
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import triton
@@ -66,6 +68,7 @@ class Resources:
         shared_memory: bytes of a program.
         warps: warps of a program.
         programs: programs that run on a multiprocessor at a time.
+        instructions: instructions of a thread in the loop over blocks, times the threads, per pair of logits.
     """
 
     registers: int
@@ -73,6 +76,7 @@ class Resources:
     shared_memory: int
     warps: int
     programs: int
+    instructions: float
 
 
 def kernel_resources(
@@ -106,9 +110,19 @@ def kernel_resources(
         target=GPUTarget("cuda", architecture.capability, 32),
         options=options,
     )
-    registers, spilled = _registers(compiled.asm["cubin"])
     warps, shared = options["num_warps"], compiled.metadata.shared
-    return Resources(registers, spilled, shared, warps, _programs(registers, shared, warps, architecture))
+    with _dumped(compiled.asm["cubin"]) as dump:
+        registers, spilled = _registers(dump("--dump-resource-usage"))
+        in_loop = _longest_loop(dump("--dump-sass"))
+    pairs = sizes["BLOCK_Q"] * sizes["BLOCK_K"]
+    return Resources(
+        registers,
+        spilled,
+        shared,
+        warps,
+        _programs(registers, shared, warps, architecture),
+        in_loop * 32 * warps / pairs,
+    )
 
 
 def _type(name: str) -> str:
@@ -120,16 +134,32 @@ def _type(name: str) -> str:
     return "fp32" if name in SCALARS else "i32"
 
 
-def _registers(binary: bytes) -> tuple[int, int]:
-    """Return the registers and the stack bytes of a thread, which hold what did not fit into registers."""
+@contextlib.contextmanager
+def _dumped(binary: bytes) -> Iterator[Callable[[str], str]]:
+    """Yield a function that returns what cuobjdump prints about a compiled kernel with an option."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
         tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text.stdout)
+        yield (
+            lambda option: subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        )
+
+
+def _registers(text: str) -> tuple[int, int]:
+    """Return the registers and the stack bytes of a thread, which hold what did not fit into registers."""
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     assert found is not None
     return int(found[1]), int(found[2])
+
+
+def _longest_loop(text: str) -> int:
+    """Return the number of instructions of the longest loop without an inner loop, from a disassembly."""
+    addresses = [int(address, 16) for address in re.findall(r"/\*([0-9a-f]{4,})\*/\s+[@A-Z]", text)]
+    jumps = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?BRA[.\w]* (?:!?U?P\d+, )?(?:`\()?0x([0-9a-f]+)", text)
+    loops = [(int(target, 16), int(at, 16)) for at, target in jumps if int(target, 16) < int(at, 16)]
+    inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    return max((sum(a <= address <= b for address in addresses) for a, b in inner), default=0)
 
 
 def _programs(registers: int, shared_memory: int, warps: int, architecture: Architecture) -> int:

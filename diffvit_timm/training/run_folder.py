@@ -15,6 +15,7 @@ import yaml
 from timm.models import is_model
 from torch import nn
 
+from .. import __version__
 from ..console import log0
 from ..errors import InputError
 from ..files import atomic_folder, disk_errors, read_yaml, restore_folder, write_atomically
@@ -43,7 +44,7 @@ FREE_OPTIONS = (
     "teacher",
 )
 
-PACKAGES = ("diffvit_timm", "timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
+PACKAGES = ("timm", "torch", "torchvision", "accelerate", "datasets", "albumentations", "numpy")
 
 
 @contextlib.contextmanager
@@ -190,7 +191,8 @@ def environment() -> dict:
     return {
         "command": shlex.join([_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        # A checkout that is not installed has no metadata.
+        "packages": {"diffvit_timm": __version__} | {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,6 +1,6 @@
 """What the rows say in sentences: where our kernel is the fastest path, and whether the targets were reached."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..attention_speed import TIMM
@@ -12,7 +12,8 @@ Row = Mapping[str, Any]
 
 FLASH = "plain flash"
 FLASH_TARGETS = {"H100": 0.55, "A100": 0.6}  # speed of attention alone, relative to plain flash attention
-PLAIN_TARGET, TIMM_TARGET = 0.95, 1.3  # speed of whole networks, relative to the plain ViT and to timm's layer
+# Speed of whole networks: ratio in the rows -> target, and what it is relative to.
+NETWORK_TARGETS = {"of_plain": (0.95, "the plain ViT"), "of_timm": (1.3, TIMM)}
 TARGET_MODELS = ("diffvit_small_patch16", "diffvit_base_patch16")
 TARGET_NETWORKS = ("Diff-ViT", "Diff-ViT, version 2")
 
@@ -24,24 +25,33 @@ def kernel_verdicts(rows: Sequence[Row]) -> list[str]:
         rows: rows of the stage attention.
 
     Returns:
-        One sentence per shape, and one about what `has_kernel` should say.
+        One sentence per kind of step, and one about what `has_kernel` should say.
     """
-    sentences, slower = [], []
+    speeds: dict[str, dict[str, float]] = {}
     for row in rows:
         ours, stacked = (_result(row, name).get("median_us") for name in (OURS, STACKED))
-        if ours is None or stacked is None:
-            continue
-        shape = shape_text(row)
-        if ours <= stacked:
-            sentences.append(f"{shape}: our kernel was {stacked / ours:.2f}x as fast as stacked SDPA.")
-        else:
-            sentences.append(f"{shape}: stacked SDPA was {ours / stacked:.2f}x as fast as our kernel.")
-            slower.append(shape)
-    if not sentences:
+        if ours is not None and stacked is not None:
+            speeds.setdefault(row["settings"]["step"], {})[shape_text(row)] = stacked / ours
+    if not speeds:
         return ["Our kernel and stacked SDPA were not compared for any shape."]
+    sentences = [
+        f"{step}: our kernel was {_range(shapes.values())} as fast as stacked SDPA ({_shapes(len(shapes))})."
+        for step, shapes in speeds.items()
+    ]
+    slower = [shape for shapes in speeds.values() for shape, speed in shapes.items() if speed < 1]
     if slower:
         return [*sentences, f"`has_kernel` should say no for: {'; '.join(slower)}."]
     return [*sentences, "Our kernel was faster for every measured shape."]
+
+
+def _range(speeds: Iterable[float]) -> str:
+    speeds = list(speeds)
+    low, high = f"{min(speeds):.2f}x", f"{max(speeds):.2f}x"
+    return low if low == high else f"{low} to {high}"
+
+
+def _shapes(count: int) -> str:
+    return f"{count} shape" + ("" if count == 1 else "s")
 
 
 def _result(row: Row, name: str) -> Mapping[str, Any]:
@@ -88,20 +98,22 @@ def _flash_sentences(gpu: str, attention: Sequence[Row]) -> list[str]:
 
 
 def _network_sentences(eager: Sequence[Row]) -> list[str]:
-    sentences = []
+    """Return a sentence per network, kind of step and target, which names the rows below the target."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in eager:
         settings = row["settings"]
         if settings["precision"] != "bf16" or settings["model"] not in TARGET_MODELS:
             continue
-        where = f"{settings['model']}, {settings['step']}, bf16, batch {settings['batch']}"
-        if "not_measured" in row:
-            sentences.append(f"{where}: this was not measured ({row['not_measured']}).")
-            continue
+        where = f"{settings['model']}, batch {settings['batch']}"
         for name in TARGET_NETWORKS:
-            throughput = _result(row, name).get("throughput", {})
-            for ratio, other, target in (("of_plain", "the plain ViT", PLAIN_TARGET), ("of_timm", TIMM, TIMM_TARGET)):
-                if ratio in throughput:
-                    outcome = "reached" if throughput[ratio] >= target else "not reached"
-                    speed = f"{throughput[ratio]:.2f}x the speed of {other}"
-                    sentences.append(f"{where}: {name} had {speed}, so the target of {target}x was {outcome}.")
+            for ratio, speed in _result(row, name).get("throughput", {}).items():
+                if ratio in NETWORK_TARGETS:
+                    found.setdefault((name, settings["step"], ratio), {})[where] = speed
+    sentences = []
+    for (name, step, ratio), speeds in found.items():
+        target, other = NETWORK_TARGETS[ratio]
+        below = [f"{where} ({speed:.2f}x)" for where, speed in speeds.items() if speed < target]
+        reached = f"{len(speeds) - len(below)} of {len(speeds)} measured rows reached it"
+        outcome = f"not reached: {reached}, but not {', '.join(below)}" if below else f"reached: {reached}"
+        sentences.append(f"{name}, {step}, bf16: the target of {target}x the speed of {other} was {outcome}.")
     return sentences or ["No target network was measured in bf16."]
