@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "PRECISIONS",
+    "emulation_note",
     "explicit_maps",
     "hardware_name",
     "inference_step",
@@ -58,6 +59,32 @@ def _processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if done.stdout.strip():
             return done.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+# Flags of /proc/cpuinfo on x86 and ARM of which one says that a processor has products in a precision.
+PRODUCT_FLAGS = {
+    "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+}
+
+
+def emulation_note(precision: str, device: str | torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Say that the processor has no products in a precision; None if it has them, or for another device.
+
+    Args:
+        precision: key of PRECISIONS.
+        device: device of the products.
+        cpuinfo: file in which Linux describes the processor. Where there is none, nothing is known.
+    """
+    if torch.device(device).type != "cpu" or precision not in PRODUCT_FLAGS or not cpuinfo.is_file():
+        return None
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    if flags is None or PRODUCT_FLAGS[precision] & set(flags[1].split()):
+        return None
+    return (
+        f"{precision} on {_processor_name(cpuinfo)}: the processor emulates products in {precision}, so these times "
+        "say nothing about other processors"
+    )
 
 
 def interleaved(

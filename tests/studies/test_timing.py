@@ -8,6 +8,7 @@ from torch import nn
 
 from diffvit_timm.studies import timing
 from diffvit_timm.studies.timing import (
+    emulation_note,
     hardware_name,
     inference_step,
     interleaved,
@@ -90,3 +91,23 @@ def test_a_processor_without_a_name_has_its_architecture(tmp_path, monkeypatch):
 def test_a_time_limit_leaves_four_rounds_and_the_clock_can_be_given():
     seconds = interleaved({"a": lambda: 2.0, "b": lambda: 3.0}, 50, elapsed=lambda step: step(), max_seconds=0.0)
     assert seconds == {"a": [2.0] * 4, "b": [3.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16", ["fp16"]),
+        ("flags\t\t: fpu avx2", ["bf16", "fp16"]),
+        ("flags\t\t: fpu avx512_bf16 avx512_fp16", []),
+        ("Features\t: fp asimdhp bf16", []),
+        ("nothing that is known", []),
+    ],
+)
+def test_a_note_names_the_processor_that_emulates_a_precision(flags, emulated, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: A Processor\n{flags}\n")
+    notes = {precision: emulation_note(precision, "cpu", cpuinfo) for precision in ("fp32", "bf16", "fp16")}
+    assert sorted(name for name, note in notes.items() if note) == emulated
+    assert all("A Processor" in note for note in notes.values() if note)
+    assert emulation_note("fp16", "cpu", tmp_path / "missing") is None
+    assert emulation_note("fp16", "cuda", cpuinfo) is None

@@ -33,7 +33,7 @@ from ...studies.attention_speed import (
     relative_speeds,
     time_step,
 )
-from ...studies.timing import hardware_name
+from ...studies.timing import emulation_note, hardware_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options(CheckedOptions):
     steps: tuple[Step, ...] = ("inference", "training")
     """Steps to time; training is a forward and a backward pass."""
     precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16")
-    """Precisions of autocast; fp32: no autocast. Most CPUs emulate fp16."""
+    """Precisions of autocast; fp32: no autocast. Many CPUs emulate fp16."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     repeats: int = 15
@@ -78,6 +78,8 @@ def main(options: Options) -> dict:
         "s: median time per step in seconds; of plain: speed relative to the plain ViT (2.00x is twice as fast), the "
         "median of the\nrounds with its quartiles; of timm: speed relative to timm's differential attention."
     )
+    for note in filter(None, (emulation_note(precision, options.device) for precision in options.precisions)):
+        log0(note)
     rows = [row for img_size in options.img_sizes for row in _compare(options, img_size)]
     settings = {name: value for name, value in dataclasses.asdict(options).items() if name != "output"}
     result = {**settings, "hardware": hardware, "torch": torch.__version__}

@@ -31,7 +31,7 @@ from ...studies.inference_speed import (
     plot_throughput,
     time_candidates,
 )
-from ...studies.timing import PRECISIONS, hardware_name
+from ...studies.timing import PRECISIONS, emulation_note, hardware_name
 
 FIELDS = (
     "model", "precision", "batch_size", "p50_ms", "p90_ms", "images_per_second", "weights_mb", "peak_mb", "load_s",
@@ -53,7 +53,7 @@ class Options(CheckedOptions):
     pretrained: bool = False
     """Load the pretrained weights of models on the Hub; folders always load their weights."""
     precision: str = "fp32,bf16"
-    """Precisions of weights and images, separated by commas: fp32, bf16, fp16. Most CPUs emulate fp16."""
+    """Precisions of weights and images, separated by commas: fp32, bf16, fp16. Many CPUs emulate fp16."""
     batch_size: str = "1,8"
     """Numbers of images per step, separated by commas."""
     repeats: int = 10
@@ -102,8 +102,8 @@ def _benchmark(options: Options, folder: Path) -> dict:
     for model in options.model:
         check_candidate(model, options.pretrained)
     split, class_names = _test_images(options)
-    if torch.device(device).type == "cpu" and "fp16" in precisions:
-        log0("fp16 on a CPU: most CPUs emulate fp16, so these times say nothing about fp16 on a GPU")
+    for note in filter(None, (emulation_note(precision, device) for precision in precisions)):
+        log0(note)
     candidates = [
         load_candidate(model, name, class_names, options.pretrained, device)
         for model, name in zip(options.model, names, strict=True)
