@@ -8,7 +8,8 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from .base import TokenLayer, Version2
-from .functional import additive_mask, split_projection
+from .functional import additive_mask
+from .kernels.packing import split_projection
 
 __all__ = ["DifferentialAttentionV2"]
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .functional import cast_once, differential_attention, vector_lambda
+from .functional import cast_once, differential_attention
 from .kernels.layout import BranchDims
+from .kernels.vector_lambda import vector_lambda
 
 __all__ = [
     "Branches",

@@ -9,9 +9,8 @@ from timm.layers import maybe_add_mask, register_notrace_function, resolve_self_
 from torch import Tensor
 
 from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
-from .kernels.modes import gpu_runs_triton, is_eager, only_builtin_operators
+from .kernels.modes import only_builtin_operators
 from .kernels.operator import attend, has_kernel
-from .kernels.packing import split_channels
 
 __all__ = [
     "additive_mask",
@@ -19,9 +18,7 @@ __all__ = [
     "differential_attention",
     "differential_maps",
     "head_norm",
-    "split_projection",
     "stacked_attention",
-    "vector_lambda",
 ]
 
 
@@ -69,42 +66,6 @@ def differential_maps(
     return map1, map2
 
 
-@torch.fx.wrap
-@register_notrace_function
-def split_projection(packed: Tensor, q_width: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a projection, (B, N, q_width + 2 width), into queries, keys and values, as views."""
-    if not torch.jit.is_scripting():
-        q, k, v = split_channels(packed, (q_width, width, width))
-        return q, k, v
-    q, k, v = packed.split([q_width, width, width], dim=-1)
-    return q, k, v
-
-
-def _lambda_in_one_kernel(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:
-    from .kernels import cuda_lambda  # not at the top: it imports triton
-
-    return cuda_lambda.vector_lambda(q1, k1, q2, k2, lambda_init)
-
-
-@torch.fx.wrap
-@register_notrace_function
-def vector_lambda(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:
-    """Compute lambda of version 1, `exp(q1 . k1) - exp(q2 . k2) + lambda_init` (equation 2 of the paper).
-
-    Args:
-        q1, k1, q2, k2: the vectors lambda_q1, lambda_k1, lambda_q2 and lambda_k2, of one shape (width,).
-        lambda_init: scalar.
-
-    Returns:
-        Lambda, a float32 scalar.
-    """
-    if not torch.jit.is_scripting():
-        eager_gpu = q1.device.type == "cuda" and is_eager(q1) and not only_builtin_operators()
-        if eager_gpu and gpu_runs_triton(q1.device.index):
-            return _lambda_in_one_kernel(q1, k1, q2, k2, lambda_init)
-    return torch.exp(torch.dot(q1, k1).float()) - torch.exp(torch.dot(q2, k2).float()) + lambda_init
-
-
 def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> Tensor:
     """Apply an RMSNorm with a weight, (Dv,), to each head's output x, (B, H, N, Dv). Without a weight, return x."""
     if weight is None:
@@ -149,7 +110,7 @@ def differential_attention(
         v: values, (B, H, N, Dv).
         lam: lambda, in any shape that broadcasts to (B, H, N, 1).
         branch_dims: widths (d1, d2) of the two branches, or None if both branches read all of k (version 2).
-        scale: factor on the logits of both branches.
+        scale: positive factor on the logits of both branches.
         attn_mask: boolean mask (True: the key takes part) or additive mask, broadcastable to (B, H, N, N). Both maps
             use the same mask.
         is_causal: whether a query ignores the keys after it, in addition to attn_mask.
@@ -161,7 +122,13 @@ def differential_attention(
 
     Returns:
         The output of each head, (B, H, N, Dv).
+
+    Raises:
+        ValueError: a scale that is not positive. The kernels take the maximum of a row before they scale it.
     """
+    if scale <= 0:
+        raise ValueError(f"scale={scale} must be positive")
+
     # Path 1: our own kernels, which know neither masks nor dropout.
     if fused and not torch.jit.is_scripting():
         without_mask_or_dropout = attn_mask is None and not is_causal and dropout_p == 0.0

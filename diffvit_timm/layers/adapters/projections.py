@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import FUSED_PROJECTIONS, OUTPUT_PROJECTIONS
-from ..functional import split_projection
+from ..kernels.packing import split_projection
 
 __all__ = [
     "input_projections",

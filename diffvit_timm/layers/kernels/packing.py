@@ -7,23 +7,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 from .modes import is_eager, only_builtin_operators
 
-__all__ = ["empty_gradients", "split_channels"]
+__all__ = ["empty_gradients", "split_projection"]
 
 
-def split_channels(packed: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Split a projection, (B, N, sum of the sizes), into views of (B, N, size) each."""
-    if torch.is_grad_enabled() and packed.requires_grad and is_eager(packed) and not only_builtin_operators():
-        parts: tuple[Tensor, ...] = _Split.apply(packed, sizes)
-        return parts
-    return packed.split(list(sizes), dim=-1)
+@torch.fx.wrap
+@register_notrace_function
+def split_projection(packed: Tensor, q_width: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a projection, (B, N, q_width + 2 width), into queries, keys and values, as views."""
+    if not torch.jit.is_scripting():
+        has_gradient = torch.is_grad_enabled() and packed.requires_grad
+        if has_gradient and is_eager(packed) and not only_builtin_operators():
+            parts: tuple[Tensor, Tensor, Tensor] = _Split.apply(packed, (q_width, width, width))
+            return parts
+    q, k, v = packed.split([q_width, width, width], dim=-1)
+    return q, k, v
 
 
 class _Split(torch.autograd.Function):
-    """`split_channels`, with a gradient that is not copied if it lies in one tensor already."""
+    """`split_projection`, with a gradient that is not copied if it lies in one tensor already."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

@@ -74,6 +74,28 @@ def test_an_exported_model_has_none_of_our_operators():
     assert not [node for node in program.graph.nodes if "diffvit_timm" in str(node.target)]
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_that_is_not_positive_is_refused(scale):
+    q, k, v, lam, _ = (t.float() for t in inputs())
+    with pytest.raises(ValueError, match=f"scale={scale} must be positive"):
+        differential_attention(q, k, v, lam, (8, 8), scale)
+
+
+def test_the_widths_of_the_branches_can_be_a_list():
+    q, k, v, lam, _ = (t.float() for t in inputs())
+    torch.testing.assert_close(attend(q, k, v, lam, [8, 8], 0.3), attend(q, k, v, lam, (8, 8), 0.3))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_of_lambda_are_added_up_in_float32(fused):
+    # 64 x 3 x 197 gradients of -2.0 are more than float16 can hold.
+    q, k = torch.zeros(2, 64, 3, 197, 16, dtype=torch.bfloat16)
+    v = torch.ones(64, 3, 197, 2, dtype=torch.bfloat16)
+    lam = torch.tensor(0.5, requires_grad=True)
+    differential_attention(q.half(), k.half(), v.half(), lam, (8, 8), 0.3, fused=fused).sum().backward()
+    assert lam.grad.item() == pytest.approx(-2 * 64 * 3 * 197, rel=1e-3)
+
+
 def test_a_mask_that_hides_nothing_does_not_change_the_output():
     q, k, v, lam, _ = (t.float() for t in inputs())
     everything = torch.ones(9, 9, dtype=torch.bool)

@@ -6,7 +6,7 @@ import torch
 
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm.layers.kernels import packing
-from diffvit_timm.layers.kernels.packing import empty_gradients, split_channels
+from diffvit_timm.layers.kernels.packing import empty_gradients, split_projection
 
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
@@ -27,7 +27,7 @@ def test_a_training_step_copies_no_gradient_of_a_projection(attn, monkeypatch):
 
 def test_gradients_that_lie_apart_are_joined_by_a_copy():
     projection = torch.randn(2, 5, 12, requires_grad=True)
-    q, k, v = split_channels(projection, (6, 3, 3))
+    q, k, v = split_projection(projection, 6, 3)
     (q.sum() + 2 * k.sum() + 3 * v.square().sum()).backward()
     expected = torch.cat([torch.ones(2, 5, 6), torch.full((2, 5, 3), 2.0), 6 * projection[..., 9:].detach()], dim=-1)
     torch.testing.assert_close(projection.grad, expected)
@@ -43,7 +43,7 @@ def test_gradients_of_parts_in_another_order_are_not_taken_for_the_whole():
 
 def test_the_split_has_second_derivatives():
     projection = torch.randn(2, 5, 12, dtype=torch.float64, requires_grad=True)
-    q, k, v = split_channels(projection, (4, 4, 4))
+    q, k, v = split_projection(projection, 4, 4)
     (grad,) = torch.autograd.grad((q * k * v).sum(), projection, create_graph=True)
     (second,) = torch.autograd.grad(grad.square().sum(), projection)
     assert second.abs().sum() > 0
