@@ -77,10 +77,14 @@ def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> T
 @torch.fx.wrap
 @register_notrace_function
 def cast_once(x: Tensor) -> Tensor:
-    """Cast x to the dtype of autocast, if it is enabled. Layers with several projections of x would each cast it."""
+    """Cast x to the dtype of autocast, if it is enabled. Layers with several projections of x would each cast it.
+
+    As under autocast, float64 stays as it is.
+    """
     if not torch.jit.is_scripting():
         device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        available = torch.amp.is_autocast_available(device) and x.dtype != torch.float64
+        if available and torch.is_autocast_enabled(device):
             return x.to(torch.get_autocast_dtype(device))
     return x
 
@@ -126,7 +130,7 @@ def differential_attention(
     Raises:
         ValueError: a scale that is not positive. The kernels take the maximum of a row before they scale it.
     """
-    if scale <= 0:
+    if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
 
     # Path 1: our own kernels, which know neither masks nor dropout.
@@ -138,10 +142,8 @@ def differential_attention(
                 return attend(q, k, v, lam, branch_dims, scale, norm_weight)
             return head_norm(attend(q, k, v, lam, branch_dims, scale), norm_weight)
 
-    if lam.requires_grad:
-        # One number per query and head: the gradients of many queries are added up in float32, not in float16.
-        lam = lam.expand(v.shape[0], v.shape[1], v.shape[2], 1)
-    lam = lam.to(q.dtype)
+    # One number per query and head: the gradients of many queries are added up in float32, not in float16.
+    lam = lam.expand(v.shape[0], v.shape[1], v.shape[2], 1).to(q.dtype)
     if not fused:
         map1, map2 = differential_maps(q, k, branch_dims, scale, attn_mask, is_causal)
         # training=False if p is 0: otherwise timm's ONNX export writes Dropout nodes, which OpenVINO refuses.

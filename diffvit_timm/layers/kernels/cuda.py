@@ -13,10 +13,9 @@ __all__ = ["backward", "forward"]
 
 LOG2_E = 1.4426950408889634
 
-# Block sizes of the three kernels. On Hopper, where the operands of a product lie in shared memory, a limit of the
-# registers lets more programs run at a time.
-# There the sizes are the fastest of a sweep on an H100. Elsewhere they are the largest that do not spill registers,
-# by the compiler.
+# Block sizes of the three kernels. Those for Hopper were the fastest in a sweep on an H100. The operands of a product
+# lie in shared memory there, so a limit of the registers lets more programs run at a time. Those for other GPUs were
+# chosen from reports of the compiler, so that few registers spill, and were not timed.
 Blocks = dict[str, int]
 SMALL_BLOCKS = dict(BLOCK_Q=32, BLOCK_K=32, num_warps=4, num_stages=2)
 
@@ -73,7 +72,7 @@ def kernel_constants(
         capability: compute capability of the GPU, times 10.
     """
     widths = width_constants(q_width, v_width, branch_dims)
-    width = max(widths["D1_PAD"], widths["DV_PAD"])
+    width = max(widths["D1_PAD"], widths["D2_PAD"], widths["DV_PAD"])
     hopper = capability // 10 == 9
     return (
         widths | forward_blocks(width, N, hopper),

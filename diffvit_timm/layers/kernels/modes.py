@@ -1,4 +1,4 @@
-"""What may run a call: our Triton kernels, our operators, or only operators of PyTorch."""
+"""Which implementations a call may use: our kernels, our operators, or only those of PyTorch."""
 
 import functools
 import importlib.util
@@ -25,13 +25,17 @@ def _gpu_runs_triton(device_index: int) -> bool:
 def is_eager(tensor: Tensor) -> bool:
     """Return whether a kernel can be called directly on a tensor.
 
-    A compiler, a counter of operators or a subclass of Tensor sees only operators.
+    A compiler, a counter of operators, a batch of gradients (`is_grads_batched`) or a subclass of Tensor sees only
+    operators.
     """
     is_plain = type(tensor) is Tensor or type(tensor) is nn.Parameter
-    return is_plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    if not is_plain or torch.compiler.is_compiling() or torch._C._functorch.is_legacy_batchedtensor(tensor):
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0 and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
 
 
 def only_builtin_operators() -> bool:
-    """Return whether the model is being traced or exported, or runs under torch.func, which do not know our kernels."""
+    """Return whether only PyTorch's own operators may run: in tracing, export, torch.func and forward-mode AD."""
     functorch: bool = torch._C._are_functorch_transforms_active()
-    return functorch or torch.jit.is_tracing() or torch.compiler.is_exporting()
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return functorch or forward_mode or torch.jit.is_tracing() or torch.compiler.is_exporting()

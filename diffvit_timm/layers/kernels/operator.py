@@ -4,8 +4,8 @@ In eager mode the function calls the kernel directly, because the dispatch of an
 costs more time than the kernel of a small batch. Where tensors are only described, as in torch.compile, it calls a
 PyTorch operator, which torch.compile leaves as it is, without a graph break.
 
-For the backward pass the CPU kernel keeps only the inputs. The CUDA kernel also keeps the output of branch 2 and two
-numbers per query and head. Both recompute the maps.
+For the backward pass the kernels keep the inputs and the output, which the next layer keeps anyway. The CUDA kernel
+also keeps the output of branch 2 and two numbers per query and head. Both kernels recompute the maps.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ from .packing import empty_gradients
 
 __all__ = ["attend", "has_kernel"]
 
-# Limits of the CUDA kernel. Within them it is always preferred: on an H100 it was faster than one call of PyTorch's
-# fused attention for all 52 measured shapes (recipes/results/gpu.md).
+# Limits of the CUDA kernel. Within them it is always preferred: on an H100 it was faster than `stacked_attention`
+# for all measured shapes (recipes/results/gpu.md).
 CUDA_DTYPES = (torch.float16, torch.bfloat16)
-CUDA_MAX_HEAD_WIDTH = 128
+CUDA_MAX_WIDTH = 128  # of a branch, and of the values
 
 
 def has_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
@@ -35,8 +35,12 @@ def has_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
     """
     if q.device.type == "cpu":
         return torch.is_grad_enabled() or cpu.is_faster(v, branch_dims)
-    fits = q.device.type == "cuda" and q.dtype in CUDA_DTYPES and v.shape[-1] <= CUDA_MAX_HEAD_WIDTH
-    return fits and gpu_runs_triton(q.device.index)
+    return q.device.type == "cuda" and _fits_cuda_kernel(q, v, branch_dims) and gpu_runs_triton(q.device.index)
+
+
+def _fits_cuda_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
+    widths = branch_dims or (q.shape[-1] // 2, q.shape[-1] // 2)
+    return q.dtype in CUDA_DTYPES and max(*widths, v.shape[-1]) <= CUDA_MAX_WIDTH
 
 
 def attend(
@@ -84,8 +88,11 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         q, k, v, lam, out, out2, lse = ctx.saved_tensors
-        grads = empty_gradients(q, k, v)
-        return *_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale, grads), None, None
+        if is_eager(grad):
+            grads = empty_gradients(q, k, v)
+            return *_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale, grads), None, None
+        out2, lse = _filled(q, lam, out2, lse)
+        return *attend_backward(grad, q, k, v, lam, out, out2, lse, ctx.branch_dims, ctx.scale), None, None
 
 
 def _forward(
@@ -133,6 +140,11 @@ def _backward(
     return cpu.backward(grad, q, k, v, lam, branch_dims, scale, grads)
 
 
+def _filled(q: Tensor, lam: Tensor, out2: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what the kernel keeps as an operator returns it: empty if there is none."""
+    return q.new_empty(0) if out2 is None else out2, lam.new_empty(0) if lse is None else lse
+
+
 def _as_branch_dims(branch_dims: Sequence[int] | None) -> BranchDims:
     """Convert the branch widths to a tuple, which can be hashed. The schema of an operator has lists only."""
     return None if branch_dims is None else (branch_dims[0], branch_dims[1])
@@ -161,7 +173,7 @@ def attend_operator(
         if they are not wanted.
     """
     out, out2, lse = _forward(q, k, v, lam, norm_weight, _as_branch_dims(branch_dims), scale, for_backward)
-    return out, q.new_empty(0) if out2 is None else out2, lam.new_empty(0) if lse is None else lse
+    return out, *_filled(q, lam, out2, lse)
 
 
 @attend_operator.register_fake

@@ -1,4 +1,4 @@
-"""Queries, keys and values as parts of one projection, whose gradients the kernels write into one tensor.
+"""Split a projection into queries, keys and values so that the kernels write all three gradients into one tensor.
 
 Autograd would copy the three gradients into the gradient of the projection.
 """
@@ -33,15 +33,19 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.is_leaf = packed.is_leaf
         return packed.split(list(sizes), dim=-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _joined(grads), None
+        # Autograd adds later gradients of a leaf to the first one, in place, so that one must not be a view of ours.
+        return torch.cat(list(grads), dim=-1) if ctx.is_leaf else _joined(grads), None
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Join parts, (B, N, size) each, along their channels: as a view if they lie side by side, otherwise by a copy."""
+    if not all(map(is_eager, parts)):
+        return torch.cat(list(parts), dim=-1)
     first = parts[0]
     B, N, _ = first.shape
     width, offset = sum(part.shape[-1] for part in parts), first.storage_offset()

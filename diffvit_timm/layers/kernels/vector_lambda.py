@@ -10,7 +10,7 @@ __all__ = ["vector_lambda"]
 
 
 def _lambda_in_one_kernel(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: Tensor) -> Tensor:
-    from .kernels import cuda_lambda  # not at the top: it imports triton
+    from . import cuda_lambda  # not at the top: it imports triton
 
     return cuda_lambda.vector_lambda(q1, k1, q2, k2, lambda_init)
 

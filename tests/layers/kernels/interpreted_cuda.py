@@ -5,7 +5,7 @@ import torch
 from formula import branch_dims, expected, expected_norm, inputs, relative_errors, run
 
 from diffvit_timm.layers.kernels import cuda
-from diffvit_timm.layers.kernels.cuda_lambda import vector_lambda
+from diffvit_timm.layers.kernels.vector_lambda import _lambda_in_one_kernel as vector_lambda
 
 CONVERTED, HALVES, WIDE = (48, 16), (32, 32), (96, 32)
 VERSION_2, WIDE_VERSION_2 = (64, None), (128, None)

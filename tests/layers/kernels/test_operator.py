@@ -4,12 +4,17 @@ import pytest
 import timm
 import torch
 import torch._dynamo
+import torch.autograd.forward_ad as forward_ad
 from formula import branch_dims, expected, inputs, relative_errors
+from torch._dynamo import compiled_autograd
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import diffvit_timm  # noqa: F401 (registers the models)
 from diffvit_timm import differential_attention
+from diffvit_timm.layers.kernels import operator
 from diffvit_timm.layers.kernels.operator import attend, attend_operator, has_kernel
-from diffvit_timm.studies.timing import kept_bytes
+from diffvit_timm.studies.timing import explicit_maps, kept_bytes
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
 
@@ -74,7 +79,83 @@ def test_an_exported_model_has_none_of_our_operators():
     assert not [node for node in program.graph.nodes if "diffvit_timm" in str(node.target)]
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.3])
+def small_model(attn):
+    torch.manual_seed(0)
+    return timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL).eval(), torch.randn(2, 3, 32, 32)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_a_traced_model_computes_the_same_also_with_gradients(attn):
+    model, x = small_model(attn)
+    traced = torch.jit.trace(model, x)  # compares itself with a trace without gradients
+    torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_a_batch_of_gradients_equals_single_gradients(attn):
+    model, x = small_model(attn)
+    x.requires_grad_()
+    out = model(x)
+    directions = torch.eye(10).view(10, 2, 5)
+    batch = torch.autograd.grad(out, x, directions, is_grads_batched=True, retain_graph=True)[0]
+    single = torch.stack([torch.autograd.grad(out, x, d, retain_graph=True)[0] for d in directions])
+    torch.testing.assert_close(batch, single)
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_forward_derivatives_of_explicit_maps_equal_those_of_the_backward_pass(attn):
+    model, x = small_model(attn)
+    model, x, direction = model.double(), x.double().requires_grad_(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with explicit_maps(model), forward_ad.dual_level():
+        dual = model(forward_ad.make_dual(x.detach(), direction))
+        forward = forward_ad.unpack_dual(dual).tangent.sum()
+    (gradient,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(forward, (gradient * direction).sum())
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_a_backward_pass_that_something_watches_uses_operators(attn):
+    model, x = small_model(attn)
+    with FlopCounterMode(display=False) as both:
+        model(x).sum().backward()
+    with FlopCounterMode(display=False) as forward:
+        out = model(x).sum()
+    with FlopCounterMode(display=False) as backward:
+        out.backward()
+    assert forward.get_total_flops() + backward.get_total_flops() == both.get_total_flops()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch causes it
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_the_backward_pass_can_be_compiled(attn):
+    model, x = small_model(attn)
+    out = model(x).sum()
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        out.backward()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("attn", ["diff", "diff_v2"])
+def test_make_fx_sees_operators(attn):
+    model, x = small_model(attn)
+    torch.testing.assert_close(make_fx(model, pre_dispatch=True)(x)(x), model(x))
+
+
+def test_autocast_leaves_a_float64_model_as_it_is():
+    model, x = small_model("diff_v2")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.double()(x.double()).dtype == torch.float64
+
+
+def test_wide_branches_have_no_cuda_kernel():
+    q, v = (torch.empty(1, 1, 9, width, device="meta", dtype=torch.float16) for width in (256, 64))
+    fits = [operator._fits_cuda_kernel(q, v, widths) for widths in ((64, 192), (128, 128), None)]
+    assert fits == [False, True, True]
+    assert not operator._fits_cuda_kernel(q.float(), v, None)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, float("nan")])
 def test_a_scale_that_is_not_positive_is_refused(scale):
     q, k, v, lam, _ = (t.float() for t in inputs())
     with pytest.raises(ValueError, match=f"scale={scale} must be positive"):

@@ -47,3 +47,11 @@ def test_the_split_has_second_derivatives():
     (grad,) = torch.autograd.grad((q * k * v).sum(), projection, create_graph=True)
     (second,) = torch.autograd.grad(grad.square().sum(), projection)
     assert second.abs().sum() > 0
+
+
+def test_the_gradient_of_a_leaf_is_its_own_memory():
+    projection, gradient = torch.randn(2, 5, 12, requires_grad=True), torch.ones(2, 5, 12)
+    for _ in range(2):
+        torch.cat(split_projection(projection, 6, 3), dim=-1).backward(gradient)
+    assert gradient.unique().tolist() == [1.0]
+    assert projection.grad.unique().tolist() == [2.0]
