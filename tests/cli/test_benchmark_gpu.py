@@ -53,11 +53,10 @@ def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit,
         "Networks, eager",
         "Networks, compiled",
         "Trainer",
-        "Verdict",
-        "Targets",
     ):
         assert f"## {title}" in text
     assert "34 of 34 checks passed" in text
+    assert "This is a trial on a CPU." in text
 
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     main(["benchmark", "gpu", "--output", str(folder), *TOY])
@@ -85,13 +84,18 @@ def test_a_failed_check_is_a_line_and_ends_the_program(monkeypatch, capsys, tmp_
     assert not (tmp_path / "attention.json").exists()
 
 
-@pytest.mark.parametrize(("part", "other"), [("gpu", "NVIDIA A100"), ("torch", "2.7.0"), ("kernels", "0")])
+@pytest.mark.parametrize(("part", "other"), [("gpu", "NVIDIA A100"), ("torch", "2.7.0"), ("layers", "0")])
 def test_rows_of_another_gpu_or_version_are_refused(refusal, tmp_path, part, other):
     (tmp_path / "check.json").write_text(json.dumps({"identity": {part: other}, "rows": []}))
     message = refusal("benchmark", "gpu", "--output", tmp_path, *TOY)
     assert message.startswith(f"--output {tmp_path} holds rows of ")
     assert f"{part} {other}" in message
     assert message.endswith("choose another folder")
+
+
+def test_a_report_on_an_empty_folder_is_refused(refusal, tmp_path):
+    message = refusal("benchmark", "gpu", "--output", tmp_path, "--stages", "report")
+    assert message == f"--output {tmp_path} has no rows to report: run another stage first"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def test_rows_of_another_gpu_or_version_are_refused(refusal, tmp_path, part, oth
         (["--batch-sizes", "0"], "--batch-sizes 0 must be numbers from 1 on"),
         (["--stages", "check", "check"], "--stages check check names a value twice"),
         (["--minutes", "0"], "--minutes 0.0 must be above 0"),
+        (["--precisions", "fp32"], "--precisions fp32 has none with 16 bits, which the stage check needs"),
         (["--device", "cuda:9"], "--device cuda:9 cannot be used"),
         (["--output", __file__], f"--output {__file__} is a file: choose a folder"),
     ],

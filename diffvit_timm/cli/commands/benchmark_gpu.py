@@ -27,7 +27,7 @@ from ...studies.gpu_report.settings import Settings
 @dataclasses.dataclass(frozen=True)
 class Options(CheckedOptions):
     output: Path
-    """Folder of the report. It may have the rows of an earlier call on the same GPU with the same versions."""
+    """Folder of the report. Rows of an earlier call are kept if the GPU and the versions are the same."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Settings)
 
 
@@ -36,7 +36,8 @@ def main(options: Options) -> dict:
     from ...output import claim_folder
     from ...studies.gpu_report.program import check_settings, run_stages
 
-    check_settings(options.settings)
+    if options.settings.stages != ("report",):
+        check_settings(options.settings)
     folder = options.output.expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"`output={folder}` is a file: choose a folder")

@@ -23,7 +23,7 @@ STATE = {
     "sm_mhz": "clocks.sm", "memory_mhz": "clocks.mem", "temperature_c": "temperature.gpu", "power_w": "power.draw"
 }  # fmt: skip
 # Parts of the identity that must agree if rows are to stand in one report.
-DECISIVE = ("gpu", "torch", "triton", "diffvit_timm", "kernels")
+DECISIVE = ("gpu", "torch", "triton", "timm", "diffvit_timm", "layers")
 FRESH = 1.0  # seconds for which a reading of the state is reused, because nvidia-smi can take as long
 _last_state: dict[str, tuple[float, dict[str, float | None]]] = {}
 
@@ -31,7 +31,7 @@ _last_state: dict[str, tuple[float, dict[str, float | None]]] = {}
 def identity(device: str) -> dict[str, str | None]:
     """Return the names and versions of everything that a time depends on.
 
-    `kernels` is a checksum of the source of the kernels, which changes more often than the version of the package.
+    `layers` is a checksum of the source of the layers, which changes more often than the version of the package.
     """
     is_cuda = torch.device(device).type == "cuda"
     return {
@@ -41,7 +41,7 @@ def identity(device: str) -> dict[str, str | None]:
         "triton": _version("triton"),
         "timm": timm.__version__,
         "diffvit_timm": __version__,
-        "kernels": _kernels_checksum(),
+        "layers": _layers_checksum(),
     }
 
 
@@ -52,10 +52,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _kernels_checksum() -> str:
-    folder = Path(layers.__file__).parent
+def _layers_checksum() -> str:
     checksum = hashlib.sha256()
-    for path in (folder / "functional.py", *sorted((folder / "kernels").glob("*.py"))):
+    for path in sorted(Path(layers.__file__).parent.rglob("*.py")):
         checksum.update(path.read_bytes())
     return checksum.hexdigest()[:12]
 

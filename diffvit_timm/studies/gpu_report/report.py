@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
 from ...files import write_atomically
 from .candidates import OURS, PLAIN
 from .checks import failed_checks
@@ -16,11 +17,19 @@ __all__ = ["report_text", "write_report"]
 Row = Mapping[str, Any]
 
 SETTINGS_NAMES = {"img_size": "pixels"}
+NETWORK_SETTINGS = ("model", "img_size", "step", "precision", "batch")
 
 
 def write_report(folder: Path) -> str:
-    """Write report.md into the folder of the rows; returns its text."""
-    text = report_text({stage: read_rows(folder, stage) for stage in STAGES})
+    """Write report.md into the folder of the rows; returns its text.
+
+    Raises:
+        InputError: the folder has no rows.
+    """
+    stages: dict[str, list[dict[str, Any]]] = {stage: read_rows(folder, stage) for stage in STAGES}
+    if not any(stages.values()):
+        raise InputError(f"`output={folder}` has no rows to report: run another stage first")
+    text = report_text(stages)
     write_atomically(folder / "report.md", text)
     return text
 
@@ -32,16 +41,18 @@ def report_text(stages: Mapping[str, Sequence[Row]]) -> str:
         stages: rows of each stage by its name.
     """
     rows = [row for stage in STAGES for row in stages.get(stage, ())]
-    identity = rows[0]["identity"] if rows else {}
-    gpu = identity.get("gpu") or "nothing"
+    identity = rows[0]["identity"]
+    gpu, is_trial = identity["gpu"], identity.get("driver") is None
     parts = [f"# Differential attention on {gpu}", _versions(identity)]
+    parts += ["This is a trial on a CPU. Its times say nothing about a GPU."] * is_trial
     parts += [_checks(stages.get("check", ())), _attention(stages.get("attention", ()))]
     for stage, title in (("models-eager", "Networks, eager"), ("models-compiled", "Networks, compiled")):
         parts.append(_networks(title, stages.get(stage, ())))
     parts += [_trainer(stages.get("trainer", ())), _not_measured(stages), _state(rows)]
     attention, eager = stages.get("attention", ()), stages.get("models-eager", ())
-    parts.append("## Verdict on the kernel\n\n" + _list(kernel_verdicts(attention)))
-    parts.append("## Targets\n\n" + _list(target_sentences(gpu, attention, eager)))
+    if not is_trial:
+        parts.append("## Verdict on the kernel\n\n" + _list(kernel_verdicts(attention)))
+        parts.append("## Targets\n\n" + _list(target_sentences(gpu, attention, eager)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -148,7 +159,7 @@ def _networks(title: str, rows: Sequence[Row]) -> str:
         "Latency: every step is synchronised. Throughput: several steps are queued. Peak: MiB that a step allocates."
     )
     for mode in ("throughput", "latency"):
-        columns = ["model", "step", "precision", "batch", "plain, ms", *names, "drift"]
+        columns = [*_titles(NETWORK_SETTINGS), "plain, ms", *names, "drift"]
         lines = []
         for row in rows:
             own = {name: result.get(mode, {}) for name, result in row["results"].items()}
@@ -162,12 +173,16 @@ def _networks(title: str, rows: Sequence[Row]) -> str:
         for row in rows:
             peaks = (_number(row["results"].get(name, {}).get("peak_mb"), "{:.0f}") for name in names)
             lines.append([*_network_settings(row), *peaks])
-        text += "\n\n### Peak memory\n\n" + _table(["model", "step", "precision", "batch", *names], lines)
+        text += "\n\n### Peak memory\n\n" + _table([*_titles(NETWORK_SETTINGS), *names], lines)
     return text + _unavailable(rows)
 
 
+def _titles(settings: Iterable[str]) -> list[str]:
+    return [SETTINGS_NAMES.get(name, name) for name in settings]
+
+
 def _network_settings(row: Row) -> list[str]:
-    return [str(row["settings"][name]) for name in ("model", "step", "precision", "batch")]
+    return [str(row["settings"][name]) for name in NETWORK_SETTINGS]
 
 
 def _speed_cell(result: Mapping[str, Any]) -> str:

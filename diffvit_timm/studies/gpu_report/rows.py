@@ -58,9 +58,11 @@ class Rows:
         stage: name of the stage.
         device: device that is measured.
         minutes: time limit of the stage.
+        row_seconds: time limit of a group. Rows with a shorter one are measured again.
     """
 
-    def __init__(self, folder: Path, stage: str, device: str, minutes: float) -> None:
+    def __init__(self, folder: Path, stage: str, device: str, minutes: float, row_seconds: float = 0.0) -> None:
+        self.row_seconds = row_seconds
         self.path = stage_file(folder, stage)
         self.stage, self.device, self.identity = stage, device, identity(device)
         self.rows = read_rows(folder, stage)
@@ -74,21 +76,20 @@ class Rows:
     def missing(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a row still has to be measured. Without time, it is recorded as not measured."""
         row = next((row for row in self.rows if row["settings"] == dict(settings)), None)
-        if row is not None and is_finished(row):
+        if row is not None and is_finished(row) and row["row_seconds"] >= self.row_seconds:
             return False
         if not self.seconds_left:
             self.add(settings, not_measured=TIME_LIMIT)
             return False
         return True
 
-    def add(self, settings: Mapping[str, Any], **measured: Any) -> dict[str, Any]:
-        """Add a row, in place of an older one with the same settings, and write the file. Returns the row."""
-        row = {"settings": dict(settings), **measured, "identity": self.identity}
+    def add(self, settings: Mapping[str, Any], **measured: Any) -> None:
+        """Add a row, in place of an older one with the same settings, and write the file."""
+        row = {"settings": dict(settings), **measured, "row_seconds": self.row_seconds, "identity": self.identity}
         self.rows = [other for other in self.rows if other["settings"] != row["settings"]] + [row]
         content = {"stage": self.stage, "identity": self.identity, "rows": self.rows}
         with disk_errors("the report", self.path.parent, "start again: finished rows are kept"):
             write_atomically(self.path, json.dumps(content, indent=1) + "\n")
-        return row
 
     def chosen(self, listed: Collection[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the rows with the listed settings."""

@@ -18,7 +18,7 @@ HALF: tuple[Precision, ...] = ("bf16", "fp16")
 @dataclasses.dataclass(frozen=True)
 class Settings(CheckedOptions):
     stages: tuple[Stage, ...] = STAGES
-    """Stages to run; they run in the order of this list."""
+    """Stages to run. Their order is always that of this list of choices."""
     device: str = "cuda"
     """Device to measure: cuda, cuda:1, ..., or cpu for a trial of the program."""
     models: tuple[str, ...] = ("diffvit_small_patch16", "diffvit_base_patch16", "diffvit_tiny_patch16")
@@ -38,11 +38,11 @@ class Settings(CheckedOptions):
     trainer_steps: int = 100
     """Updates per training of the stage trainer."""
     row_seconds: float = 2.0
-    """Time limit of each group of steps that are compared with one another, in seconds."""
+    """Time limit in seconds of each group of steps that are compared. Rows with a shorter limit are measured again."""
     minutes: float = 7.0
-    """Time limit of each stage. The groups that are left are recorded as not measured."""
+    """Time limit of each stage. A later call measures the groups that were not reached."""
     workers: int = 12
-    """Processes that check the kernels on a GPU, because most of the time goes into compiling; 0: this process."""
+    """Processes for the checks on a GPU, most of whose time is compilation; 0: the main process runs the checks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +56,10 @@ class Settings(CheckedOptions):
             self.require(name, min(getattr(self, name)) >= 1, "must be numbers from 1 on")
         for name in ("row_seconds", "minutes"):
             self.require(name, getattr(self, name) > 0, "must be above 0")
+        self.require(
+            "precisions", "check" not in self.stages or bool(self.check_precisions),
+            "has none with 16 bits, which the stage check needs: add bf16 or fp16, or leave check out of `stages`",
+        )  # fmt: skip
         is_variant = all(model.startswith("diffvit_") for model in self.models)
         self.require("models", is_variant, "must be diffvit_* variants: choose from timm.list_models('diffvit_*')")
 

@@ -84,7 +84,7 @@ def small_model(attn):
     return timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL).eval(), torch.randn(2, 3, 32, 32)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore")  # the tracer has many
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
 def test_a_traced_model_computes_the_same_also_with_gradients(attn):
     model, x = small_model(attn)

@@ -117,3 +117,9 @@ def test_the_precision_of_float32_products_is_restored():
     with float32_products("fp32"):
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_row_with_a_shorter_time_limit_is_measured_again(tmp_path):
+    Rows(tmp_path, "attention", "cpu", minutes=1, row_seconds=0.5).add({"tokens": 17}, results={})
+    assert not Rows(tmp_path, "attention", "cpu", minutes=1, row_seconds=0.2).missing({"tokens": 17})
+    assert Rows(tmp_path, "attention", "cpu", minutes=1, row_seconds=2.0).missing({"tokens": 17})

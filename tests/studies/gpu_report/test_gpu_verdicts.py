@@ -62,7 +62,8 @@ def test_the_report_shows_what_was_measured_and_what_was_not():
     state = {"sm_mhz": 1980.0, "power_w": None}
     left = {**attention_row(tokens=577), "not_measured": "failed: RuntimeError: x"}
     del left["results"]
-    check = {"settings": {}, "passed": False, "failures": ["opcheck, bf16: wrong"], "identity": {"gpu": H100}}
+    identity = {"gpu": H100, "driver": "580"}
+    check = {"settings": {}, "passed": False, "failures": ["opcheck, bf16: wrong"], "identity": identity}
     text = report_text({"check": [check], "attention": [attention_row(before=state, after=state), left]})
     assert text.startswith(f"# Differential attention on {H100}\n")
     assert "0 of 1 checks passed, and 0 were not measured.\n\n- opcheck, bf16: wrong" in text
@@ -70,4 +71,7 @@ def test_the_report_shows_what_was_measured_and_what_was_not():
     assert "tokens 577, batch 64: not measured: failed: RuntimeError: x." in text
     assert "- sm_mhz: 1980 to 1980." in text
     assert "power_w" not in text
-    assert report_text({}).startswith("# Differential attention on nothing\n")
+    assert "## Targets" in text
+    on_cpu = report_text({"check": [{**check, "identity": {"gpu": "A Processor", "driver": None}}]})
+    assert "This is a trial on a CPU." in on_cpu
+    assert "## Targets" not in on_cpu
