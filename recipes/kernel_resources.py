@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels for several GPUs, without a GPU, and print what they take.
+"""Compile the CUDA kernels for several GPUs, without a GPU, and print their registers, shared memory and occupancy.
 
 A program is a block of threads; the columns programs and warps say how many run on a multiprocessor at a time. A pair
 is one logit of each branch.

@@ -1,4 +1,4 @@
-"""The CUDA kernel without a GPU: results in Triton's interpreter (interpreted_cuda.py) and compilation for two GPUs."""
+"""The CUDA kernels without a GPU: results in Triton's interpreter (interpreted_cuda.py), and compilation for four GPUs."""
 
 import os
 import subprocess
