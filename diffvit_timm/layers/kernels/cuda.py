@@ -95,9 +95,16 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
-def _channels_side_by_side(*tensors: Tensor) -> list[Tensor]:
-    """Copy the tensors whose channels do not lie side by side in memory. Those of a projection do."""
-    return [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+def _readable(*tensors: Tensor) -> list[Tensor]:
+    """Copy the tensors that the kernels cannot read as they lie in memory. They can read those of a projection.
+
+    The channels must lie side by side, and the offset of a token within its head must fit into 32 bits.
+    """
+    return [tensor if _is_readable(tensor) else tensor.contiguous() for tensor in tensors]
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.stride(-1) == 1 and tensor.shape[-2] * tensor.stride(-2) < 2**31
 
 
 def forward(
@@ -112,7 +119,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Compute `operator.attend`."""
     B, H, N, v_width = v.shape
-    q, k, v = _channels_side_by_side(q, k, v)
+    q, k, v = _readable(q, k, v)
     out = empty_tokens_first(v)
     out2, lse = (empty_tokens_first(v), lam.new_empty(B, H, 2, N)) if for_backward else (None, None)
     constants = kernel_constants(q.shape[-1], v_width, branch_dims, N, _capability(q.device))[0]
@@ -139,7 +146,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `operator.attend_backward`, whose docstring has the equations, and write it into `grads` of q, k, v."""
     B, H, N, v_width = v.shape
-    grad, q, k, v = _channels_side_by_side(grad, q, k, v)
+    grad, q, k, v = _readable(grad, q, k, v)
     (grad_q, grad_k, grad_v), grad_lam = grads, empty_tokens_first(lam)
     delta, strides = torch.empty_like(lse), _strides(q, k, v, lam, grad)
     _, query_constants, key_constants = kernel_constants(q.shape[-1], v_width, branch_dims, N, _capability(q.device))

@@ -37,7 +37,7 @@ RUNTIME_VALUES = ("H", "N", "stride_lb", "stride_lh", "stride_ln")
 def _load_rows(pointer, rows, stride, row_count, WIDTH: tl.constexpr, PADDED: tl.constexpr, TAIL: tl.constexpr):
     """Load rows of a matrix (row_count, WIDTH) whose columns lie side by side as (rows, PADDED), with zeros outside."""
     columns = tl.arange(0, PADDED)
-    pointers = pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    pointers = pointer + rows[:, None] * stride + columns[None, :]
     if TAIL:
         return tl.load(pointers, mask=(rows[:, None] < row_count) & (columns[None, :] < WIDTH), other=0.0)
     if WIDTH < PADDED:
@@ -51,7 +51,7 @@ def _store_rows(pointer, values, rows, stride, row_count, WIDTH: tl.constexpr, P
     columns = tl.arange(0, PADDED)
     inside = (rows[:, None] < row_count) & (columns[None, :] < WIDTH)
     tl.store(
-        pointer + rows.to(tl.int64)[:, None] * stride + columns[None, :],
+        pointer + rows[:, None] * stride + columns[None, :],
         values.to(pointer.dtype.element_ty),
         mask=inside,
     )

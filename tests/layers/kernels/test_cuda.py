@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: results in Triton's interpreter (interpreted_cuda.py), and compilation for four GPUs."""
+"""The CUDA kernels without a GPU: results in Triton's interpreter, and compilation for four GPUs."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from formula import branch_dims
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
@@ -21,6 +22,15 @@ def test_the_interpreted_kernels_equal_the_formulas():
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "45 passed" in done.stdout
+
+
+def test_only_tensors_that_the_kernels_cannot_read_are_copied():
+    from diffvit_timm.layers.kernels.cuda import _is_readable
+
+    projection = torch.empty(2, 17, 3, 4, 16, device="meta")  # (B, N, 3, H, d)
+    q = projection[:, :, 0].transpose(1, 2)  # (B, H, N, d)
+    far = torch.empty_strided((1, 1, 17, 16), (1, 1, 2**27, 1), device="meta")
+    assert [_is_readable(t) for t in (q, far, q.transpose(2, 3))] == [True, False, False]
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90, 120])
