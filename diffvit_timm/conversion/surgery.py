@@ -25,7 +25,7 @@ from ..layers.adapters import ADAPTERS, check_layers
 from ..layers.adapters.projections import output_projection, read_qkv, scale_output, write_qkv
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
-from ..layers.base import DifferentialLayer
+from ..layers.base import FROM_SCRATCH_ONLY, DifferentialLayer, attention_kind
 from .weights import METHODS, convert_layer, default_lambda, has_energy, pair_queries, pairs_kwargs, rotate_heads
 
 __all__ = [
@@ -80,6 +80,8 @@ def check_method(model: nn.Module, method: str | None) -> dict[str, nn.Module]:
     Raises:
         ValueError: as `check_layers`, or the first layer that the method does not apply to, and the reason.
     """
+    if (own := attention_kind(model)) in FROM_SCRATCH_ONLY:
+        raise ValueError(f"a network with attn={own!r} is not converted: it is made for training from scratch")
     layers: dict[str, Any] = check_layers(model)
     for name, layer in layers.items():
         kind = type(layer).__name__

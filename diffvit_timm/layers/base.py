@@ -10,6 +10,7 @@ from .kernels.layout import BranchDims
 from .kernels.vector_lambda import vector_lambda
 
 __all__ = [
+    "FROM_SCRATCH_ONLY",
     "Branches",
     "DifferentialLayer",
     "TokenLayer",
@@ -18,6 +19,10 @@ __all__ = [
     "attention_kind",
     "differential_layers",
 ]
+
+# Kinds of attention to compare with: plain attention with timm's gate, and DnA. They have no pretrained weights and no
+# conversion.
+FROM_SCRATCH_ONLY = ("gated", "dna")
 
 # FX looks for these names in every module that calls the functions.
 torch.fx.wrap("cast_once")
@@ -281,6 +286,11 @@ def differential_layers(model: nn.Module) -> list[DifferentialLayer]:
 
 
 def attention_kind(model: nn.Module) -> str:
-    """Return the attention of a network: 'diff', 'diff_v2', or 'plain' if it has no differential layer."""
-    layers = differential_layers(model)
-    return "plain" if not layers else "diff_v2" if isinstance(layers[0], Version2) else "diff"
+    """Return the attention of a network: 'diff', 'diff_v2', one of FROM_SCRATCH_ONLY, or 'plain' for any other.
+
+    A network of timm with a gate is 'plain': only our variants with `attn='gated'` are 'gated'.
+    """
+    if layers := differential_layers(model):
+        return "diff_v2" if isinstance(layers[0], Version2) else "diff"
+    own = getattr(model, "attn", None)
+    return own if isinstance(own, str) and own in FROM_SCRATCH_ONLY else "plain"

@@ -1,6 +1,6 @@
 """Denoising attention (DnA): a variant of differential attention in which each map has its own values.
 
-It is used only for comparison.
+It is used only for comparison: `attn='dna'` of the variants that train from scratch, and a conversion of its authors.
 
 `DnA: Denoising Attention for Visual Tasks` - https://arxiv.org/abs/2606.27372
 Reference implementation: https://github.com/rjccv/DnA
@@ -31,6 +31,8 @@ class DenoisingAttention(nn.Module):
         proj_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
     ) -> None:
         """
         Args:
@@ -40,13 +42,19 @@ class DenoisingAttention(nn.Module):
             proj_bias: whether to use a bias in the output projection.
             attn_drop: dropout rate of the maps.
             proj_drop: dropout rate after the output projection.
+
+        Raises:
+            ValueError: a width that num_heads does not divide.
         """
         super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 5, bias=qkv_bias)  # q+, q-, k, v+ and v-
-        self.negative_scale = nn.Parameter(torch.full((num_heads,), 0.5))
+        self.qkv = nn.Linear(dim, dim * 5, bias=qkv_bias, **dd)  # q+, q-, k, v+ and v-
+        self.negative_scale = nn.Parameter(torch.full((num_heads,), 0.5, **dd))
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

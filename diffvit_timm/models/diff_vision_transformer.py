@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timm.layers import LayerNorm, get_norm_layer
+from timm.layers import Attention, LayerNorm, get_norm_layer
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -12,19 +12,20 @@ from torch import nn
 from ..conversion.surgery import refuse_plain_file
 from ..layers.attention import DifferentialAttention
 from ..layers.attention_v2 import DifferentialAttentionV2
-from ..layers.base import DifferentialLayer, differential_layers
+from ..layers.base import FROM_SCRATCH_ONLY, DifferentialLayer, differential_layers
+from ..layers.denoising import DenoisingAttention
 from ..layers.pos_embed import POS_EMBEDS, POS_EMBEDS_2D, PosEmbed2d
 
 __all__ = ["ATTENTIONS", "LEARNED_AXES", "DiffVisionTransformer"]
 
-ATTENTIONS = ("diff", "diff_v2", "plain")
+ATTENTIONS = ("diff", "diff_v2", "plain", *FROM_SCRATCH_ONLY)
 
 # Names of the row and column embeddings of pos_embed='learn_2d' in a state dict.
 LEARNED_AXES = ("patch_embed.norm.1.rows", "patch_embed.norm.1.columns")
 
 
 class DiffBlock(Block):
-    """timm's pre-norm transformer block with differential attention.
+    """timm's pre-norm transformer block with another attention layer.
 
     Args:
         dim, num_heads, ...: as in timm.models.vision_transformer.Block.
@@ -64,11 +65,19 @@ class DiffBlock(Block):
         )
 
 
-def _make_v2(dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs):
-    """Create DifferentialAttentionV2 from timm's arguments. It has no norms and does not depend on the depth."""
+def _make_without_norms(
+    attn: str, dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs
+) -> nn.Module:
+    """Create the layer of 'diff_v2' or 'dna' from timm's arguments. It has no norms and does not depend on the depth."""
     if qk_norm or scale_norm:
-        raise ValueError("attn='diff_v2' has no norms: leave out qk_norm and scale_attn_norm")
-    return DifferentialAttentionV2(dim, num_heads, **kwargs)
+        raise ValueError(f"attn={attn!r} has no norms: leave out qk_norm and scale_attn_norm")
+    layer = DenoisingAttention if attn == "dna" else DifferentialAttentionV2
+    return layer(dim, num_heads, **kwargs)
+
+
+def _make_gated(dim: int, num_heads: int, *, depth: int, **kwargs) -> nn.Module:
+    """Create timm's Attention with its gate, which multiplies the output of the heads by sigmoid(W x)."""
+    return Attention(dim, num_heads, gated=True, **kwargs)
 
 
 def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None, branch_dims):
@@ -79,14 +88,18 @@ def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None
         return Block
     if attn == "diff":
         return partial(DiffBlock, make_attn=partial(DifferentialAttention, **given))
+    if attn in FROM_SCRATCH_ONLY and given:
+        name = next(iter(given))
+        raise ValueError(f"{name}={given[name]!r} is a setting of differential attention: leave it out for {attn=}")
     for name in ("head_norm", "branch_dims"):
         if given.pop(name, None):
             raise ValueError(f"{name}={settings[name]!r} is a setting of attn='diff': leave it out for attn='diff_v2'")
-    return partial(DiffBlock, make_attn=partial(_make_v2, **given))
+    make = _make_gated if attn == "gated" else partial(_make_without_norms, attn)
+    return partial(DiffBlock, make_attn=partial(make, **given))
 
 
 class DiffVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer with differential attention, or with timm's own attention (`attn='plain'`)."""
+    """timm's VisionTransformer with differential attention, or with another attention to compare it with."""
 
     def __init__(
         self,
@@ -104,6 +117,9 @@ class DiffVisionTransformer(VisionTransformer):
         Args:
             attn: 'diff' (version 1, the paper's), 'diff_v2' (version 2 of its authors, with twice the queries and one
                 lambda per token and head) or 'plain' (timm's own Attention, which ignores the next three arguments).
+                Two more are only for training from scratch and refuse these arguments: 'gated' (timm's Attention with
+                a sigmoid gate on the output of the heads) and 'dna' (DenoisingAttention, a negative query with values
+                of its own).
             head_norm: whether to apply an RMSNorm to each head's output and to multiply it by `1 - lambda_init`. True
                 is the paper's and the default; converted networks have False. Only for 'diff'.
             lambda_init: a number, or 'schedule' for the paper's schedule over the blocks. The default is 'schedule'
@@ -173,7 +189,7 @@ class DiffVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def differential_layers(self) -> list[DifferentialLayer]:
-        """Return the attention layers, first block first. The list is empty with attn='plain'."""
+        """Return the differential attention layers, first block first. Other kinds of attention have none."""
         return differential_layers(self)
 
     @torch.jit.ignore

@@ -33,6 +33,7 @@ from ..conversion.weights import (
     pairs_kwargs,
     resolve_method,
 )
+from ..layers.base import FROM_SCRATCH_ONLY
 from ..layers.pos_embed import resample_axis
 from .diff_vision_transformer import LEARNED_AXES, DiffVisionTransformer
 from .layer_names import decode_layers
@@ -73,6 +74,17 @@ def _resample_axes(state_dict: dict[str, Tensor], model: DiffVisionTransformer) 
     return {key: resample_axis(value, axes[key]) if key in axes else value for key, value in state_dict.items()}
 
 
+def _require_own_weights(state_dict: dict[str, Tensor], attn: str) -> None:
+    """Check that a checkpoint is one of the same attention, which no other can be converted to.
+
+    Raises:
+        RuntimeError: a checkpoint of another attention.
+    """
+    own = {"gated": ".attn.gate.weight", "dna": ".attn.negative_scale"}[attn]
+    if not any(key.endswith(own) for key in state_dict):
+        raise RuntimeError(f"attn={attn!r} has no pretrained weights: pass pretrained=False, or another attn")
+
+
 def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method: str | None) -> dict[str, Tensor]:
     """Prepare a checkpoint for a model: convert it if it is a plain ViT's, and resample it to the model's grid.
 
@@ -90,7 +102,9 @@ def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method:
         state_dict = _resample_axes(state_dict, model)
         if model.attn == "plain" and is_differential(state_dict):
             raise RuntimeError("the checkpoint is a Diff-ViT's, but the model is plain: pass attn='diff'")
-        if model.attn != "plain" and not is_differential(state_dict):
+        if model.attn in FROM_SCRATCH_ONLY:
+            _require_own_weights(state_dict, model.attn)
+        elif model.attn != "plain" and not is_differential(state_dict):
             state_dict = convert_state_dict(state_dict, model, method)
     except TypeError as error:  # timm catches a TypeError and calls the filter again without the model
         raise RuntimeError(f"the checkpoint could not be converted: {error}") from error
@@ -118,8 +132,8 @@ def _create_diffvit(
                 raise ValueError("conversion 'pairs' gives each head of a pair one branch: leave out branch_dims")
             kwargs.update(pairs_kwargs(heads, head_dim))
         kwargs = dict(head_norm=False, lambda_init=0.05, branch_dims=(d1, head_dim - d1)) | kwargs
-    if conversion is not None and attn == "plain":
-        raise ValueError(f"conversion={conversion!r} is for differential attention: leave it out with attn='plain'")
+    if conversion is not None and attn in ("plain", *FROM_SCRATCH_ONLY):
+        raise ValueError(f"conversion={conversion!r} is for differential attention: leave it out with attn={attn!r}")
     method = None
     if attn in METHODS:  # the model itself refuses an unknown attn
         method = resolve_method(conversion, attn)

@@ -29,8 +29,9 @@ class ModelConfig(CheckedOptions):
     """Load the pretrained weights; otherwise start from random weights."""
     img_size: tuple[int, ...] = ()
     """Image size in pixels: one number, or height and width; default: the size of the model."""
-    attn: Literal["model", "diff", "diff_v2", "plain"] = "model"
-    """diff, diff_v2: convert a plain ViT; plain: a diffvit model with plain attention; model: unchanged."""
+    attn: Literal["model", "diff", "diff_v2", "plain", "gated", "dna"] = "model"
+    """diff, diff_v2: convert a plain ViT; plain: a diffvit model with plain attention; gated, dna: only for a diffvit
+    model from scratch; model: unchanged."""
     conversion: Literal["auto", "svd", "slice", "pairs", "calibrated", "mirror", "contrast"] = "auto"
     """Method that converts plain weights; auto: mirror for diff_v2, svd for diff."""
     calibration_images: int = 256

@@ -12,7 +12,7 @@ from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
-from ..layers.base import attention_kind
+from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import build_model_on_meta, check_model, load_model
 from ..options import named
@@ -83,6 +83,10 @@ def check_source(config: ModelConfig) -> bool:
     if name.startswith("local-dir:") and not config.pretrained:
         raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
     is_own = name.startswith(("local-dir:", "hf-hub:")) and config.pretrained
+    if config.attn in FROM_SCRATCH_ONLY and (config.pretrained or not _is_variant(config, is_own)):
+        raise InputError(
+            f"`attn={config.attn}` has no pretrained weights: pass `pretrained=False` with one of the diffvit models"
+        )
     _check_conversion(config, is_own)
     return is_own
 
