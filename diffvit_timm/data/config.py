@@ -79,6 +79,10 @@ class DataConfig(DatasetConfig):
 
     max_train_samples: int = 0
     """Number of training images to use, drawn at random with the class proportions of the dataset; 0: all."""
+    samples_per_class: int = 0
+    """Number of training images per class, drawn at random; a class with fewer images keeps all of them; 0: all."""
+    sample_seed: int = 0
+    """Seed of the draw of max_train_samples or samples_per_class."""
     label_noise: float = 0.0
     """Share of wrong labels in the training and validation images; test labels are not changed."""
     input_noise: float = 0.0
@@ -97,15 +101,20 @@ class DataConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, repeated_augmentation=self.repeated_augmentation)
-        for name in ("max_train_samples", "input_noise", "stream", "workers"):
+        for name in ("max_train_samples", "samples_per_class", "sample_seed", "input_noise", "stream", "workers"):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         self.require("label_noise", 0 <= self.label_noise < 1, "must be in [0, 1)")
         self.require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         crops = "crop" in parse_policy(self.augment)
         self.require("crop_scale", crops or self.is_default("crop_scale"), "has no effect without `augment=crop`")
+        both = self.max_train_samples and self.samples_per_class
+        self.require("samples_per_class", not both, "and `max_train_samples` exclude each other: give one of them")
+        draws = bool(self.max_train_samples or self.samples_per_class)
+        self.require("sample_seed", draws or not self.sample_seed, "has no effect without `samples_per_class`")
         if self.stream:
             self.require("dataset", not self.has_clutter, "needs stored images: leave out `stream`")
             for name in (
-                "max_train_samples", "repeated_augmentation", "test_share", "group_column", "label_noise", "input_noise"
+                "max_train_samples", "samples_per_class", "repeated_augmentation", "test_share", "group_column",
+                "label_noise", "input_noise"
             ):  # fmt: skip
                 self.require(name, self.is_default(name), "needs stored images: leave out `stream`")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..errors import InputError
 from .fingerprint import fingerprint
 
-__all__ = ["SPLIT_SEED", "Splits", "hold_out", "take_stratified"]
+__all__ = ["SPLIT_SEED", "Splits", "hold_out", "take_per_class", "take_stratified"]
 
 SPLIT_SEED = 0  # every training seed has the same validation split
 MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which are held out
@@ -65,8 +65,25 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
     return parts["train"], parts["test"]
 
 
-def take_stratified(data: Dataset, count: int) -> Dataset:
-    """Draw rows at random, with the class proportions of the split, by a fixed seed.
+def take_per_class(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
+    """Draw rows of every class at random.
+
+    Args:
+        data: split with the column 'label'.
+        count: number of rows per class; a class with fewer rows keeps all of them.
+        seed: seed of the draw.
+
+    Returns:
+        The drawn rows, in a random order.
+    """
+    order = np.random.default_rng(seed).permutation(len(data))
+    labels = np.array(data["label"][:])[order]
+    rows = np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)])
+    return data.select(order[np.sort(rows)])
+
+
+def take_stratified(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
+    """Draw rows at random, with the class proportions of the split.
 
     Every class keeps at least one row. If `count` is smaller than the number of classes, the largest classes keep one
     row each.
@@ -74,11 +91,12 @@ def take_stratified(data: Dataset, count: int) -> Dataset:
     Args:
         data: split with the column 'label'.
         count: number of rows to draw, at most those of the split.
+        seed: seed of the draw.
 
     Returns:
         The drawn rows, in their order.
     """
-    rng = np.random.default_rng(SPLIT_SEED)
+    rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     labels = np.array(data["label"][:])[order]
     classes, sizes = np.unique(labels, return_counts=True)

@@ -45,7 +45,8 @@ class ModelConfig(CheckedOptions):
     reset_head: bool = False
     """Replace the head of a model from a folder or the Hub, e.g. because it has other classes."""
     freeze: str = "none"
-    """Weights that are not trained: none, backbone (all but the head), or N: the stem and the first N blocks."""
+    """Weights that are not trained: none, backbone (all but the head), proj (all but the head and the output projections
+    of the attention), or N: the stem and the first N blocks."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, but larger models fit."""
 
@@ -55,8 +56,8 @@ class ModelConfig(CheckedOptions):
         self.require("drop_path", 0 <= self.drop_path < 1, "must be in [0, 1)")
         sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
         self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
-        known = self.freeze in ("none", "backbone") or re.fullmatch("[0-9]+", self.freeze) is not None
-        self.require("freeze", known, "must be none, backbone or a number of blocks")
+        known = self.freeze in ("none", "backbone", "proj") or re.fullmatch("[0-9]+", self.freeze) is not None
+        self.require("freeze", known, "must be none, backbone, proj or a number of blocks")
         self.require(
             "calibration_images", self.looks_at_images or self.is_default("calibration_images"),
             "has no effect without `conversion=calibrated` or `conversion=contrast`",

@@ -12,6 +12,8 @@ from ..conversion.weights import resolve_method
 from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
+from ..layers.adapters import known_layers
+from ..layers.adapters.projections import output_projection
 from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import build_model_on_meta, check_model, load_model
@@ -211,8 +213,15 @@ def _fit_head(config: ModelConfig, model: Any, class_names: list[str], keeps_hea
 
 def _freeze(config: ModelConfig, model: Any) -> None:
     """Exclude the weights that `freeze` names from training."""
-    if config.freeze == "backbone":
+    if config.freeze in ("backbone", "proj"):
         model.requires_grad_(False)
+        if config.freeze == "proj":
+            try:
+                layers = known_layers(model)
+            except ValueError as error:
+                raise InputError(f"`freeze=proj` does not apply to `model={config.model}`: {error}") from error
+            for layer in layers.values():
+                output_projection(layer).requires_grad_(True)
         heads = model.get_classifier()
         for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled DeiT has two heads
             head.requires_grad_(True)

@@ -9,7 +9,7 @@ from ..console import is_main, log0
 from ..data.checks import check_images
 from ..data.config import DataConfig
 from ..data.noise import with_input_noise, with_label_noise
-from ..data.splits import Splits, take_stratified
+from ..data.splits import Splits, take_per_class, take_stratified
 from ..errors import InputError
 from ..files import read_json, read_yaml
 from ..hub.publishing import check_repository, push_run
@@ -121,7 +121,11 @@ def _load_splits(config: DataConfig) -> Splits:
     if config.max_train_samples:
         count = len(splits.train)
         config.require("max_train_samples", config.max_train_samples <= count, f"exceeds the {count} training images")
-        splits = dataclasses.replace(splits, train=take_stratified(splits.train, config.max_train_samples))
+        train = take_stratified(splits.train, config.max_train_samples, config.sample_seed)
+        splits = dataclasses.replace(splits, train=train)
+    elif config.samples_per_class:
+        train = take_per_class(splits.train, config.samples_per_class, config.sample_seed)
+        splits = dataclasses.replace(splits, train=train)
     if config.label_noise:
         train, val = (with_label_noise(split, config.label_noise) for split in (splits.train, splits.val))
         splits = dataclasses.replace(splits, train=train, val=val)

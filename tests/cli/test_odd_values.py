@@ -86,7 +86,7 @@ SUPERSCRIPT, FULLWIDTH, EURO = "\N{SUPERSCRIPT TWO}", "\N{FULLWIDTH DIGIT THREE}
     [
         (f"--epochs {SUPERSCRIPT}", f"--epochs {SUPERSCRIPT}: write numbers with the digits 0 to 9"),
         (f"--img-size 32 {FULLWIDTH}", f"--img-size {FULLWIDTH}: write numbers with the digits 0 to 9"),
-        (f"--freeze {SUPERSCRIPT}", f"`freeze={SUPERSCRIPT}` must be none, backbone or a number of blocks"),
+        (f"--freeze {SUPERSCRIPT}", f"`freeze={SUPERSCRIPT}` must be none, backbone, proj or a number of blocks"),
         ("--output=", "`output` is empty: give a value, or leave it out"),
         ("--trackers=", "`trackers` is empty: give a value, or leave it out"),
         ("--img-size --lr 1", "--img-size needs at least one value"),

@@ -60,6 +60,13 @@ def test_a_test_share_out_of_range_is_refused(share):
     ("options", "message"),
     [
         (dict(max_train_samples=-1), "`max_train_samples=-1` must not be negative"),
+        (dict(samples_per_class=-1), "`samples_per_class=-1` must not be negative"),
+        (
+            dict(samples_per_class=2, max_train_samples=9),
+            "`samples_per_class=2` and `max_train_samples` exclude each other: give one of them",
+        ),
+        (dict(sample_seed=1), "`sample_seed=1` has no effect without `samples_per_class`"),
+        (dict(stream=64, samples_per_class=2), "`samples_per_class=2` needs stored images: leave out `stream`"),
         (dict(stream=-1), "`stream=-1` must not be negative"),
         (dict(input_noise=-0.1), "`input_noise=-0.1` must not be negative"),
         (dict(workers=-1), "`workers=-1` must not be negative"),

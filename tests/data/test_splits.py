@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from diffvit_timm.data.splits import take_stratified
+from diffvit_timm.data.splits import take_per_class, take_stratified
 
 
 def split_of(*sizes):
@@ -45,6 +45,19 @@ def test_rows_are_drawn_at_random_by_a_fixed_seed():
     labels = take_stratified(data, 100)["label"]
     assert 5 < sum(labels[:20]) < 15  # in a random order
     assert sorted(take_stratified(data, 1000)["row"]) == list(range(1000))
+
+
+def test_every_class_has_as_many_rows_as_asked_for_or_all_that_it_has():
+    data = split_of(30, 4, 0, 12)
+    assert sizes_of(take_per_class(data, 10), 4) == [10, 4, 0, 10]
+    assert sizes_of(take_per_class(data, 1), 4) == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("take", [take_per_class, take_stratified])
+def test_another_seed_draws_other_rows(take):
+    data = split_of(500, 500)
+    rows = [set(take(data, 20, seed)["row"]) for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] != rows[2]
 
 
 def test_classes_with_equal_remainders_are_chosen_at_random():

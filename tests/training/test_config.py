@@ -86,7 +86,7 @@ def test_an_option_of_a_command_stands_beside_those_of_the_training():
         ("label_smoothing", 1.0, "`label_smoothing=1.0` must be in [0, 1)"),
         ("drop_path", 1.5, "`drop_path=1.5` must be in [0, 1)"),
         ("crop_scale", 0.0, "`crop_scale=0.0` must be in (0, 1]"),
-        ("freeze", "head", "`freeze=head` must be none, backbone or a number of blocks"),
+        ("freeze", "head", "`freeze=head` must be none, backbone, proj or a number of blocks"),
         ("ema", 1.0, "`ema=1.0` must be in [0, 1)"),
         ("max_steps", -1, "`max_steps=-1` must not be negative"),
         ("repeated_augmentation", 0, "`repeated_augmentation=0` must be at least 1"),

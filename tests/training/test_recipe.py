@@ -127,7 +127,7 @@ def test_a_dry_run_does_not_take_its_two_updates_for_the_whole_training(image_fo
 @pytest.mark.parametrize(
     ("freeze", "trained"),
     [("none", {"stem", "blocks.0", "blocks.1", "head"}), ("0", {"blocks.0", "blocks.1", "head"}),
-     ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"})],
+     ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"}), ("proj", {"blocks.0", "blocks.1", "head"})],
 )  # fmt: skip
 def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, freeze, trained):
     from diffvit_timm.data.datasets import load_splits
@@ -140,7 +140,31 @@ def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, f
         for name, p in model.named_parameters() if p.requires_grad and not name.startswith("norm.")
     }  # fmt: skip
     assert names == trained
-    assert model.norm.weight.requires_grad == (freeze != "backbone")  # it comes after the last block
+    assert model.norm.weight.requires_grad == (freeze not in ("backbone", "proj"))  # it comes after the last block
+
+
+def test_only_the_output_projections_and_the_head_are_trained(image_folder, tmp_path):
+    from diffvit_timm.data.datasets import load_splits
+    from diffvit_timm.training.model import create_model
+
+    splits = load_splits(str(image_folder))
+    for attn in ("plain", "diff", "diff_v2"):
+        model, _ = create_model(small(image_folder, tmp_path, freeze="proj", attn=attn).model, splits)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("head.")}
+        assert trained == {f"blocks.{i}.attn.proj.{part}" for i in range(2) for part in ("weight", "bias")}
+    with pytest.raises(InputError, match=r"^`freeze=proj` does not apply to `model=diffvit_tiny_patch16`"):
+        create_model(small(image_folder, tmp_path, freeze="proj", attn="dna").model, splits)
+
+
+def test_few_images_of_every_class_are_drawn_by_the_sample_seed(image_folder, tmp_path):
+    results = [
+        train(small(image_folder, tmp_path / str(n), samples_per_class=4, sample_seed=seed), "recipe")
+        for n, seed in enumerate((0, 0, 1))
+    ]
+    assert [result["train_images"] for result in results] == [12, 12, 12]
+    drawn = [result["fingerprints"]["train"] for result in results]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({result["fingerprints"]["test"] for result in results}) == 1
 
 
 def test_a_frozen_backbone_leaves_both_heads_of_a_distilled_model(image_folder, tmp_path):
