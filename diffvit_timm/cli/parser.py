@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..options import check_value
 from .flags import option_fields, positional_names
 
-__all__ = ["parse_options", "preset_names"]
+__all__ = ["mapping_arguments", "parse_options", "preset_names", "read_mapping"]
 
 # Words for null and for booleans in a preset.
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
@@ -172,10 +172,28 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
     """
     if name in above:
         raise InputError(f"--config {name} starts from itself: change its option config")
+    return mapping_arguments(_read_preset(name), f"--config {name}", fields, prog, (*above, name))
+
+
+def mapping_arguments(
+    options: dict[str, Any], source: str, fields: dict[str, Any], prog: str, above: tuple[str, ...] = ()
+) -> list[str]:
+    """Return options of a YAML file as arguments.
+
+    Args:
+        options: option -> value as `read_mapping` reads it: a text, or a list of texts.
+        source: where the options were read, for the errors.
+        fields: type of every option of the command.
+        prog: name of the command.
+        above: the presets that start from this one.
+
+    Raises:
+        InputError: an unknown option, or a value that its option cannot have.
+    """
     arguments = []
-    for key, value in _read_preset(name).items():
+    for key, value in options.items():
         option = printable(key).replace("-", "_")
-        given, flag = f"--config {name}: {option}", "--" + option.replace("_", "-")
+        given, flag = f"{source}: {option}", "--" + option.replace("_", "-")
         if option != "config" and option not in fields:
             close = difflib.get_close_matches(option, fields, n=1)
             advice = f": did you mean {close[0]}?" if close else ""
@@ -191,7 +209,7 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
         if values:  # the config.yaml of a run has empty lists
             _check_values([flag, *values], fields)
         if option == "config":  # a preset may start from another one
-            arguments += _preset_arguments(value, fields, prog, (*above, name))
+            arguments += _preset_arguments(value, fields, prog, above)
         elif kind is bool:
             if value.lower() not in BOOLEANS:
                 raise InputError(f"{given} must be true or false, not {value}")
@@ -202,7 +220,7 @@ def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple
 
 
 def _read_preset(name: str) -> dict[str, Any]:
-    """Read a preset without its types: scalars are texts, as on a command line."""
+    """Read a preset, as `read_mapping`."""
     check_value("config", name)
     path: Traversable = PRESETS / f"{name}.yaml"
     if not path.is_file():
@@ -211,10 +229,23 @@ def _read_preset(name: str) -> dict[str, Any]:
             raise InputError(
                 f"--config {name} is neither a preset ({', '.join(preset_names())}) nor a YAML file: check the name"
             )
+    return read_mapping(path, f"--config {name}")
+
+
+def read_mapping(path: Traversable, source: str) -> dict[str, Any]:
+    """Read a YAML file without its types: scalars are texts, as on a command line.
+
+    Args:
+        path: file to read.
+        source: how the user named it, for the errors.
+
+    Raises:
+        InputError: a file that cannot be read, or that is not a mapping.
+    """
     try:
-        preset = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"--config {name} cannot be read: {error}") from error
-    if not isinstance(preset, dict) or not all(isinstance(key, str) for key in preset):
-        raise InputError(f"--config {name} is not a mapping of options to values")
-    return preset
+        raise InputError(f"{source} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{source} is not a mapping of options to values")
+    return content
