@@ -23,10 +23,11 @@ run is a row of OUTPUT/runs.csv, and no run of this file is done twice: the same
 another machine to which only runs.csv was copied. With --processes 2, two runs at a time have one thread each.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -34,8 +35,12 @@ from ...console import log0
 from ...errors import InputError, require_at_least
 from ...files import write_atomically
 from ...options import CheckedOptions
-from ...output import claim_folder
+from ...output import claim_folder, new_folder
+from ...studies.compare.protocol import Protocol
 from ..protocol import read_protocol
+
+if TYPE_CHECKING:
+    from ...studies.compare.ledger import Ledger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +74,6 @@ def main(options: Options) -> dict:
     if unknown := [name for name in options.arms if name not in names]:
         raise InputError(f"`arms={unknown[0]}` is not an arm of {options.file}: choose from {', '.join(names)}")
     folder = Path(options.output).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"`output={folder}` is a file: choose a folder")
     # Not above: --help does not wait for them.
     from ...studies.compare.ledger import Ledger
     from ...studies.compare.running import check_arms, run_parts
@@ -79,6 +82,8 @@ def main(options: Options) -> dict:
         check_arms(protocol)
     elif not (folder / "runs.csv").is_file():
         raise InputError(f"`output={folder}` has no runs.csv: run the study first")
+    if not any((folder / name).exists() for name in ("runs.csv", "protocol.yaml")):
+        new_folder(folder)  # it refuses a folder with other files
     with claim_folder(folder):
         ledger = Ledger(folder / "runs.csv", protocol)
         try:
@@ -90,11 +95,13 @@ def main(options: Options) -> dict:
                     options.keep_runs,
                 )  # fmt: skip
         finally:
+            with contextlib.suppress(OSError):  # the folder of a run that was stopped stays
+                (folder / "runs").rmdir()
             summary = _write_report(protocol, ledger, folder)
     return {"output": str(folder), **summary}
 
 
-def _write_report(protocol, ledger, folder: Path) -> dict:
+def _write_report(protocol: Protocol, ledger: "Ledger", folder: Path) -> dict:
     """Write the report on what the ledger has, and print its sentences; returns a part of it."""
     from ...studies.compare.pictures import plot_differences, plot_rates
     from ...studies.compare.report import report_text, summarise_study, summary_json

@@ -131,9 +131,9 @@ def _introduction(summary: StudySummary) -> list[str]:
     tuned, tested = len(summary.tuned), sum(len(arm.rows) for arm in summary.arms)
     lines = [
         f"The endpoint is the {ENDPOINTS[protocol.endpoint]}. Every arm is trained at its own learning rate, which has "
-        f"the highest mean validation accuracy over the seeds {_listed(protocol.tuning_seeds)}. The arms are compared "
-        f"with {protocol.baseline} on the seeds {_listed(protocol.test_seeds)}, in pairs of equal seed. {tuned} runs "
-        f"chose the rates, and {tested} runs test the arms."
+        f"the highest mean validation accuracy over the tuning seeds ({_listed(protocol.tuning_seeds)}). The arms are "
+        f"compared with {protocol.baseline} over the test seeds ({_listed(protocol.test_seeds)}), in pairs of equal "
+        f"seed. {tuned} runs chose the rates, and {tested} runs test the arms."
     ]
     if any(summary.missing.values()):
         lines.append(
