@@ -108,6 +108,7 @@ def list_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Cal
     from layout_faults import layouts
     from mutations import damaged_images
     from odd_values import odd_values
+    from protocol_faults import protocol_faults
     from run_faults import RunFaults
 
     def count(full: int) -> int:
@@ -126,6 +127,7 @@ def list_sections(root: Path, rng: random.Random, scale: float) -> dict[str, Cal
         "images": lambda: damaged_images(count(40), rng),
         "layouts": lambda: layouts(root / "layouts", count(500), rng),
         "values": lambda: odd_values(root / "values", count(20), rng),
+        "protocols": lambda: protocol_faults(root / "protocols", count(300), rng),
         "runs": lambda: RunFaults(root / "runs").damages(),
     }
 

@@ -2,16 +2,21 @@
 
 import csv
 import json
+import random
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
+from protocol_faults import protocol_faults
 
 from diffvit_timm.cli.protocol import read_protocol
 from diffvit_timm.errors import DivergedError, InputError
 from diffvit_timm.output import claim_folder
+from diffvit_timm.training.model import check_source, check_variant
 from diffvit_timm.training.trainer import Trainer
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 TRAIN = {
     "model": "diffvit_nano", "pretrained": False, "img_size": 16, "batch_size": 8, "max_steps": 2, "workers": 0,
     "model_kwargs": ["patch_size=8", "depth=1", "in_chans=3"],
@@ -266,6 +271,30 @@ def test_the_numbers_of_the_last_line_are_those_of_the_file(diffvit, protocol, t
     written = json.loads((tmp_path / "study" / "study.json").read_text())
     assert result["arms"] == {name: arm["sentence"] for name, arm in written["arms"].items()}
     assert written["arms"]["diff"]["lr"] == 2e-3
+
+
+def test_wrong_entries_anywhere_are_one_error(tmp_path):
+    outcomes = {"read": 0, "refused": 0}
+    for title, trial in protocol_faults(tmp_path, 60, random.Random(0)):
+        try:
+            trial()
+            outcomes["read"] += 1
+        except InputError as error:
+            outcomes["refused"] += 1
+            assert len(str(error).splitlines()) == 1, title
+    assert min(outcomes.values()) > 3
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_protocols_of_the_recipes_can_be_run(path):
+    study = read_protocol(str(path))
+    assert f"diffvit study compare recipes/studies/{path.name}" in path.read_text().splitlines()[0]
+    assert len(study.test_seeds) >= 8
+    assert study.baseline == "plain"
+    for arm in study.arms:
+        if not arm.train.model.pretrained:
+            check_source(arm.train.model)
+            check_variant(arm.train.model)
 
 
 def test_an_invalid_arm_names_the_arm_also_from_python(protocol):
