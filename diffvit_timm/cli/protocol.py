@@ -86,7 +86,9 @@ def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], 
     if "rates" in options:
         rates = _numbers(options.pop("rates"), float, f"{source}: rates")
     # The arguments of the model are added to the shared ones, of which those of the same name are replaced.
-    kwargs = {pair.partition("=")[0]: pair for part in (shared, options) for pair in _list(part.get("model_kwargs", []))}
+    kwargs = {
+        pair.partition("=")[0]: pair for part in (shared, options) for pair in _list(part.get("model_kwargs", []))
+    }
     merged = {**shared, **options} | ({"model_kwargs": list(kwargs.values())} if kwargs else {})
     fields = option_fields(_Training)
     try:
@@ -146,7 +148,7 @@ def _numbers(value: Any, kind: type, source: str, single: bool = False) -> tuple
     texts = value if isinstance(value, list) else [value]
     what = {int: "whole numbers", float: "numbers"}[kind]
     try:
-        if single and isinstance(value, list) or not all(isinstance(text, str) and text.isascii() for text in texts):
+        if (single and isinstance(value, list)) or not all(isinstance(text, str) and text.isascii() for text in texts):
             raise ValueError
         return tuple(kind(text) for text in texts)
     except ValueError:

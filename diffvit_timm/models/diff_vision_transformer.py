@@ -68,7 +68,7 @@ class DiffBlock(Block):
 def _make_without_norms(
     attn: str, dim: int, num_heads: int, *, qk_norm: bool, scale_norm: bool, norm_layer, depth: int, **kwargs
 ) -> nn.Module:
-    """Create the layer of 'diff_v2' or 'dna' from timm's arguments. It has no norms and does not depend on the depth."""
+    """Create the layer of 'diff_v2' or 'dna' from timm's arguments. It has no norms and ignores the depth."""
     if qk_norm or scale_norm:
         raise ValueError(f"attn={attn!r} has no norms: leave out qk_norm and scale_attn_norm")
     layer = DenoisingAttention if attn == "dna" else DifferentialAttentionV2

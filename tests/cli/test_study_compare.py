@@ -120,7 +120,9 @@ def test_no_run_begins_when_the_minutes_are_over(diffvit, protocol, tmp_path, qu
     assert result["arms"] is not None
 
 
-def test_a_run_that_is_ended_leaves_no_row_and_the_same_command_continues(diffvit, protocol, tmp_path, quick, monkeypatch):
+def test_a_run_that_is_ended_leaves_no_row_and_the_same_command_continues(
+    diffvit, protocol, tmp_path, quick, monkeypatch
+):
     output, fit = tmp_path / "study", Trainer.fit
 
     def end(trainer, checkpoint=None):
@@ -216,7 +218,7 @@ def test_an_arm_may_have_rates_of_its_own_and_options_on_the_command_line_give_t
         ({"arms": {"plain": {}, "b": {"attention": "diff"}}}, "arms: b: attention is not a known entry"),
         ({"arms": {"plain": {}, "b": {"attn": "dif"}}}, "arms: b: "),
         ({"arms": {"plain": {}, "b": {"lr": 1}}}, "arms: b: lr is chosen from rates: leave it out"),
-        ({"arms": {"plain": {}, "b": {"seed": 1}}}, "arms: b: seed is set by tuning_seeds and test_seeds: leave it out"),
+        ({"arms": {"plain": {}, "b": {"seed": 1}}}, "arms: b: seed is set by tuning_seeds and test_seeds: leave"),
         ({"arms": {"plain": {}, "b": {"dataset": "x"}}}, "arms: b: dataset belongs into train"),
         ({"arms": {"plain": {}, "b": {"epochs": 0}}}, "arms: b: epochs=0 must be at least 1"),
         ({"arms": {"plain": {}, "b": {"rates": [1]}}}, "rates=1 of the arm b must be two different"),
@@ -274,15 +276,14 @@ def test_the_numbers_of_the_last_line_are_those_of_the_file(diffvit, protocol, t
 
 
 def test_wrong_entries_anywhere_are_one_error(tmp_path):
-    outcomes = {"read": 0, "refused": 0}
-    for title, trial in protocol_faults(tmp_path, 60, random.Random(0)):
+    messages = []
+    for _, trial in protocol_faults(tmp_path, 60, random.Random(0)):
         try:
             trial()
-            outcomes["read"] += 1
         except InputError as error:
-            outcomes["refused"] += 1
-            assert len(str(error).splitlines()) == 1, title
-    assert min(outcomes.values()) > 3
+            messages.append(str(error))
+    assert 30 < len(messages) < 60
+    assert all(len(message.splitlines()) == 1 for message in messages)
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "studies").glob("*.yaml")), ids=lambda path: path.stem)

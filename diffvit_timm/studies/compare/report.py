@@ -7,7 +7,7 @@ from typing import Any
 
 from ..verdicts import Comparison, compare_endpoints
 from .ledger import Ledger, Row
-from .protocol import Arm, Protocol
+from .protocol import Protocol
 from .schedule import Tuning, plan_tests, plan_tuning, tuning
 
 __all__ = ["ArmSummary", "StudySummary", "report_text", "summarise_study", "summary_json", "verdict_sentence"]
@@ -206,7 +206,7 @@ def _line(arm: ArmSummary, baseline: str) -> str:
 def _notes(summary: StudySummary) -> list[str]:
     lines = [
         "± is the standard deviation over the seeds. p is that of the paired t-test, and of two one-sided tests within "
-        f"±{summary.protocol.margin:g} points. Both are corrected by Holm's method over the arms of this study, and the "
+        f"±{summary.protocol.margin:g} points. Both are corrected by Holm's method over the arms of this study; the "
         "intervals are not corrected. A difference that is significant and within the margin is called equivalent. The "
         "test loss is a secondary endpoint, without a test. MFLOPs are those of a forward pass for one image, in "
         "millions; a multiplication and an addition count as two. Seconds are the mean duration of a training."

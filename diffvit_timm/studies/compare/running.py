@@ -19,7 +19,7 @@ import timm
 import torch
 
 from ... import __version__
-from ...console import log0
+from ...console import discard, log0
 from ...errors import DivergedError, InputError
 from ...models.pretrained import load_model
 from ...training.config import TrainConfig
@@ -158,7 +158,7 @@ def _finish_run(protocol: Protocol, run: Planned, config: TrainConfig) -> Row:
     own: dict[str, Any] = {
         **vars(run), "hardware": hardware_name(device), "versions": _versions(), "checksum": protocol.checksum(run)
     }  # fmt: skip
-    unknown = dict.fromkeys(("test_accuracy", "test_loss", "parameters", "flops", "updates"))
+    unknown: dict[str, Any] = dict.fromkeys(("test_accuracy", "test_loss", "parameters", "flops", "updates"))
     start = time.monotonic()
     try:
         result = train(config, "study")
@@ -231,7 +231,7 @@ def _executor(processes: int) -> Any:
 def _start_worker() -> None:
     """Prepare a process for its runs: one thread, no log, and an end if the main process dies."""
     torch.set_num_threads(1)
-    sys.stderr = open(os.devnull, "w")  # the logs of several runs would mix; each run folder has its metrics.jsonl
+    discard(sys.stderr)  # the logs of several runs would mix; each run folder has its metrics.jsonl
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -58,7 +58,11 @@ def test_options_that_change_the_numbers_change_the_checksum(options):
 def test_the_checksum_knows_rate_seed_attention_and_the_endpoint_of_a_test():
     study = protocol()
     run = Planned("plain", "test", 0.01, 0)
-    others = [dataclasses.replace(run, rate=0.02), dataclasses.replace(run, seed=1), dataclasses.replace(run, arm="first")]
+    others = [
+        dataclasses.replace(run, rate=0.02),
+        dataclasses.replace(run, seed=1),
+        dataclasses.replace(run, arm="first"),
+    ]
     sums = [study.checksum(run), *map(study.checksum, others), protocol(endpoint="corruption_accuracy").checksum(run)]
     assert len(set(sums)) == 5
     tune = dataclasses.replace(run, part="tune")
@@ -93,5 +97,7 @@ def test_a_damaged_ledger_is_one_error(tmp_path, text):
     ledger(study, tmp_path, tuned(study, "plain", {0.01: 0.5}))
     head = (tmp_path / "runs.csv").read_text().splitlines()[0]
     (tmp_path / "runs.csv").write_bytes(text.replace("HEAD", head).encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"runs\.csv cannot be read .*: restore it from a copy, or use another `output`"):
+    with pytest.raises(
+        InputError, match=r"runs\.csv cannot be read .*: restore it from a copy, or use another `output`"
+    ):
         Ledger(tmp_path / "runs.csv", study)

@@ -18,7 +18,10 @@ def summary(tmp_path, differences, **options):
     """Return the summary of a study in which the arms differ from the baseline by these points per seed."""
     study = protocol(**options)
     rows = [entry for arm in study.arms for entry in tuned(study, arm.name, {0.01: 0.3, 0.02: 0.4, 0.04: 0.3})]
-    values = {"plain": BASE, **{k: [b + d / 100 for b, d in zip(BASE, v, strict=False)] for k, v in differences.items()}}
+    values = {
+        "plain": BASE,
+        **{k: [b + d / 100 for b, d in zip(BASE, v, strict=False)] for k, v in differences.items()},
+    }
     rows += [row(study, k, "test", 0.02, seed, 0.4, e) for k, own in values.items() for seed, e in enumerate(own)]
     return summarise_study(study, ledger(study, tmp_path, rows))
 
@@ -26,7 +29,9 @@ def summary(tmp_path, differences, **options):
 def test_the_verdicts_are_those_of_paired_tests_corrected_over_the_arms(tmp_path):
     differences = {"first": [5.0, 5.2, 4.9, 5.1], "second": [-0.3, 0.4, 1.5, -1.6]}
     found = {arm.name: arm for arm in summary(tmp_path, differences).arms}
-    p = holm([ttest_rel([b + d / 100 for b, d in zip(BASE, v, strict=True)], BASE).pvalue for v in differences.values()])
+    p = holm(
+        [ttest_rel([b + d / 100 for b, d in zip(BASE, v, strict=True)], BASE).pvalue for v in differences.values()]
+    )
     assert [found[name].comparison.difference_p for name in differences] == pytest.approx(p)
     assert found["first"].comparison.verdict == "better"
     assert found["second"].comparison.verdict == "undecided"
@@ -39,10 +44,12 @@ def test_the_verdicts_are_those_of_paired_tests_corrected_over_the_arms(tmp_path
     ("values", "sentence"),
     [
         ([5.0, 5.2, 4.9, 5.1], "**first** is better than plain (+5.05 points, 95 % interval +4.84 to +5.26, n = 4)."),
-        ([-5.0, -5.2, -4.9, -5.1], "**first** is worse than plain (-5.05 points, 95 % interval -5.26 to -4.84, n = 4)."),
+        ([-5.0, -5.2, -4.9, -5.1], "**first** is worse than plain (-5.05 points, 95 % interval -5.26 to "
+                                    "-4.84, n = 4)."),
         ([0.1, 0.0, -0.1, 0.0], "**first** is equal to plain within 0.5 points (+0.00 points, 95 % interval -0.13 to "
                                 "+0.13, n = 4)."),
-        ([3.0, -2.0, 1.0, 0.0], "**first** and plain: undecided with n = 4 (+0.50 points, 95 % interval -2.81 to +3.81)."),
+        ([3.0, -2.0, 1.0, 0.0], "**first** and plain: undecided with n = 4 (+0.50 points, 95 % interval -2.81 "
+                                "to +3.81)."),
         ([3.0], "**first** and plain: undecided with n = 1."),
         ([], "**first** and plain: undecided with n = 0."),
     ],

@@ -12,7 +12,14 @@ from diffvit_timm.studies.compare.schedule import MAX_EXTENSIONS, plan_tests, pl
 
 def test_the_rate_with_the_highest_mean_validation_accuracy_is_chosen(tmp_path):
     study = protocol()
-    scores = {(0.01, 100): 0.5, (0.01, 101): 0.5, (0.02, 100): 0.4, (0.02, 101): 0.7, (0.04, 100): 0.6, (0.04, 101): 0.3}
+    scores = {
+        (0.01, 100): 0.5,
+        (0.01, 101): 0.5,
+        (0.02, 100): 0.4,
+        (0.02, 101): 0.7,
+        (0.04, 100): 0.6,
+        (0.04, 101): 0.3,
+    }
     rows = [row(study, "plain", "tune", rate, seed, score) for (rate, seed), score in scores.items()]
     found = tuning(study, ledger(study, tmp_path, rows), study.arm("plain"))
     assert (found.rates, found.best, found.at_edge) == ((0.01, 0.02, 0.04), 0.02, False)
@@ -26,7 +33,9 @@ def test_no_rate_is_chosen_while_a_run_is_missing(tmp_path):
 
 def test_the_lower_of_two_equal_rates_is_chosen(tmp_path):
     study = protocol()
-    study = dataclasses.replace(study, arms=tuple(dataclasses.replace(a, rates=(1.0, 2.0, 4.0, 8.0)) for a in study.arms))
+    study = dataclasses.replace(
+        study, arms=tuple(dataclasses.replace(a, rates=(1.0, 2.0, 4.0, 8.0)) for a in study.arms)
+    )
     rows = tuned(study, "plain", {1.0: 0.1, 2.0: 0.5, 4.0: 0.5, 8.0: 0.2})
     assert tuning(study, ledger(study, tmp_path, rows), study.arm("plain")).best == 2.0
 
