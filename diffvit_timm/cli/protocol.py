@@ -29,7 +29,8 @@ RESERVED = {
     "push_to_hub": "has no place in a study", "hub_private": "has no place in a study",
     "trackers": "has no place in a study",
 }  # fmt: skip
-SHARED = tuple(field.name for field in dataclasses.fields(DatasetConfig))  # all arms see the same images
+# All arms see the same validation and test images.
+SHARED = (*(field.name for field in dataclasses.fields(DatasetConfig)), "label_noise", "input_noise")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,8 +45,8 @@ class ModelConfig(CheckedOptions):
     reset_head: bool = False
     """Replace the head of a model from a folder or the Hub, e.g. because it has other classes."""
     freeze: str = "none"
-    """Weights that are not trained: none, backbone (all but the head), proj (all but the head and the attention's output
-    projections), or N: the stem and the first N blocks."""
+    """Weights that are not trained: none, backbone (all but the head), proj (all but the head and the output
+    projections of attention), or N: the stem and the first N blocks."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, but larger models fit."""
 

@@ -58,7 +58,7 @@ def test_every_command_has_a_help_with_its_examples_and_options(name, capsys):
         (["--epochs", "3"], "--epochs is not a command of diffvit: choose one of train, "),
         (["compare"], "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, robustness"),
         (["benchmark", "--help"], "diffvit benchmark needs a second word: models, attention, training, gpu"),
-        (["study", "scalling"], "diffvit study needs a second word: ablation, scaling"),
+        (["study", "scalling"], "diffvit study needs a second word: ablation, compare, scaling"),
         (["train", "--learning-rate", "1e-3"], "--learning-rate is not an option of diffvit train: did you mean --lr?"),
         (["train", "--image-size=224"], "--image-size is not an option of diffvit train: did you mean --img-size?"),
         (["train", "--epoch", "3"], "--epoch is not an option of diffvit train: did you mean --epochs?"),

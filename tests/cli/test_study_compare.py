@@ -1,9 +1,11 @@
 """diffvit study compare: from a protocol to a report, and refusals of everything that is wrong before a run begins."""
 
+import concurrent.futures
 import csv
 import json
 import random
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from protocol_faults import protocol_faults
 from diffvit_timm.cli.protocol import read_protocol
 from diffvit_timm.errors import DivergedError, InputError
 from diffvit_timm.output import claim_folder
+from diffvit_timm.studies.compare import running
 from diffvit_timm.training.model import check_source, check_variant
 from diffvit_timm.training.trainer import Trainer
 
@@ -96,6 +99,16 @@ def test_two_processes_give_the_rows_of_one(diffvit, protocol, tmp_path):
     rows = {(row["arm"], row["rate"]): row["val_accuracy"] for row in rows_of(tmp_path / "together")}
     for row in rows_of(tmp_path / "alone"):
         assert rows[row["arm"], row["rate"]] == row["val_accuracy"]
+
+
+def test_a_process_that_dies_is_one_line(refusal, protocol, tmp_path, monkeypatch):
+    class Broken(concurrent.futures.Executor):
+        def submit(self, *arguments):
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(running, "_executor", lambda processes: Broken())
+    said = refusal("study", "compare", protocol(), "--output", tmp_path / "study", "--processes", "2")
+    assert said.startswith("a process of --processes 2 died, perhaps because the memory is too small: lower it")
 
 
 def test_the_parts_run_one_after_the_other(diffvit, refusal, protocol, tmp_path, quick):

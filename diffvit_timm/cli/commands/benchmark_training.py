@@ -22,8 +22,8 @@ from ...options import CheckedOptions
 from ...training.config import TrainConfig
 
 WITHOUT_EFFECT = (
-    "epochs", "stream", "max_train_samples", "samples_per_class", "sample_seed", "label_noise", "input_noise", "teacher",
-    "head_init", "output", "resume",
+    "epochs", "stream", "max_train_samples", "samples_per_class", "sample_seed", "label_noise", "input_noise",
+    "teacher", "head_init", "output", "resume",
     "dry_run", "eval_only", "push_to_hub",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,14 @@ def run_parts(
                 if not runs.finish(plans[part], executor):
                     log0(f"{minutes:g} minutes are over: the same command continues the study")
                     return
-        except BaseException:
+        except BaseException as error:
             for child in multiprocessing.active_children():
                 child.terminate()  # its training takes a checkpoint and ends
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(
+                    f"a process of `processes={processes}` died, perhaps because the memory is too small: lower it; "
+                    "the same command continues the study"
+                ) from error
             raise
 
 
