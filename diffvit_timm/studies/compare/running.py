@@ -34,6 +34,7 @@ from .schedule import plan_tests, plan_tuning
 
 __all__ = ["check_arms", "run_parts"]
 
+_busy = threading.Lock()  # held during a run of this process
 Plan = Callable[[Protocol, Ledger, Collection[str]], list[Planned]]
 
 
@@ -158,6 +159,11 @@ def _print_row(row: Row) -> None:
 
 def _finish_run(protocol: Protocol, run: Planned, config: TrainConfig) -> Row:
     """Train, and return the row of the ledger."""
+    with _busy:
+        return _train_and_measure(protocol, run, config)
+
+
+def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) -> Row:
     from ...training.recipe import train  # not above: the options of a study do not need accelerate and datasets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -246,3 +252,5 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)  # a training takes a checkpoint and ends
+    with _busy:
+        os._exit(1)  # otherwise the process would wait for runs that nobody will send
