@@ -6,7 +6,12 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gpu_runs_triton", "is_eager", "only_builtin_operators"]
+__all__ = ["gpu_runs_triton", "is_eager", "on_gpu", "only_builtin_operators"]
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Return whether a tensor is on a GPU, where the Triton kernels run."""
+    return tensor.device.type == "cuda"
 
 
 @torch.compiler.assume_constant_result

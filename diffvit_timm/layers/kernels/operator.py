@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from . import cpu
 from .layout import BranchDims, empty_tokens_first
-from .modes import gpu_runs_triton, is_eager
+from .modes import gpu_runs_triton, is_eager, on_gpu
 from .packing import empty_gradients
 
 __all__ = ["attend", "has_kernel"]
@@ -35,7 +35,7 @@ def has_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
     """
     if q.device.type == "cpu":
         return torch.is_grad_enabled() or cpu.is_faster(v, branch_dims)
-    return q.device.type == "cuda" and _fits_cuda_kernel(q, v, branch_dims) and gpu_runs_triton(q.device.index)
+    return on_gpu(q) and _fits_cuda_kernel(q, v, branch_dims) and gpu_runs_triton(q.device.index)
 
 
 def _fits_cuda_kernel(q: Tensor, v: Tensor, branch_dims: BranchDims) -> bool:
@@ -110,7 +110,7 @@ def _forward(
     Returns:
         The output, and what the CUDA kernel keeps for the backward pass (see `attend_operator`), otherwise None.
     """
-    if q.device.type == "cuda":
+    if on_gpu(q):
         from . import cuda  # not at the top: it imports triton, which is not part of every installation
 
         return cuda.forward(q, k, v, lam, branch_dims, scale, norm_weight, for_backward)
@@ -131,7 +131,7 @@ def _backward(
     grads: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `attend_backward` with the kernel of the device, and write it into `grads` of q, k and v."""
-    if q.device.type == "cuda":
+    if on_gpu(q):
         from . import cuda
 
         assert out2 is not None

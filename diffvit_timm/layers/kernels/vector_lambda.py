@@ -4,7 +4,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
-from .modes import gpu_runs_triton, is_eager, only_builtin_operators
+from .modes import gpu_runs_triton, is_eager, on_gpu, only_builtin_operators
 
 __all__ = ["vector_lambda"]
 
@@ -28,7 +28,7 @@ def vector_lambda(q1: Tensor, k1: Tensor, q2: Tensor, k2: Tensor, lambda_init: T
         Lambda, a float32 scalar.
     """
     if not torch.jit.is_scripting():
-        eager_gpu = q1.device.type == "cuda" and is_eager(q1) and not only_builtin_operators()
+        eager_gpu = on_gpu(q1) and is_eager(q1) and not only_builtin_operators()
         if eager_gpu and gpu_runs_triton(q1.device.index):
             return _lambda_in_one_kernel(q1, k1, q2, k2, lambda_init)
     return torch.exp(torch.dot(q1, k1).float()) - torch.exp(torch.dot(q2, k2).float()) + lambda_init

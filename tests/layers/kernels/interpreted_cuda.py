@@ -1,11 +1,14 @@
 """The CUDA kernels in Triton's interpreter against float64 formulas. test_cuda.py runs it with TRITON_INTERPRET=1."""
 
+import copy
+
 import pytest
+import timm
 import torch
 from formula import branch_dims, expected, expected_norm, inputs, relative_errors, run
 
-from diffvit_timm.layers.kernels import cuda
-from diffvit_timm.layers.kernels.vector_lambda import _lambda_in_one_kernel as vector_lambda
+import diffvit_timm  # noqa: F401 (registers the models)
+from diffvit_timm.layers.kernels import cuda, operator, vector_lambda
 
 CONVERTED, HALVES, WIDE = (48, 16), (32, 32), (96, 32)
 VERSION_2, WIDE_VERSION_2 = (64, None), (128, None)
@@ -79,7 +82,7 @@ def test_the_head_norm_is_applied_to_the_output(tokens, dims):
 
 def test_lambda_of_version_1_and_its_gradients_equal_the_formula():
     vectors = [(0.3 * torch.randn(32, generator=torch.Generator().manual_seed(i))).requires_grad_() for i in range(4)]
-    lam = vector_lambda(*vectors, torch.tensor(0.2))
+    lam = vector_lambda._lambda_in_one_kernel(*vectors, torch.tensor(0.2))
     q1, k1, q2, k2 = exact = [t.detach().double().requires_grad_() for t in vectors]
     wanted = (q1 @ k1).exp() - (q2 @ k2).exp() + 0.2
     torch.testing.assert_close(lam.double(), wanted, rtol=1e-6, atol=1e-6)
@@ -87,4 +90,28 @@ def test_lambda_of_version_1_and_its_gradients_equal_the_formula():
         torch.autograd.grad(3 * lam, vectors), torch.autograd.grad(3 * wanted, exact), strict=True
     ):
         torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-6)
-    assert not vector_lambda(*(t.detach() for t in vectors), torch.tensor(0.2)).requires_grad
+    detached = [t.detach() for t in vectors]
+    assert not vector_lambda._lambda_in_one_kernel(*detached, torch.tensor(0.2)).requires_grad
+
+
+@pytest.mark.parametrize(
+    "settings", [{"head_norm": False}, {"head_norm": True}, {"attn": "diff_v2"}], ids=["no norm", "norm", "version 2"]
+)
+def test_a_network_on_the_path_of_a_gpu_computes_what_it_computes_on_the_cpu(settings, monkeypatch):
+    small = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+    network, images = timm.create_model("diffvit_tiny_patch16", **settings, **small), torch.randn(2, 3, 32, 32)
+    on_cpu = copy.deepcopy(network)
+    wanted = on_cpu(images)
+    wanted.square().sum().backward()
+    for module in (operator, vector_lambda):
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
+        monkeypatch.setattr(module, "gpu_runs_triton", lambda index: True)
+    out = network(images)
+    out.square().sum().backward()
+    torch.testing.assert_close(out, wanted)
+    for (name, own), other in zip(network.named_parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(
+            own.grad, other.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval()(images), wanted.detach())
