@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from ..data.config import DatasetConfig
+from ..data.config import CLUTTER, SHORT_NAMES, DatasetConfig
 from ..errors import InputError
 from ..options import check_value
 from ..studies.compare.protocol import Arm, Endpoint, Protocol
@@ -58,15 +58,17 @@ def read_protocol(file: str, dataset: str | None = None) -> Protocol:
         raise InputError(f"{source} has no {' and no '.join(missing)}: add it")
     shared = _options(content["train"], f"{source}: train")
     if dataset is not None:
-        shared["dataset"] = dataset
+        shared |= _dataset_options(shared, dataset)
     arms = content["arms"]
     if not isinstance(arms, dict) or not all(isinstance(name, str) for name in arms):
         raise InputError(f"{source}: arms is not a mapping of names to options")
     rates = _numbers(content["rates"], float, f"{source}: rates")
+    parsed = tuple(_arm(name, own, shared, rates, source) for name, own in arms.items())
+    _check_presets(parsed, source)
     try:
         return Protocol(
             title=_text(content["title"], f"{source}: title"),
-            arms=tuple(_arm(name, own, shared, rates, source) for name, own in arms.items()),
+            arms=parsed,
             baseline=_text(content["baseline"], f"{source}: baseline"),
             tuning_seeds=_numbers(content["tuning_seeds"], int, f"{source}: tuning_seeds"),
             test_seeds=_numbers(content["test_seeds"], int, f"{source}: test_seeds"),
@@ -77,13 +79,46 @@ def read_protocol(file: str, dataset: str | None = None) -> Protocol:
         raise InputError(text if text.startswith(source) else f"{source}: {command_line_text(text, ())}") from error
 
 
+def _dataset_options(shared: dict[str, Any], dataset: str) -> dict[str, Any]:
+    """Return the options of a dataset that replaces that of the file. What the short name of the latter says stays."""
+    known = SHORT_NAMES.get(shared.get("dataset", ""), {})
+    in_file = known.get("dataset", shared.get("dataset", ""))
+    if in_file.endswith(CLUTTER) and not dataset.endswith(CLUTTER):
+        dataset += CLUTTER
+    others = {name: str(value) for name, value in known.items() if name != "dataset" and name not in shared}
+    return {**others, "dataset": dataset}
+
+
+def _check_presets(arms: tuple[Arm, ...], source: str) -> None:
+    """Check what presets have brought into the arms: no option that a study sets, and the same images for all.
+
+    Raises:
+        InputError: an arm with such an option.
+    """
+    defaults, images = TrainConfig.from_flat("-", "-").flat(), arms[0].train.flat() if arms else {}
+    for arm in arms:
+        given = arm.train.flat()
+        for name, reason in RESERVED.items():
+            if name not in ("lr", "seed", "sample_seed") and given[name] != defaults[name]:
+                raise InputError(
+                    f"{source}: arms: {arm.name}: its preset has {name}={given[name]}, which "
+                    f"{command_line_text(reason, ())}: use another preset"
+                )
+        for name in SHARED:
+            if given[name] != images[name]:
+                raise InputError(
+                    f"{source}: arms: {arm.name}: its preset has {name}={given[name]}, but all arms use the same "
+                    "images: use another preset, or give the option in train"
+                )
+
+
 def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], source: str) -> Arm:
     """Return an arm: the shared options, and its own, which replace them."""
     check_value("arms", name)
     source = f"{source}: arms: {name}"
     options = _options({} if isinstance(own, str) and own in NULL_WORDS else own, source, allowed=("rates",))
     if given := next((option for option in options if option in SHARED), None):
-        raise InputError(f"{source}: {given} belongs into train: all arms use the same images")
+        raise InputError(f"{source}: {given} belongs in train: all arms use the same images")
     if "rates" in options:
         rates = _numbers(options.pop("rates"), float, f"{source}: rates")
     # The arguments of the model are added to the shared ones, of which those of the same name are replaced.
@@ -91,6 +126,8 @@ def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], 
         pair.partition("=")[0]: pair for part in (shared, options) for pair in _list(part.get("model_kwargs", []))
     }
     merged = {**shared, **options} | ({"model_kwargs": list(kwargs.values())} if kwargs else {})
+    if "config" in merged:  # a preset comes first: every option of the file replaces its own
+        merged = {"config": merged.pop("config"), **merged}
     fields = option_fields(_Training)
     try:
         arguments = mapping_arguments(merged, source, fields, "diffvit train")

@@ -14,6 +14,8 @@ from .functional import additive_mask
 
 __all__ = ["DenoisingAttention"]
 
+torch.fx.wrap("additive_mask")  # FX looks for the name in every module that calls the function
+
 
 class DenoisingAttention(nn.Module):
     """Multi-head self-attention with a positive query q+ and a negative query q- per head.

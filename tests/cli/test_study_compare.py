@@ -232,7 +232,7 @@ def test_an_arm_may_have_rates_of_its_own_and_options_on_the_command_line_give_t
         ({"arms": {"plain": {}, "b": {"attn": "dif"}}}, "arms: b: "),
         ({"arms": {"plain": {}, "b": {"lr": 1}}}, "arms: b: lr is chosen from rates: leave it out"),
         ({"arms": {"plain": {}, "b": {"seed": 1}}}, "arms: b: seed is set by tuning_seeds and test_seeds: leave"),
-        ({"arms": {"plain": {}, "b": {"dataset": "x"}}}, "arms: b: dataset belongs into train"),
+        ({"arms": {"plain": {}, "b": {"dataset": "x"}}}, "arms: b: dataset belongs in train"),
         ({"arms": {"plain": {}, "b": {"epochs": 0}}}, "arms: b: epochs=0 must be at least 1"),
         ({"arms": {"plain": {}, "b": {"rates": [1]}}}, "rates=1 of the arm b must be two different"),
         ({"arms": {"plain": {}, "b": {"attn": "gated", "pretrained": True, "model": "diffvit_tiny_patch16"}}},
@@ -314,3 +314,35 @@ def test_the_protocols_of_the_recipes_can_be_run(path):
 def test_an_invalid_arm_names_the_arm_also_from_python(protocol):
     with pytest.raises(InputError, match=r"^protocol\.yaml: arms: b: "):
         read_protocol(str(protocol(arms={"plain": {}, "b": {"mixup": -1}})))
+
+
+def test_a_preset_comes_before_the_options_of_the_file(protocol, tmp_path):
+    (tmp_path / "preset.yaml").write_text("epochs: 9\nbatch_size: 4\nlabel_smoothing: 0.2\n")
+    arms = {"plain": {"attn": "plain"}, "diff": {"config": str(tmp_path / "preset.yaml"), "epochs": 3}}
+    found = read_protocol(str(protocol(arms=arms)))
+    optim = found.arm("diff").train.flat()
+    assert (optim["epochs"], optim["batch_size"], optim["label_smoothing"]) == (3, 8, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("push_to_hub: me/x", "arms: diff: its preset has push_to_hub=me/x, which has no place in a study"),
+        ("label_noise: 0.3", "arms: diff: its preset has label_noise=0.3, but all arms use the same images"),
+    ],
+)
+def test_a_preset_cannot_bring_what_a_study_sets_or_other_images(protocol, tmp_path, line, message):
+    (tmp_path / "preset.yaml").write_text(line + "\n")
+    arms = {"plain": {"attn": "plain"}, "diff": {"config": str(tmp_path / "preset.yaml")}}
+    with pytest.raises(InputError, match=message):
+        read_protocol(str(protocol(arms=arms)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("clutter", {"dataset": "here+clutter"}), ("cifar100", {"label_column": "fine_label"})]
+)
+def test_a_dataset_on_this_machine_keeps_what_the_short_name_says(protocol, name, options):
+    found = read_protocol(str(protocol(train={**TRAIN, "dataset": name})), "here")
+    own = found.arms[0].train.flat()
+    assert options.items() <= own.items()
+    assert own["dataset"].startswith("here")

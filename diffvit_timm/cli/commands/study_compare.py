@@ -52,13 +52,13 @@ class Options(CheckedOptions):
     part: Literal["all", "tune", "test", "report"] = "all"
     """tune: choose the learning rates; test: compare the arms; report: only write the report; all: all of these."""
     minutes: float = 0.0
-    """Minutes after which no run begins; 0: no limit."""
+    """No new run starts after this many minutes; 0: no limit."""
     processes: int = 1
-    """Number of runs at a time; several ones get a process and a thread each."""
+    """Number of runs at a time; with 2 or more, each run has its own process with one thread."""
     arms: tuple[str, ...] = ()
     """Names of the arms to run; all if none is given. The report has all arms."""
     dataset: str | None = None
-    """Where the images lie on this machine, instead of the dataset of the file; they must be the same images."""
+    """Path of the dataset on this machine; it replaces `dataset` of the file. The images must be the same."""
     keep_runs: bool = False
     """Keep the folders of the finished runs, with their weights, below OUTPUT/runs."""
 

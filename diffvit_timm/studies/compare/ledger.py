@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,13 @@ class Ledger:
         Raises:
             InputError: the validation or test images differ from those of the other runs.
         """
+        self._check_images(row)
         self.finished[row.planned] = row
-        self._check_images()
         self.rows.append(row)
         write_csv(self.path, _COLUMNS, ({k: _text(v) for k, v in vars(r).items()} for r in self.rows))
 
-    def _check_images(self) -> None:
-        if len({row.images for row in self.finished.values() if row.images}) > 1:
+    def _check_images(self, *more: Row) -> None:
+        if len({row.images for row in (*self.finished.values(), *more) if row.images}) > 1:
             raise InputError(
                 f"{self.path} has runs on other validation or test images than `dataset` has now: use the images of "
                 "the first runs, or another `output`"
@@ -137,11 +138,17 @@ def _parse(values: Mapping[str, str], line: int) -> Row:
             raise ValueError(f"{missing[0] if missing else 'diverged or part'} has no valid value")
         if values["part"] == "test" and number["endpoint"] is None:
             raise ValueError("a test run has no endpoint")
+        for name, value in number.items():
+            if value is not None and not (0 <= value <= LARGEST.get(name, math.inf) and math.isfinite(value)):
+                raise ValueError(f"{name}={values[name]} is not possible")
+        if not number["rate"] or (whole["seed"] or 0) < 0:
+            raise ValueError("the rate or the seed is not possible")
     except ValueError as error:
         raise ValueError(f"line {line}: {error}") from error
     return Row(**{**values, **number, **whole, "diverged": values["diverged"] == "yes"})  # type: ignore[arg-type]
 
 
+LARGEST = {"val_accuracy": 1.0, "endpoint": 1.0, "test_accuracy": 1.0}
 _FLOATS = ("rate", "val_accuracy", "endpoint", "test_accuracy", "test_loss", "seconds")
 _INTEGERS = ("seed", "parameters", "flops", "updates")
 _REQUIRED = ("rate", "val_accuracy", "seconds", "seed")

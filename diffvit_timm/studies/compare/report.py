@@ -84,7 +84,11 @@ def summarise_study(protocol: Protocol, ledger: Ledger) -> StudySummary:
         for name in names if name != protocol.baseline
     }  # fmt: skip
     differences = {name: [_points(row) - _points(other) for row, other in own] for name, own in pairs.items()}
-    tested = {name: values for name, values in differences.items() if len(values) > 1}
+    # Two arms that both diverged are not equal; nothing is known about them.
+    tested = {
+        name: differences[name] for name, own in pairs.items()
+        if len(own) > 1 and not all(row.diverged and other.diverged for row, other in own)
+    }  # fmt: skip
     comparisons = {found.endpoint: found for found in compare_endpoints(tested, protocol.margin)}
     arms = [
         ArmSummary(
@@ -98,7 +102,11 @@ def summarise_study(protocol: Protocol, ledger: Ledger) -> StudySummary:
         "test": len(plan_tests(protocol, ledger, names))
         + len(protocol.test_seeds) * sum(tuned.best is None for tuned in tunings.values()),
     }
-    return StudySummary(protocol, arms, [row for name in names for row in ledger.of(name, "tune")], missing)
+    tuned = [
+        row for name in names for row in ledger.of(name, "tune")
+        if row.seed in protocol.tuning_seeds and row.rate in tunings[name].rates
+    ]  # fmt: skip
+    return StudySummary(protocol, arms, tuned, missing)
 
 
 def _test_rows(protocol: Protocol, ledger: Ledger, name: str, tuned: Tuning) -> list[Row]:
@@ -148,15 +156,20 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _sentences(summary: StudySummary) -> list[str]:
-    return [f"- {verdict_sentence(arm, summary.protocol)}" for arm in _others(summary)]
+    return [f"- {verdict_sentence(arm, summary)}" for arm in _others(summary)]
 
 
 def _others(summary: StudySummary) -> list[ArmSummary]:
     return [arm for arm in summary.arms if arm.name != summary.protocol.baseline]
 
 
-def verdict_sentence(arm: ArmSummary, protocol: Protocol) -> str:
-    """Return what was found about an arm, in one sentence."""
+def verdict_sentence(arm: ArmSummary, summary: StudySummary) -> str:
+    """Return what was found about an arm, in one sentence; with `so far` if runs are missing."""
+    sentence = _found_sentence(arm, summary.protocol)
+    return f"So far: {sentence}" if any(summary.missing.values()) else sentence
+
+
+def _found_sentence(arm: ArmSummary, protocol: Protocol) -> str:
     found, baseline = arm.comparison, protocol.baseline
     if found is None:
         return f"**{arm.name}** and {baseline}: undecided with n = {len(arm.differences)}."
@@ -205,11 +218,12 @@ def _line(arm: ArmSummary, baseline: str) -> str:
 
 def _notes(summary: StudySummary) -> list[str]:
     lines = [
-        "± is the standard deviation over the seeds. p is that of the paired t-test, and of two one-sided tests within "
-        f"±{summary.protocol.margin:g} points. Both are corrected by Holm's method over the arms of this study; the "
-        "intervals are not corrected. A difference that is significant and within the margin is called equivalent. The "
-        "test loss is a secondary endpoint, without a test. MFLOPs are those of a forward pass for one image, in "
-        "millions; a multiplication and an addition count as two. Seconds are the mean duration of a training."
+        "± is the standard deviation over the seeds. p (difference) is from the paired t-test, and p (equivalence) "
+        f"from two one-sided tests within ±{summary.protocol.margin:g} points. Both are corrected by Holm's method "
+        "over the arms of this study; the intervals are not corrected. A difference that is significant and within the "
+        "margin is called equivalent. The test loss is a secondary endpoint, without a test. MFLOPs are those of a "
+        "forward pass for one image, in millions; a multiplication and an addition count as two. Seconds are the mean "
+        "duration of a training."
     ]
     for arm in summary.arms:
         if arm.diverged:
@@ -250,7 +264,7 @@ def summary_json(summary: StudySummary) -> dict[str, Any]:
             "mean": arm.mean, "deviation": arm.deviation, "diverged": arm.diverged,
             "differences": arm.differences, "loss_difference": arm.loss_difference, "comparison": found or None,
             "parameters": size and size.parameters, "flops": size and size.flops,
-            "sentence": "" if arm.name == summary.protocol.baseline else verdict_sentence(arm, summary.protocol),
+            "sentence": "" if arm.name == summary.protocol.baseline else verdict_sentence(arm, summary),
         }  # fmt: skip
     protocol = summary.protocol
     return {

@@ -134,9 +134,13 @@ class _Runs:
                 return not missing
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
-                self.ledger.add(future.result())
-                _print_row(future.result())
-                run = running.pop(future)
+                run, row = running.pop(future), future.result()
+                try:
+                    self.ledger.add(row)
+                except InputError:  # other images: the next call must not resume this run
+                    shutil.rmtree(self.place(run), ignore_errors=True)
+                    raise
+                _print_row(row)
                 if not self.keep_runs:
                     shutil.rmtree(self.place(run), ignore_errors=True)
 

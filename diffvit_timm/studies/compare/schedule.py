@@ -53,7 +53,10 @@ def tuning(protocol: Protocol, ledger: Ledger, arm: Arm) -> Tuning:
 def _score(protocol: Protocol, ledger: Ledger, arm: str, rate: float) -> float | None:
     """Return the mean validation accuracy over the tuning seeds; None if one of them is missing."""
     rows = [ledger.finished.get(Planned(arm, "tune", rate, seed)) for seed in protocol.tuning_seeds]
-    return None if None in rows else statistics.mean(row.val_accuracy for row in rows if row)
+    if None in rows:
+        return None
+    # Rounded, so that equal means of other accuracies are equal.
+    return round(statistics.mean(row.val_accuracy for row in rows if row), 9)
 
 
 def _rounded(rate: float) -> float:

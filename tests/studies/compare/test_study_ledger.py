@@ -101,3 +101,29 @@ def test_a_damaged_ledger_is_one_error(tmp_path, text):
         InputError, match=r"runs\.csv cannot be read .*: restore it from a copy, or use another `output`"
     ):
         Ledger(tmp_path / "runs.csv", study)
+
+
+def test_a_run_on_other_images_is_refused_and_not_used(tmp_path):
+    study = protocol()
+    found = ledger(study, tmp_path, [row(study, *ROWS[0])])
+    with pytest.raises(InputError, match="other validation or test images"):
+        found.add(row(study, "first", "tune", 0.01, 100, 0.5, images="other"))
+    assert len(found.finished) == len(found.rows) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dict(val_accuracy=float("nan")),
+        dict(val_accuracy=7.0),
+        dict(rate=float("inf")),
+        dict(seconds=-1.0),
+        dict(seed=-1),
+    ],
+    ids=lambda damage: next(iter(damage)),
+)
+def test_impossible_numbers_in_the_file_are_refused(tmp_path, damage):
+    study = protocol()
+    ledger(study, tmp_path, [dataclasses.replace(row(study, *ROWS[0]), **damage)])
+    with pytest.raises(InputError, match="line 2"):
+        Ledger(tmp_path / "runs.csv", study)

@@ -50,8 +50,8 @@ def test_the_verdicts_are_those_of_paired_tests_corrected_over_the_arms(tmp_path
                                 "+0.13, n = 4)."),
         ([3.0, -2.0, 1.0, 0.0], "**first** and plain: undecided with n = 4 (+0.50 points, 95 % interval -2.81 "
                                 "to +3.81)."),
-        ([3.0], "**first** and plain: undecided with n = 1."),
-        ([], "**first** and plain: undecided with n = 0."),
+        ([3.0], "So far: **first** and plain: undecided with n = 1."),
+        ([], "So far: **first** and plain: undecided with n = 0."),
     ],
 )  # fmt: skip
 def test_one_sentence_says_what_was_found(tmp_path, values, sentence):
@@ -109,3 +109,24 @@ def test_an_empty_study_has_a_report_without_numbers(tmp_path):
     found = summarise_study(study, ledger(study, tmp_path))
     assert "18 runs that choose rates and 12 test runs are missing" in report_text(found)
     plot_differences(found, tmp_path / "differences.png")
+
+
+def test_two_arms_that_diverged_are_not_called_equal(tmp_path):
+    study = protocol()
+    rows = [entry for arm in study.arms for entry in tuned(study, arm.name, {0.01: 0.3, 0.02: 0.4, 0.04: 0.3})]
+    rows += [
+        row(study, arm.name, "test", 0.02, seed, 0.0, 0.0, diverged=True)
+        for arm in study.arms for seed in study.test_seeds
+    ]  # fmt: skip
+    text = report_text(summarise_study(study, ledger(study, tmp_path, rows)))
+    assert "- **first** and plain: undecided with n = 4.\n" in text
+    assert "is equal" not in text
+
+
+def test_runs_of_a_tuning_seed_that_was_dropped_are_not_in_the_report(tmp_path):
+    both = protocol()
+    rows = [entry for arm in both.arms for entry in tuned(both, arm.name, {0.01: 0.3, 0.02: 0.4, 0.04: 0.3})]
+    one = protocol(tuning_seeds=(100,))
+    found = summarise_study(one, ledger(one, tmp_path, rows))
+    assert len(found.tuned) == 9
+    assert {entry.seed for entry in found.tuned} == {100}

@@ -91,3 +91,13 @@ def test_tests_run_at_the_best_rate_of_each_arm_and_in_the_order_of_the_seeds(tm
     assert plan_tests(study, found, ["plain", "first"]) == [Planned("plain", "test", 0.02, seed) for seed in range(4)]
     found.add(row(study, "plain", "test", 0.02, 1, endpoint=0.5))
     assert [run.seed for run in plan_tests(study, found, ["plain"])] == [0, 2, 3]
+
+
+def test_of_rates_whose_accuracies_have_the_same_mean_the_lower_one_is_chosen(tmp_path):
+    study = protocol()
+    rows = [
+        row(study, "plain", "tune", rate, seed, right / 500)
+        for rate, pair in {0.01: (100, 100), 0.02: (170, 172), 0.04: (171, 171), 0.08: (100, 100)}.items()
+        for seed, right in zip(study.tuning_seeds, pair, strict=True)
+    ]
+    assert tuning(study, ledger(study, tmp_path, rows), study.arm("plain")).best == 0.02
