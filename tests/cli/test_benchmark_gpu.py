@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from diffvit_timm.cli import main
-from diffvit_timm.studies.gpu_report import kernel_checks
+from diffvit_timm.studies.gpu_report import kernel_checks, trainer
 from diffvit_timm.studies.gpu_report.kernel import our_attention
 
 TOY = (
@@ -36,7 +36,8 @@ def rows_of(folder, stage):
     return json.loads((folder / f"{stage}.json").read_text())["rows"]
 
 
-def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit, capsys, tmp_path):
+def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "TURNS", 1)
     folder = tmp_path / "report"
     result = diffvit("benchmark", "gpu", "--output", folder, *TOY)
     assert result["rows"] == {"check": 34, "attention": 6, "models-eager": 2, "models-compiled": 2, "trainer": 1}

@@ -96,6 +96,7 @@ def test_two_processes_give_the_rows_of_one(diffvit, protocol, tmp_path):
     together = diffvit(*options, "--output", tmp_path / "together", "--processes", "2", "--minutes", "0")
     assert together["missing"]["tune"] == 0
     assert alone["missing"]["tune"] > 0
+    assert all(row["hardware"].endswith(", 1 threads") for row in rows_of(tmp_path / "together"))
     rows = {(row["arm"], row["rate"]): row["val_accuracy"] for row in rows_of(tmp_path / "together")}
     for row in rows_of(tmp_path / "alone"):
         assert rows[row["arm"], row["rate"]] == row["val_accuracy"]

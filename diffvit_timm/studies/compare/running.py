@@ -171,9 +171,7 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
     from ...training.recipe import train  # not above: the options of a study do not need accelerate and datasets
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    own: dict[str, Any] = {
-        **vars(run), "hardware": hardware_name(device), "versions": _versions(), "checksum": protocol.checksum(run)
-    }  # fmt: skip
+    own: dict[str, Any] = {**vars(run), "versions": _versions(), "checksum": protocol.checksum(run)}
     unknown: dict[str, Any] = dict.fromkeys(("test_accuracy", "test_loss", "parameters", "flops", "updates"))
     start = time.monotonic()
     try:
@@ -182,7 +180,10 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
         log0(f"{error}: the run counts as an accuracy of 0")
         seconds = round(time.monotonic() - start, 1)
         endpoint = 0.0 if run.part == "test" else None
-        return Row(**own, **unknown, val_accuracy=0.0, endpoint=endpoint, diverged=True, seconds=seconds, images="")
+        return Row(
+            **own, **unknown, val_accuracy=0.0, endpoint=endpoint, diverged=True, seconds=seconds, images="",
+            hardware=hardware_name(device),
+        )  # fmt: skip
     model = load_model(config.run.output, parameter="output")
     return Row(
         **own,
@@ -196,6 +197,7 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
         flops=forward_flops(model),
         updates=result["updates"],
         seconds=result["seconds"],
+        hardware=hardware_name(device),  # with the number of threads that the training took
         images=f"{result['fingerprints']['val'][:8]}-{result['fingerprints']['test'][:8]}",
     )
 
@@ -246,6 +248,7 @@ def _executor(processes: int) -> Any:
 
 def _start_worker() -> None:
     """Prepare a process for its runs: one thread, no log, and an end if the main process dies."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # otherwise the trainer takes all cores
     torch.set_num_threads(1)
     discard(sys.stderr)  # the logs of several runs would mix; each run folder has its metrics.jsonl
     threading.Thread(target=_end_with_parent, daemon=True).start()
