@@ -82,7 +82,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
 
 
 def _move_into_place(path: Path, out: Path) -> int:
-    """Move an exported file to `out`, and NAME.onnx.data beside it if there is one. Return their size in bytes."""
+    """Move an exported file to `out`, with its NAME.onnx.data if there is one, and return their size in bytes."""
     files = [file for file in (_data_file(path), path) if file.exists()]
     size = sum(file.stat().st_size for file in files)
     for file in files:  # the network last: it is usable only with its weights

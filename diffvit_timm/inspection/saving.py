@@ -16,7 +16,7 @@ __all__ = ["legend_label", "save_figure"]
 
 DPI = 120
 CHARACTER_WIDTH, LINE_HEIGHT = 0.6, 1.2  # relative to the size of a font
-PANEL_PITCH = 1.25  # width of a panel plus the gap beside it, divided by the width of the panel
+PANEL_PITCH = 1.25  # distance between the left edges of neighbouring panels, in widths of a panel
 NARROWEST = 30  # characters; shorter lines are not broken, however narrow their panel is
 
 

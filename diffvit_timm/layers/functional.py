@@ -79,7 +79,7 @@ def head_norm(x: Tensor, weight: Tensor | None, eps: float = HEAD_NORM_EPS) -> T
 def cast_once(x: Tensor) -> Tensor:
     """Cast x to the dtype of autocast, if it is enabled. Layers with several projections of x would each cast it.
 
-    As under autocast, float64 stays as it is.
+    Like autocast, this does not cast float64.
     """
     if not torch.jit.is_scripting():
         device = x.device.type

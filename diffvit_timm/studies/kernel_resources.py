@@ -27,7 +27,7 @@ KERNELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What the programs on one multiprocessor share.
+    """The limits of a multiprocessor, which its programs share.
 
     Attributes:
         capability: compute capability, times 10.
@@ -60,7 +60,7 @@ SCALARS = {"scale_log2", "scale", "eps"}
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes.
+    """The resources that a compiled kernel takes.
 
     Attributes:
         registers: registers of a thread.

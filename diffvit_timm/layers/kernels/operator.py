@@ -2,7 +2,7 @@
 
 In eager mode the function calls the kernel directly, because the dispatch of an operator that is written in Python
 costs more time than the kernel of a small batch. Where tensors are only described, as in torch.compile, it calls a
-PyTorch operator, which torch.compile leaves as it is, without a graph break.
+PyTorch operator, which torch.compile keeps in its graph without a break.
 
 For the backward pass the kernels keep the inputs and the output, which the next layer keeps anyway. The CUDA kernel
 also keeps the output of branch 2 and two numbers per query and head. Both kernels recompute the maps.

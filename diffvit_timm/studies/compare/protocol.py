@@ -1,4 +1,4 @@
-"""What is fixed before the first run of a comparison: its arms, learning rates, seeds, endpoint and margin."""
+"""The protocol of a comparison, which is fixed before its first run: arms, rates, seeds, endpoint and margin."""
 
 import dataclasses
 import hashlib
@@ -118,7 +118,7 @@ class Protocol(CheckedOptions):
         """
         own: dict[str, Any] = {
             name: value for name, value in self.config(run).flat().items()
-            if name not in WITHOUT_EFFECT and not _is_default(name, value)
+            if name not in WITHOUT_EFFECT and value != _DEFAULTS.get(name)
         }  # fmt: skip
         if run.part == "test":
             own["endpoint"] = [self.endpoint, self.corruption_images]
@@ -133,10 +133,6 @@ def _check_rates(arm: Arm) -> None:
         raise InputError(f"{given} must be finite numbers above 0")
     if list(arm.rates) != sorted(arm.rates):
         raise InputError(f"{given} must be in ascending order")
-
-
-def _is_default(name: str, value: Any) -> bool:
-    return value == _DEFAULTS.get(name)
 
 
 _DEFAULTS = TrainConfig.from_flat("-", "-").flat() | {"dataset": None, "model": None}

@@ -17,7 +17,7 @@ ENDPOINTS = {"test_accuracy": "test accuracy", "corruption_accuracy": "mean accu
 
 @dataclasses.dataclass(frozen=True)
 class ArmSummary:
-    """What a study has found about one arm.
+    """Results of one arm of a study.
 
     Attributes:
         name: name of the arm.
@@ -51,6 +51,11 @@ class ArmSummary:
         return [row.endpoint for row in self.rows if row.endpoint is not None]
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Parameters of the network, and FLOPs of a forward pass; None if no test run has finished."""
+        return next(((row.parameters, row.flops) for row in self.rows if row.parameters and row.flops), None)
+
+    @property
     def diverged(self) -> int:
         """Number of test runs that diverged."""
         return sum(row.diverged for row in self.rows)
@@ -58,7 +63,7 @@ class ArmSummary:
 
 @dataclasses.dataclass(frozen=True)
 class StudySummary:
-    """What a study has found so far.
+    """Results of a study so far.
 
     Attributes:
         protocol: the study.
@@ -209,9 +214,8 @@ def _line(arm: ArmSummary, baseline: str) -> str:
     else:
         cells += ["", "", "", "baseline" if arm.name == baseline else "undecided"]
     losses = [row.test_loss for row in arm.rows if row.test_loss is not None]
-    size = next((row for row in arm.rows if row.parameters and row.flops), None)
     cells += [f"{statistics.mean(losses):.3f}" if losses else ""]
-    cells += [f"{size.parameters:,}", f"{(size.flops or 0) / 1e6:.1f}"] if size else ["", ""]
+    cells += [f"{arm.size[0]:,}", f"{arm.size[1] / 1e6:.1f}"] if arm.size else ["", ""]
     cells += [f"{statistics.mean(row.seconds for row in arm.rows):.0f}" if arm.rows else ""]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
@@ -258,12 +262,12 @@ def summary_json(summary: StudySummary) -> dict[str, Any]:
     for arm in summary.arms:
         found = dataclasses.asdict(arm.comparison) if arm.comparison else {}
         found.pop("endpoint", None)
-        size = next((row for row in arm.rows if row.parameters), None)
+        parameters, flops = arm.size or (None, None)
         arms[arm.name] = {
             "lr": arm.tuning.best, "at_edge": arm.tuning.at_edge, "rates": list(arm.tuning.rates), "n": len(arm.rows),
             "mean": arm.mean, "deviation": arm.deviation, "diverged": arm.diverged,
             "differences": arm.differences, "loss_difference": arm.loss_difference, "comparison": found or None,
-            "parameters": size and size.parameters, "flops": size and size.flops,
+            "parameters": parameters, "flops": flops,
             "sentence": "" if arm.name == summary.protocol.baseline else verdict_sentence(arm, summary),
         }  # fmt: skip
     protocol = summary.protocol

@@ -14,12 +14,13 @@ from ...layers.kernels.layout import BranchDims, split_branches
 from .inputs import Heads, make_heads
 from .kernel import our_attention, stacked_attention
 
-__all__ = ["OURS", "PLAIN", "STACKED", "candidates", "inference_call", "training_call"]
+__all__ = ["FLASH", "OURS", "PLAIN", "STACKED", "candidates", "inference_call", "training_call"]
 
+FLASH = "plain flash"
 OURS, STACKED, TWO_CALLS, GROUPED = "ours", "stacked SDPA", "two calls, as timm", "SDPA with enable_gqa"
 # Plain attention of the same width, by PyTorch's backend. The first available one is the reference.
 PLAIN = {
-    "plain flash": SDPBackend.FLASH_ATTENTION,
+    FLASH: SDPBackend.FLASH_ATTENTION,
     "plain cuDNN": SDPBackend.CUDNN_ATTENTION,
     "plain efficient": SDPBackend.EFFICIENT_ATTENTION,
 }

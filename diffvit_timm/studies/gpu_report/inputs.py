@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from ...layers.kernels.layout import BranchDims
+from ..timing import PRECISIONS
 
 __all__ = ["DTYPES", "Heads", "make_heads", "widths_text"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+DTYPES = PRECISIONS | {"tf32": torch.float32}
 
 
 @dataclasses.dataclass(frozen=True)

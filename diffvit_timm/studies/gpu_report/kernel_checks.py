@@ -19,7 +19,7 @@ from ...layers.kernels.operator import has_kernel
 from .inputs import DTYPES, Heads, make_heads, widths_text
 from .kernel import formula, interprets_kernels, our_attention
 
-__all__ = ["Case", "cases", "check_case"]
+__all__ = ["FACTOR", "Case", "cases", "check_case"]
 
 FACTOR = 2.0  # on the error of explicit maps
 SUM_FACTOR = 4.0  # the same for a sum: four standard deviations
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What identifies the row of this case."""
+        """The settings that identify the row of this case."""
         return {
             "check": "kernel", "precision": self.precision, "heads": widths_text(self.branch_dims, self.width),
             "tokens": self.tokens, "lambda": "per token" if self.per_token else "scalar", "norm": self.norm,

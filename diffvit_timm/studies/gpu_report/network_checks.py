@@ -13,6 +13,7 @@ from ..timing import explicit_maps
 from .clock import Clock
 from .inputs import DTYPES, make_heads
 from .kernel import operator_calls
+from .kernel_checks import FACTOR
 
 __all__ = ["NETWORK_CHECKS"]
 
@@ -22,7 +23,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "version 1, head norm": {"head_norm": True},
     "version 2": {"attn": "diff_v2"},
 }
-FACTOR = 2.0  # on the error of explicit maps
 BATCH = 16  # with 4 images the gradients of the plain ViT nearly overflow at this scale
 FIRST_SCALE = 65_536.0  # of torch's GradScaler
 

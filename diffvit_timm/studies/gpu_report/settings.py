@@ -1,4 +1,4 @@
-"""What a report measures: its stages, networks, shapes and time limits."""
+"""The settings of a report: its stages, networks, shapes and time limits."""
 
 import dataclasses
 from typing import Literal, get_args

@@ -1,16 +1,15 @@
-"""What the rows say in sentences: where our kernel is the fastest path, and whether the targets were reached."""
+"""Sentences about the rows: where our kernel is the fastest path, and whether the targets were reached."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..attention_speed import TIMM
-from .candidates import OURS, STACKED
+from .candidates import FLASH, OURS, STACKED
 
 __all__ = ["kernel_verdicts", "target_sentences"]
 
 Row = Mapping[str, Any]
 
-FLASH = "plain flash"
 FLASH_TARGETS = {"H100": 0.55, "A100": 0.6}  # speed of attention alone, relative to plain flash attention
 # Speed of whole networks: ratio in the rows -> target, and what it is relative to.
 NETWORK_TARGETS = {"of_plain": (0.95, "the plain ViT"), "of_timm": (1.3, TIMM)}
