@@ -29,7 +29,7 @@ PRESETS = importlib.resources.files(__package__) / "presets"
 # Names that other programs have for our options.
 SYNONYMS = {
     "amp": "precision", "arch": "model", "batch": "batch-size", "bs": "batch-size", "checkpoint": "resume",
-    "data": "dataset", "data-dir": "dataset", "dataset-name": "dataset", "dropout": "drop-path",
+    "data": "dataset", "data-dir": "dataset", "dataset-name": "dataset", "drop": "dropout",
     "gradient-accumulation-steps": "grad-accum", "image-size": "img-size", "input-size": "img-size",
     "label-smooth": "label-smoothing", "learning-rate": "lr", "mixed-precision": "precision", "num-epochs": "epochs",
     "num-workers": "workers", "optimizer": "opt", "out": "output", "output-dir": "output", "preset": "config",

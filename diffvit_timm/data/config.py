@@ -17,13 +17,14 @@ __all__ = ["SHORT_NAMES", "DataConfig", "DatasetConfig"]
 SHORT_NAMES: dict[str, dict[str, Any]] = {
     "pets": {"dataset": "timm/oxford-iiit-pet"},
     "cifar10": {"dataset": "uoft-cs/cifar10"},
-    "cifar100": {"dataset": "uoft-cs/cifar100", "label_column": "fine_label"},
+    "cifar100": {"dataset": "uoft-cs/cifar100"},
     "mnist": {"dataset": "ylecun/mnist"},
     "fashion_mnist": {"dataset": "zalando-datasets/fashion_mnist"},
     "bach": {"dataset": "1aurent/BACH", "test_share": 0.25},  # the images of its test split have no labels
     "clutter": {"dataset": "ylecun/mnist+clutter"},
 }
 
+VAL_SHARE = 0.1  # share of the training images that become validation images if there is no such split
 CLUTTER = "+clutter"  # end of the name of a dataset of digits that are put among distractors
 
 
@@ -38,8 +39,8 @@ class DatasetConfig(CheckedOptions):
     """Dataset configuration, as named on its Hub page or in its README.md; needed if there are several."""
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
-    label_column: str = "label"
-    """Column of the class labels."""
+    label_column: str = "auto"
+    """Column of the class labels; auto: label, or fine_label (CIFAR-100), or else the only column of class labels."""
     test_share: float = 0.0
     """Share of the training images to test on, instead of the dataset's test split; 0: use the test split."""
     group_column: str | None = None
@@ -54,13 +55,13 @@ class DatasetConfig(CheckedOptions):
                     object.__setattr__(self, name, value)  # frozen for everybody else
         self.require("test_share", 0 <= self.test_share < 1, "must be in [0, 1)")
 
-    def load(self, stream: int = 0) -> "Splits":
+    def load(self, stream: int = 0, val_share: float = VAL_SHARE) -> "Splits":
         """Load the splits; arguments and errors as in `load_splits` and `clutter_splits`."""
         from .datasets import load_splits  # not above: parsing options does not need datasets
 
         name = self.dataset.removesuffix(CLUTTER) if self.has_clutter else self.dataset
         columns = self.image_column, self.label_column
-        splits = load_splits(name, *columns, stream, self.test_share, self.group_column, self.dataset_config)
+        splits = load_splits(name, *columns, stream, self.test_share, self.group_column, self.dataset_config, val_share)
         if not self.has_clutter:
             return splits
         from .clutter import clutter_splits
@@ -83,6 +84,11 @@ class DataConfig(DatasetConfig):
     """Number of training images per class, drawn at random; a class with fewer images keeps all of them; 0: all."""
     sample_seed: int = 0
     """Seed of the draw of max_train_samples or samples_per_class."""
+    val_share: float = VAL_SHARE
+    """Share of the training images to validate on, if the dataset has no validation split; 0: validate on the test
+    images, which needs keep_weights=last."""
+    max_val_samples: int = 0
+    """Number of validation images to use, drawn at random with the class proportions of the dataset; 0: all."""
     label_noise: float = 0.0
     """Share of wrong labels in the training and validation images; test labels are not changed."""
     input_noise: float = 0.0
@@ -101,9 +107,13 @@ class DataConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, repeated_augmentation=self.repeated_augmentation)
-        for name in ("max_train_samples", "samples_per_class", "sample_seed", "input_noise", "stream", "workers"):
+        for name in (
+            "max_train_samples", "max_val_samples", "samples_per_class", "sample_seed", "input_noise", "stream",
+            "workers",
+        ):  # fmt: skip
             self.require(name, getattr(self, name) >= 0, "must not be negative")
-        self.require("label_noise", 0 <= self.label_noise < 1, "must be in [0, 1)")
+        for name in ("label_noise", "val_share"):
+            self.require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         self.require("crop_scale", 0 < self.crop_scale <= 1, "must be in (0, 1]")
         crops = "crop" in parse_policy(self.augment)
         self.require("crop_scale", crops or self.is_default("crop_scale"), "has no effect without `augment=crop`")

@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
+from .config import VAL_SHARE
 from .folders import load_image_folder
 from .load_errors import load_errors
 from .parquet import check_class_names, has_metadata, has_parquet_files, load_parquet_folder
@@ -20,32 +21,36 @@ __all__ = ["load_images", "load_splits"]
 VAL_NAMES = ("validation", "valid", "val")
 SHARDS = 64  # of a streamed folder of images
 UNDECODED = {"bytes": Value("binary"), "path": Value("string")}  # an image in a streamed row
-VAL_SHARE = 0.1  # share of the training images that become validation images if there is no such split
+# Columns of class labels that are found by themselves; CIFAR-100 has a second one, coarse_label.
+LABEL_NAMES = ("label", "fine_label")
 
 
 def load_splits(
     name: str,
     image_column: str = "auto",
-    label_column: str = "label",
+    label_column: str = "auto",
     stream: int = 0,
     test_share: float = 0.0,
     group_column: str | None = None,
     dataset_config: str | None = None,
+    val_share: float = VAL_SHARE,
 ) -> Splits:
     """Load a dataset with its official splits.
 
-    Without a validation split, a stratified tenth of the training images becomes one. Without a test split, the
-    validation split is the test split, and that tenth is validation. If the training images are streamed, they cannot
-    be counted: a tenth of the test split is then validation, and the rest is tested.
+    Without a validation split, a stratified share of the training images becomes one. Without a test split, the
+    validation split is the test split, and that share is validation. If the training images are streamed, they cannot
+    be counted: a share of the test split is then validation, and the rest is tested.
 
     Args:
         name: Hub name, or a folder with parquet files or with one folder of images per class (imagefolder).
         image_column: column of the images; 'auto' is the only image column.
-        label_column: column of the class labels.
+        label_column: column of the class labels; 'auto' is label, fine_label, or the only one.
         stream: stream the training images, with this many images per epoch; 0: store them.
         test_share: share of the training images to test on, instead of the test split; 0: use the test split.
         group_column: column with group ids (e.g. patient); a group never spans two splits.
         dataset_config: configuration of a dataset that has several.
+        val_share: share of the images that become validation images if there is no such split; 0: the validation
+            images are the test images.
 
     Raises:
         InputError: the dataset cannot be loaded, it has no usable split, column, label or class list, or no training
@@ -57,10 +62,8 @@ def load_splits(
         loaded.pop("test", None)
     _check_split_names(name, loaded, has_test=bool(test_share or "test" in loaded or val_name))
     features = loaded["train"].features
-    columns = {
-        _find_image_column(name, features, image_column): "image",
-        _check_label_column(name, features, label_column): "label",
-    }
+    label_column = _find_label_column(name, features, label_column)
+    columns = {_find_image_column(name, features, image_column): "image", label_column: "label"}
     if group_column:
         is_divided = not test_share and "test" in loaded and val_name is not None
         columns[_check_group_column(name, features, group_column, columns, is_divided)] = "group"
@@ -68,14 +71,14 @@ def load_splits(
     named = {split: _select_columns(data, columns) for split, data in loaded.items() if split in used}
     _check_class_names(name, label_column, named, dataset_config)
     if stream:
-        named = {split: data if split == "train" else _store(data) for split, data in named.items()}
+        named = {split: data if split == "train" else _store(data, split) for split, data in named.items()}
     for split, data in named.items():
         if not (stream and split == "train"):
             _check_rows(name, split, data, group_column)
     if stream:
-        splits = _divide_stream(named, name, val_name, stream, features[label_column].names)
+        splits = _divide_stream(named, name, val_name, stream, features[label_column].names, val_share)
     else:
-        splits = _divide(named, name, val_name, test_share, group_column, features[label_column].names)
+        splits = _divide(named, name, val_name, test_share, group_column, features[label_column].names, val_share)
         _check_training_classes(name, splits, group_column)
     return splits
 
@@ -154,10 +157,18 @@ def _find_image_column(name: str, features: Features, column: str, parameter: st
     return column
 
 
-def _check_label_column(name: str, features: Features, column: str) -> str:
-    """Return the label column, if it has two classes or more."""
-    if not isinstance(features.get(column), ClassLabel):
-        labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+def _find_label_column(name: str, features: Features, column: str) -> str:
+    """Return the name of the label column, if it has two classes or more."""
+    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    if column == "auto":
+        known = [label for label in LABEL_NAMES if label in labels] or labels
+        if len(known) != 1:
+            advice = (
+                f"choose one with `label_column`: {labels}" if labels else "datasets' class_encode_column makes one"
+            )
+            raise InputError(f"`dataset={name}` has {len(labels)} columns of class labels: {advice}")
+        column = known[0]
+    if column not in labels:
         advice = f"choose one of {labels}" if labels else "it has none; datasets' class_encode_column makes one"
         raise InputError(f"`label_column={column}` is not a class label of {name}: {advice}")
     if features[column].num_classes < 2:
@@ -224,6 +235,7 @@ def _divide(
     test_share: float,
     group_column: str | None,
     class_names: list[str],
+    val_share: float,
 ) -> Splits:
     """Choose the three splits of stored images, and hold out those that the dataset does not have."""
     train: Any = named["train"]
@@ -239,22 +251,26 @@ def _divide(
         test = named["test"] if "test" in named else named[val_name]  # type: ignore[index]
     if val_name is not None and (test_share or "test" in named):
         val = named[val_name]
+    elif val_share:
+        train, val = hold_out(train, val_share, name)
     else:
-        train, val = hold_out(train, VAL_SHARE, name)
+        val = test
     if group_column:
         train, val, test = (split.select_columns(["image", "label"]) for split in (train, val, test))
     return Splits(train, val, test, class_names)
 
 
 def _divide_stream(
-    named: dict[str, Any], name: str, val_name: str | None, length: int, class_names: list[str]
+    named: dict[str, Any], name: str, val_name: str | None, length: int, class_names: list[str], val_share: float
 ) -> Splits:
     """Choose the three splits of a dataset whose training images are streamed."""
     test = named["test"] if "test" in named else named[val_name]  # type: ignore[index]
     if val_name is not None and "test" in named:
         val = named[val_name]
+    elif val_share:
+        test, val = hold_out(test, val_share, name)
     else:
-        test, val = hold_out(test, VAL_SHARE, name)
+        val = test
     return Splits(Stream(named["train"], length), val, test, class_names)
 
 
@@ -269,10 +285,10 @@ def _check_training_classes(name: str, splits: Splits, group_column: str | None)
         )
 
 
-def _store(data: IterableDataset) -> Dataset:
-    """Store a streamed split on disk."""
+def _store(data: IterableDataset, split: str) -> Dataset:
+    """Store a streamed split on disk, under its name, which a streamed folder of images does not know."""
 
     def rows() -> Iterator[dict]:
         yield from data
 
-    return Dataset.from_generator(rows, features=data.features, split=data.split)
+    return Dataset.from_generator(rows, features=data.features, split=datasets.NamedSplit(split))

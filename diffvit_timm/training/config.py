@@ -14,9 +14,12 @@ from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
 from ..options import CheckedOptions, check_value
 
-__all__ = ["ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DROPOUT_ARGUMENTS", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
 Optimizer = Literal["adamw", "nmuon"]
+
+# Arguments of timm's transformers for dropout, as the ViT paper uses it (https://arxiv.org/abs/2010.11929, B.1).
+DROPOUT_ARGUMENTS = ("pos_drop_rate", "proj_drop_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ModelConfig(CheckedOptions):
     """More arguments of timm.create_model, as NAME=VALUE."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; 0: off."""
+    dropout: float = 0.0
+    """Dropout rate after the position embeddings, the output projections of attention and the layers of the MLPs."""
     head_init: Literal["random", "probe"] = "random"
     """probe: start the head as a logistic regression on the features of the frozen network."""
     reset_head: bool = False
@@ -53,7 +58,8 @@ class ModelConfig(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, calibration_images=self.calibration_images)
-        self.require("drop_path", 0 <= self.drop_path < 1, "must be in [0, 1)")
+        for name in ("drop_path", "dropout"):
+            self.require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
         sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
         self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
         known = self.freeze in ("none", "backbone", "proj") or re.fullmatch("[0-9]+", self.freeze) is not None
@@ -69,6 +75,7 @@ class ModelConfig(CheckedOptions):
         own = {name: name for name in ("attn", "conversion", "pretrained", "img_size")} | {
             "drop_path_rate": "drop_path"
         }
+        own |= dict.fromkeys(DROPOUT_ARGUMENTS, "dropout") if self.dropout else {}
         for name in self.keyword_arguments.keys() & own.keys():
             raise InputError(f"`model_kwargs={name}=...` is an option of its own: pass `{own[name]}`")
 
@@ -93,6 +100,8 @@ class OptimConfig(CheckedOptions):
     """Number of updates, instead of epochs; 0: train for epochs."""
     patience: int = 0
     """Stop after this many epochs without a better validation result; 0: never."""
+    keep_weights: Literal["best", "last"] = "best"
+    """Weights to test and to save in best/: those of the best epoch on the validation images, or the last ones."""
     batch_size: int = 32
     """Batch size per process, summed over accumulation steps (accelerate: per step)."""
     grad_accum: int = 1
@@ -103,6 +112,8 @@ class OptimConfig(CheckedOptions):
     """Peak learning rate of the head; layer_decay lowers it towards the stem."""
     warmup_epochs: float = 0.5
     """Epochs of linear warm-up, which a cosine decay to zero follows."""
+    warmup_steps: int = 0
+    """Updates of linear warm-up, instead of warmup_epochs; 0: warm up for epochs."""
     weight_decay: float = 0.05
     """Weight decay, not applied to biases, norms, tokens and position embeddings."""
     layer_decay: float = 0.75
@@ -138,11 +149,17 @@ class OptimConfig(CheckedOptions):
         for name in ("lr", "layer_decay", "lambda_lr_scale", "query_lr_scale", "distill_temperature"):
             self.require(name, getattr(self, name) > 0, "must be above 0")
         for name in (
-            "max_steps", "patience", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "lambda_warmup"
+            "max_steps", "patience", "warmup_epochs", "warmup_steps", "weight_decay", "clip_grad", "mixup", "cutmix",
+            "lambda_warmup",
         ):  # fmt: skip
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("label_smoothing", "ema", "lambda_target"):
             self.require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
+        self.require(
+            "patience",
+            self.keep_weights == "best" or not self.patience,
+            "chooses an epoch: leave out `keep_weights=last`",
+        )
         self.require("distill_weight", 0 < self.distill_weight <= 1, "must be in (0, 1]")
         self.require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds `batch_size={self.batch_size}`")
         for name, needed in (
@@ -228,6 +245,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check the options that concern two parts."""
         data, model, optim = self.data, self.model, self.optim
+        is_fair = bool(data.val_share) or optim.keep_weights == "last"
+        data.require("val_share", is_fair, "lets test images choose the weights: pass `keep_weights=last`")
         if data.stream:
             data.require("stream", data.stream >= optim.batch_size, f"is less than `batch_size={optim.batch_size}`")
             model.require("conversion", not model.looks_at_images, "needs stored images: leave out `stream`")

@@ -18,7 +18,7 @@ from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import build_model_on_meta, check_model, load_model
 from ..options import named
-from .config import ModelConfig
+from .config import DROPOUT_ARGUMENTS, ModelConfig
 
 __all__ = ["check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
 
@@ -159,6 +159,8 @@ def _source_arguments(config: ModelConfig, attn: str | None, is_own: bool) -> di
     settings = [name for name in DIFF_SETTINGS if name in config.keyword_arguments]
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
+    if config.dropout:
+        kwargs |= dict.fromkeys(DROPOUT_ARGUMENTS, config.dropout)
     if attn:
         kwargs |= dict.fromkeys(settings)  # they are for the conversion; timm ignores arguments that are None
         kwargs |= {"attn": "plain"} if is_variant else {}

@@ -112,7 +112,7 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
 
 def warmup_updates(config: OptimConfig, updates_per_epoch: int, total: int) -> int:
     """Return the number of warm-up updates, at most `total`."""
-    return min(round(config.warmup_epochs * updates_per_epoch), total)
+    return min(config.warmup_steps or round(config.warmup_epochs * updates_per_epoch), total)
 
 
 def build_scheduler(

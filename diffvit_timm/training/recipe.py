@@ -108,7 +108,7 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
 
 def _load_splits(config: DataConfig) -> Splits:
     """Load the dataset, take a part of the training images, and add noise, as the options say."""
-    splits = config.load(config.stream)
+    splits = config.load(config.stream, config.val_share)
     if config.test_share and not config.group_column:
         log0(
             f"{config.test_share:.0%} of the training images are held out for the test, class by class. If several of "
@@ -126,6 +126,10 @@ def _load_splits(config: DataConfig) -> Splits:
     elif config.samples_per_class:
         train = take_per_class(splits.train, config.samples_per_class, config.sample_seed)
         splits = dataclasses.replace(splits, train=train)
+    if config.max_val_samples:
+        count = len(splits.val)
+        config.require("max_val_samples", config.max_val_samples <= count, f"exceeds the {count} validation images")
+        splits = dataclasses.replace(splits, val=take_stratified(splits.val, config.max_val_samples))
     if config.label_noise:
         train, val = (with_label_noise(split, config.label_noise) for split in (splits.train, splits.val))
         splits = dataclasses.replace(splits, train=train, val=val)

@@ -169,9 +169,13 @@ class Trainer:
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
         if warmup_updates(config.optim, self.updates_per_epoch, self.updates) == self.updates:
+            steps, epochs = config.optim.warmup_steps, config.optim.warmup_epochs
+            length, option = (
+                (f"{steps:,} updates", "warmup_steps") if steps else (f"{epochs:g} epochs", "warmup_epochs")
+            )
             log0(
-                f"the warm-up of {config.optim.warmup_epochs:g} epochs takes the whole training, which never reaches "
-                f"the learning rate {config.optim.lr:g}: lower warmup_epochs"
+                f"the warm-up of {length} takes the whole training, which never reaches the learning rate "
+                f"{config.optim.lr:g}: lower {option}"
             )
         log0(COLUMNS)
 
@@ -243,9 +247,11 @@ class Trainer:
         if lambdas:
             columns.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
         log0("  ".join([*columns, f"{time.perf_counter() - self.started:.0f} s"]))
-        # 2. Keep the weights if they are the best so far.
+        # 2. Keep the weights if they are the best so far, or the last.
         state.epochs_since_best += 1
-        if (val.accuracy, -val.loss) > state.best:  # accuracies on few images are often equal: the lower loss decides
+        keeps_last = self.config.optim.keep_weights == "last"
+        # accuracies on few images are often equal: the lower loss decides
+        if keeps_last or (val.accuracy, -val.loss) > state.best:
             state.best, state.epochs_since_best = (val.accuracy, -val.loss), 0
             if self.run:
                 self.run.save_best(self.learner.eval_model, self.splits.class_names)

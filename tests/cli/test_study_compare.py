@@ -340,7 +340,7 @@ def test_a_preset_cannot_bring_what_a_study_sets_or_other_images(protocol, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("clutter", {"dataset": "here+clutter"}), ("cifar100", {"label_column": "fine_label"})]
+    ("name", "options"), [("clutter", {"dataset": "here+clutter"}), ("bach", {"test_share": 0.25})]
 )
 def test_a_dataset_on_this_machine_keeps_what_the_short_name_says(protocol, name, options):
     found = read_protocol(str(protocol(train={**TRAIN, "dataset": name})), "here")

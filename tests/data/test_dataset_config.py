@@ -8,21 +8,21 @@ from diffvit_timm.errors import InputError
 
 @pytest.mark.parametrize("kind", [DatasetConfig, DataConfig])
 @pytest.mark.parametrize(
-    ("name", "dataset", "label_column", "test_share"),
+    ("name", "dataset", "test_share"),
     [
-        ("pets", "timm/oxford-iiit-pet", "label", 0.0),
-        ("cifar10", "uoft-cs/cifar10", "label", 0.0),
-        ("cifar100", "uoft-cs/cifar100", "fine_label", 0.0),
-        ("mnist", "ylecun/mnist", "label", 0.0),
-        ("fashion_mnist", "zalando-datasets/fashion_mnist", "label", 0.0),
-        ("bach", "1aurent/BACH", "label", 0.25),
-        ("clutter", "ylecun/mnist+clutter", "label", 0.0),
+        ("pets", "timm/oxford-iiit-pet", 0.0),
+        ("cifar10", "uoft-cs/cifar10", 0.0),
+        ("cifar100", "uoft-cs/cifar100", 0.0),
+        ("mnist", "ylecun/mnist", 0.0),
+        ("fashion_mnist", "zalando-datasets/fashion_mnist", 0.0),
+        ("bach", "1aurent/BACH", 0.25),
+        ("clutter", "ylecun/mnist+clutter", 0.0),
     ],
 )
-def test_a_short_name_is_replaced_by_the_options_it_stands_for(kind, name, dataset, label_column, test_share):
+def test_a_short_name_is_replaced_by_the_options_it_stands_for(kind, name, dataset, test_share):
     config = kind(name)
-    assert (config.dataset, config.label_column, config.test_share) == (dataset, label_column, test_share)
-    assert kind(config.dataset, label_column=label_column, test_share=test_share) == config
+    assert (config.dataset, config.label_column, config.test_share) == (dataset, "auto", test_share)
+    assert kind(config.dataset, test_share=test_share) == config
 
 
 def test_every_short_name_is_tested_and_none_stands_for_another():
@@ -31,7 +31,7 @@ def test_every_short_name_is_tested_and_none_stands_for_another():
 
 
 def test_an_option_that_was_given_is_kept_beside_a_short_name():
-    assert DatasetConfig("cifar100", label_column="coarse_label").label_column == "coarse_label"
+    assert DatasetConfig("bach", label_column="grade").label_column == "grade"
     assert DatasetConfig("bach", test_share=0.5).test_share == 0.5
     assert DatasetConfig("bach", test_share=0.5).dataset == "1aurent/BACH"
 

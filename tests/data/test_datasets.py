@@ -111,7 +111,8 @@ def test_class_names_keep_the_datasets_own_order_and_other_column_names_are_unde
             img=(ImageFeature(), picture), fine_label=(ClassLabel(names=names), 1),
             coarse_label=(ClassLabel(names=["bird", "mammal"]), 0),
         )  # fmt: skip
-    splits = load_splits(str(tmp_path / "d"), label_column="fine_label")
+    splits = load_splits(str(tmp_path / "d"))
+    assert load_splits(str(tmp_path / "d"), label_column="coarse_label").class_names == ["bird", "mammal"]
     assert splits.class_names == names
     for split in (splits.train, splits.val, splits.test):
         assert set(split.column_names) == {"image", "label"}
@@ -182,9 +183,34 @@ def test_labels_that_are_plain_numbers_are_refused_because_they_have_no_class_na
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
     assert refusal(tmp_path / "d") == (
-        f"`label_column=label` is not a class label of {tmp_path / 'd'}: it has none; datasets' class_encode_column "
-        "makes one"
+        f"`dataset={tmp_path / 'd'}` has 0 columns of class labels: datasets' class_encode_column makes one"
     )
+
+
+def test_the_only_column_of_class_labels_is_found_and_two_ask_for_the_parameter(tmp_path):
+    kinds, colours = ClassLabel(names=["cat", "dog"]), ClassLabel(names=["black", "white"])
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "one", split, label=(None, 0), breed=(kinds, 1))
+        write_parquet(tmp_path / "two", split, label=(None, 0), breed=(kinds, 1), colour=(colours, 0))
+    assert load_splits(str(tmp_path / "one")).class_names == ["cat", "dog"]
+    assert refusal(tmp_path / "two") == (
+        f"`dataset={tmp_path / 'two'}` has 2 columns of class labels: choose one with `label_column`: "
+        "['breed', 'colour']"
+    )
+    assert load_splits(str(tmp_path / "two"), label_column="colour").class_names == ["black", "white"]
+
+
+@pytest.mark.parametrize("stream", [0, 20])
+def test_without_a_share_for_validation_the_test_images_are_the_validation_images(make_image_folder, stream):
+    folder = make_image_folder(train=10, test=4)
+    splits = load_splits(str(folder), stream=stream, val_share=0.0)
+    assert files(splits.val) == files(splits.test) == {str(path) for path in folder.glob("test/*/*.png")}
+    assert stream or len(splits.train) == 30
+
+
+def test_the_share_of_the_validation_images_can_be_chosen(make_image_folder):
+    splits = load_splits(str(make_image_folder(train=10, test=4)), val_share=0.3)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (21, 9, 12)
 
 
 def test_two_image_columns_ask_for_the_parameter_and_then_use_the_chosen_one(tmp_path):

@@ -125,6 +125,11 @@ def test_a_warm_up_longer_than_the_training_still_ends_within_it(tiny_model):
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
     assert warmup_updates(cfg, updates_per_epoch=3, total=3) == 3
     assert warmup_updates(config(warmup_epochs=0.5), updates_per_epoch=3, total=3) == 2
+    assert warmup_updates(config(warmup_steps=500), updates_per_epoch=3, total=3) == 3
+
+
+def test_a_warm_up_in_updates_replaces_that_in_epochs():
+    assert warmup_updates(config(warmup_epochs=5.0, warmup_steps=7), updates_per_epoch=10, total=100) == 7
 
 
 def test_muon_takes_the_matrices_between_two_layers_and_no_others(tiny_model):

@@ -10,6 +10,7 @@ from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import recipe
 from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.model import create_model
 from diffvit_timm.training.recipe import train
 
 
@@ -75,6 +76,63 @@ def test_a_part_of_the_training_images_is_drawn_and_the_result_says_how_many(ima
     assert (result["train_images"], result["updates"], result["test_images"]) == (20, 3, 18)
     with pytest.raises(InputError, match=r"^`max_train_samples=33` exceeds the 32 training images"):
         train(small(image_folder, tmp_path / "more", max_train_samples=33), "recipe")
+
+
+def test_a_part_of_the_validation_images_is_drawn_and_more_than_there_are_is_refused(image_folder, tmp_path, capsys):
+    config = small(image_folder, tmp_path).replace(val_share=0.5)
+    train(config.replace(max_val_samples=6), "recipe")
+    assert "18 train, 6 val, 18 test images" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^`max_val_samples=19` exceeds the 18 validation images$"):
+        train(config.replace(max_val_samples=19, output=str(tmp_path / "more")), "recipe")
+
+
+def test_the_last_weights_are_kept_and_tested_although_an_earlier_epoch_was_better(image_folder, tmp_path):
+    # The first epoch changes nothing visible, and the others unlearn: the labels of the training images are wrong.
+    common = small(image_folder, tmp_path).replace(epochs=3, seed=1, label_noise=0.9, lr=0.05, layer_decay=1.0)
+    rows = {}
+    for keep in ("best", "last"):
+        output = tmp_path / keep
+        result = train(common.replace(keep_weights=keep, output=str(output)), "recipe")
+        epochs = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        rows[keep] = (
+            [row["val_loss"] for row in epochs if "val_loss" in row],
+            result["val_accuracy"],
+            result["test_loss"],
+        )
+    assert rows["best"][0] == rows["last"][0]
+    assert rows["best"][2] != rows["last"][2]
+    model = timm.create_model(f"local-dir:{tmp_path}/last/best", pretrained=True)
+    again = train(
+        TrainConfig.from_flat(
+            str(image_folder),
+            f"local-dir:{tmp_path}/last/best",
+            eval_only=True,
+            workers=0,
+            output=str(tmp_path / "again"),
+        ),
+        "recipe",
+    )
+    assert model.num_classes == 3
+    assert again["test_loss"] == pytest.approx(rows["last"][2], rel=1e-5)
+
+
+def test_dropout_acts_where_the_vit_paper_has_it(image_folder, splits, tmp_path):
+    model, _ = create_model(small(image_folder, tmp_path).replace(dropout=0.25).model, splits)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    where = {name for name, rate in rates.items() if rate == 0.25}
+    block = {f"blocks.{i}.{place}" for i in range(2) for place in ("attn.proj_drop", "mlp.drop1", "mlp.drop2")}
+    assert where == {"pos_drop", *block}
+
+
+def test_dropout_survives_a_conversion_and_is_refused_twice(image_folder, splits, tmp_path):
+    shape = ("embed_dim=32", "depth=1", "num_heads=2", "patch_size=8")
+    config = small(image_folder, tmp_path).replace(
+        model="vit_tiny_patch16_224", model_kwargs=shape, attn="diff", dropout=0.1
+    )
+    model, _ = create_model(config.model, splits)
+    assert model.blocks[0].attn.proj_drop.p == model.pos_drop.p == 0.1
+    with pytest.raises(InputError, match=r"^`model_kwargs=proj_drop_rate=...` is an option of its own: pass `dropout`"):
+        config.replace(model_kwargs=(*shape, "proj_drop_rate=0.1"))
 
 
 def test_eval_only_tests_a_finished_run_and_changes_nothing(image_folder, tmp_path):

@@ -515,12 +515,15 @@ def test_a_frozen_backbone_keeps_its_weights_and_stays_in_evaluation_mode(traine
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_model_trains_to_the_same_weights(trainer):
-    # With seed 0, a weight has a first gradient of 2e-8, about AdamW's eps, whose rounding becomes a step of 1.5e-5.
     options = dict(epochs=1, max_steps=2, lr=1e-3, seed=1)
     plain, compiled = (trainer(BIASLESS, compile=compile, **options) for compile in (False, True))
     one, other = weights_after(plain), weights_after(compiled)
     assert compiled.learner.net._compiled_call_impl is not None
-    assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
+    differences = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    # A few gradients are about as small as AdamW's eps, so that their rounding, which depends on the processor, becomes
+    # a step of up to 2e-5.
+    assert differences.quantile(0.999) < 1e-6
+    assert differences.max() < 1e-4
 
 
 PROCESSES = """
