@@ -6,6 +6,7 @@ import importlib.resources
 import io
 import sys
 import typing
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from ..errors import InputError
 from ..options import check_value
 from .flags import option_fields, positional_names
 
-__all__ = ["mapping_arguments", "parse_options", "preset_names", "read_mapping"]
+__all__ = ["mapping_arguments", "parse_options", "preset_names", "presets_of_folder", "read_mapping"]
 
 # Words for null and for booleans in a preset.
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
@@ -40,8 +41,27 @@ OptionsT = TypeVar("OptionsT")
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in PRESETS.iterdir() if path.name.endswith(".yaml"))
+    """Return the names of the presets that come with the package; those in a folder are named FOLDER/NAME."""
+    return sorted(_presets_below(PRESETS))
+
+
+def presets_of_folder(name: str) -> list[str]:
+    """Return the names of the presets in a folder of presets that comes with the package; none for another name."""
+    return [preset for preset in preset_names() if preset.startswith(f"{name}/")]
+
+
+def _preset_choices() -> str:
+    """Return the names of all presets for an error; a folder of presets is named once, as FOLDER/."""
+    names = (name.partition("/") for name in preset_names())
+    return ", ".join(dict.fromkeys(f"{first}{slash}" for first, slash, _ in names))
+
+
+def _presets_below(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _presets_below(path, f"{prefix}{path.name}/")
+        elif path.name.endswith(".yaml"):
+            yield prefix + path.name.removesuffix(".yaml")
 
 
 def parse_options(
@@ -152,7 +172,7 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
         if word == "--config":
             name = next(words, None)
             if name is None or name.startswith("--"):
-                raise InputError(f"--config needs a preset ({', '.join(preset_names())}) or the path of a YAML file")
+                raise InputError(f"--config needs a preset ({_preset_choices()}) or the path of a YAML file")
             preset_argv += _preset_arguments(name, fields, prog)
         elif word == "--demo" and "demo" in fields:
             preset_argv += _preset_arguments("demo", fields, prog)
@@ -226,9 +246,10 @@ def _read_preset(name: str) -> dict[str, Any]:
     if not path.is_file():
         path = Path(name).expanduser()
         if not path.is_file():
-            raise InputError(
-                f"--config {name} is neither a preset ({', '.join(preset_names())}) nor a YAML file: check the name"
-            )
+            own = presets_of_folder(name.rstrip("/"))
+            close = own or difflib.get_close_matches(name, preset_names(), n=1)
+            advice = f"did you mean {' or '.join(close)}?" if close else "check the name"
+            raise InputError(f"--config {name} is neither a preset ({_preset_choices()}) nor a YAML file: {advice}")
     return read_mapping(path, f"--config {name}")
 
 

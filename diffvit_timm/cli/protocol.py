@@ -3,17 +3,16 @@
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, get_args
-
-import tyro
+from typing import Any, get_args
 
 from ..data.config import CLUTTER, SHORT_NAMES, DatasetConfig
 from ..errors import InputError
 from ..options import check_value
 from ..studies.compare.protocol import Arm, Endpoint, Protocol
 from ..training.config import TrainConfig
-from .flags import command_line_text, option_fields
-from .parser import NULL_WORDS, mapping_arguments, parse_options, read_mapping
+from .flags import command_line_text
+from .parser import NULL_WORDS, mapping_arguments, read_mapping
+from .training_options import TRAIN_FIELDS, parse_training
 
 __all__ = ["read_protocol"]
 
@@ -31,11 +30,6 @@ RESERVED = {
 }  # fmt: skip
 # All arms see the same validation and test images.
 SHARED = (*(field.name for field in dataclasses.fields(DatasetConfig)), "label_noise", "input_noise")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Training:
-    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 
 def read_protocol(file: str, dataset: str | None = None) -> Protocol:
@@ -128,10 +122,8 @@ def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], 
     merged = {**shared, **options} | ({"model_kwargs": list(kwargs.values())} if kwargs else {})
     if "config" in merged:  # a preset comes first: every option of the file replaces its own
         merged = {"config": merged.pop("config"), **merged}
-    fields = option_fields(_Training)
     try:
-        arguments = mapping_arguments(merged, source, fields, "diffvit train")
-        train = parse_options(_Training, arguments, prog="diffvit train").train
+        train = parse_training(mapping_arguments(merged, source, TRAIN_FIELDS, "diffvit train"))
     except InputError as error:
         text = command_line_text(str(error), ())
         raise InputError(text if text.startswith(source) else f"{source}: {text}") from error
@@ -143,7 +135,7 @@ def _options(content: Any, source: str, allowed: tuple[str, ...] = ()) -> dict[s
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{source} is not a mapping of options to values")
     options = {name.replace("-", "_"): value for name, value in content.items()}
-    _check_names(options, (*option_fields(_Training), "config", *allowed), source)
+    _check_names(options, (*TRAIN_FIELDS, "config", *allowed), source)
     for name, reason in RESERVED.items():
         if name in options:
             raise InputError(f"{source}: {name} {command_line_text(reason, ())}: leave it out")

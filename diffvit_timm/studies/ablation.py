@@ -12,7 +12,7 @@ from ..models.diffvit import FROM_SCRATCH
 from ..models.pretrained import check_model
 from ..training.config import TrainConfig
 from .results import Run, difference
-from .runs import Plan, StudyConfig
+from .runs import Plan, StudyConfig, require_study_folder
 
 __all__ = ["BASELINE", "STUDIES", "AblationConfig", "differences", "plan_ablation"]
 
@@ -83,7 +83,7 @@ class AblationConfig(StudyConfig):
         if self.study == "patch_size":
             self._require_whole_patches()
         own = "|".join(_folder_name(name) for name in STUDIES[self.study])
-        self.require_own_folder(f"ablate-{self.study}", rf"({own})-\w+-\d+")
+        require_study_folder(self.folder(f"ablate-{self.study}"), rf"({own})-\w+-\d+")
 
     def _require_paper_layer(self) -> None:
         model = self.train.model.model

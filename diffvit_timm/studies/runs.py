@@ -13,9 +13,18 @@ from ..models.pretrained import load_model
 from ..options import CheckedOptions, named
 from ..output import is_unused, new_folder
 from ..training.config import TrainConfig
-from ..training.model import check_variant
+from ..training.model import check_source, check_variant
 
-__all__ = ["SCRATCH", "StudyConfig", "check_complete", "require_twin", "train_all"]
+__all__ = [
+    "SCRATCH",
+    "Plan",
+    "StudyConfig",
+    "check_complete",
+    "require_one_process",
+    "require_study_folder",
+    "require_twin",
+    "train_all",
+]
 
 # Training from scratch on small images, the start of every study; the preset `scratch` has the same values.
 SCRATCH = TrainConfig.from_flat(
@@ -37,8 +46,7 @@ class StudyConfig(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(1, seeds=self.seeds)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise InputError("a study runs in one process: start it without accelerate launch")
+        require_one_process()
         run, model = self.train.run, self.train.model
         if run.push_to_hub:
             raise InputError(f"`push_to_hub={run.push_to_hub}`: push the best run after the study instead")
@@ -71,30 +79,40 @@ class StudyConfig(CheckedOptions):
         output = self.train.run.output
         return Path(f"runs/{study}" if output == "auto" else output).expanduser()
 
-    def require_own_folder(self, study: str, pattern: str) -> None:
-        """Refuse a folder that contains other files, or trainings of another study.
-
-        Args:
-            study: name of the study.
-            pattern: regular expression of the names of its training folders.
-
-        Raises:
-            InputError: the folder is used for something else, or cannot be written.
-        """
-        folder = self.folder(study)
-        names = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
-        if others := [name for name in names if not re.fullmatch(pattern, name)]:
-            raise InputError(
-                f"`output={folder}` contains {others[0]}, which is not a training of this study: choose another folder"
-            )
-        if not names:
-            # A training that was killed before it wrote anything has left its folder with the lock.
-            begun = {path.name for path in folder.glob("*") if path.is_dir() and is_unused(path)}
-            new_folder(folder, leftovers=begun)
-
     def single(self, study: str, name: str, **options: Any) -> TrainConfig:
         """Return the options of one training, which continues if it was killed and runs only once."""
         return self.train.replace(**{"resume": "auto", **options, "output": str(self.folder(study) / name)})
+
+
+def require_one_process() -> None:
+    """Check that accelerate has not started several processes.
+
+    Raises:
+        InputError: it has.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("a study runs in one process: start it without accelerate launch")
+
+
+def require_study_folder(folder: Path, pattern: str) -> None:
+    """Refuse a folder that contains other files, or trainings of another study.
+
+    Args:
+        folder: folder of the study.
+        pattern: regular expression of the names of its training folders.
+
+    Raises:
+        InputError: the folder is used for something else, or cannot be written.
+    """
+    names = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
+    if others := [name for name in names if not re.fullmatch(pattern, name)]:
+        raise InputError(
+            f"`output={folder}` contains {others[0]}, which is not a training of this study: choose another folder"
+        )
+    if not names:
+        # A training that was killed before it wrote anything has left its folder with the lock.
+        begun = {path.name for path in folder.glob("*") if path.is_dir() and is_unused(path)}
+        new_folder(folder, leftovers=begun)
 
 
 def require_twin(model: str, parameter: str) -> None:
@@ -123,10 +141,13 @@ def train_all(plan: Plan) -> Iterator[tuple[str, TrainConfig, dict, Any]]:
 
     models = {(c.model.model, c.model.img_size, c.model.model_kwargs, c.model.attn): c.model for _, c in plan}
     for model in models.values():
-        check_variant(model)
+        check_source(model)
+        if model.model.startswith("diffvit"):
+            check_variant(model)
     finished = 0
     for number, (setting, config) in enumerate(plan, start=1):
-        log0(f"\n{number} of {len(plan)}: {setting}, {config.model.attn}, seed {config.run.seed}")
+        attn = "" if config.model.attn == "model" else f" {config.model.attn},"
+        log0(f"\n{number} of {len(plan)}: {setting},{attn} seed {config.run.seed}")
         try:
             result = train(config, "study")
         except DivergedError as error:

@@ -10,7 +10,7 @@ from ..models.pretrained import check_model
 from ..options import LIMITS, named
 from ..training.config import TrainConfig
 from .power_law import Point, fit_power_law, loss_ratio
-from .runs import Plan, StudyConfig, require_twin
+from .runs import Plan, StudyConfig, require_study_folder, require_twin
 
 __all__ = ["ScalingConfig", "fit_points", "plan_scaling"]
 
@@ -41,7 +41,7 @@ class ScalingConfig(StudyConfig):
             self.require_unset("model", "has no effect if all `sizes` are models")
         for name in self.train.model.keyword_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
             raise InputError(f"`model_kwargs={name}=...` is what `sizes` varies: leave it out")
-        self.require_own_folder("scaling", r"(\d+x\d+|diffvit\w*)-\w+-\d+")
+        require_study_folder(self.folder("scaling"), r"(\d+x\d+|diffvit\w*)-\w+-\d+")
 
 
 def _parse_size(size: str) -> tuple[int, int] | None:

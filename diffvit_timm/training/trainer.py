@@ -198,7 +198,7 @@ class Trainer:
                 if row_is_due:
                     loss = self._check_losses(state.losses)
                     state.losses.clear()
-                    self._log(step=state.step, epoch=place, train_loss=loss, lr=self.learner.last_lr)
+                    self._log(epoch=place, train_loss=loss, lr=self.learner.last_lr)
                     text = f"loss {loss:.3f}"
                 advance(text)
                 now = time.perf_counter()
@@ -276,6 +276,7 @@ class Trainer:
         return layer_statistics(self.learner.eval_model, self.statistics_images)
 
     def _log(self, **row) -> None:
+        row = {"step": self.state.step, **row}
         if self.run:
             self.run.log(**row)
         if self.config.run.trackers:

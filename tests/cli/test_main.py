@@ -49,6 +49,12 @@ def test_every_command_has_a_help_with_its_examples_and_options(name, capsys):
     assert "(default: " in printed or "(required)" in printed
 
 
+PRESETS = (
+    "(bach/, bach_10m, cifar10/, cifar100/, cifar100_10m, cifar10_full, cifar10_micro, demo, fashion_mnist, mnist/, "
+    "mnist_nano, pets, pets_probe, scratch)"
+)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,14 +64,23 @@ def test_every_command_has_a_help_with_its_examples_and_options(name, capsys):
         (["--epochs", "3"], "--epochs is not a command of diffvit: choose one of train, "),
         (["compare"], "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, robustness"),
         (["benchmark", "--help"], "diffvit benchmark needs a second word: models, attention, training, gpu"),
-        (["study", "scalling"], "diffvit study needs a second word: ablation, compare, scaling"),
+        (["study", "scalling"], "diffvit study needs a second word: ablation, compare, presets, scaling"),
         (["train", "--learning-rate", "1e-3"], "--learning-rate is not an option of diffvit train: did you mean --lr?"),
         (["train", "--image-size=224"], "--image-size is not an option of diffvit train: did you mean --img-size?"),
         (["train", "--epoch", "3"], "--epoch is not an option of diffvit train: did you mean --epochs?"),
         (["train", "--batch_sise=3"], "--batch-sise is not an option of diffvit train: did you mean --batch-size?"),
         (["predict", "--xyz"], "--xyz is not an option of diffvit predict: diffvit predict --help lists its options"),
-        (["train", "--config", "pet"], "--config pet is neither a preset (bach_10m, cifar100_10m, cifar10_full, "),
-        (["train", "--config"], "--config needs a preset (bach_10m, "),
+        (
+            ["train", "--config", "pet"],
+            f"--config pet is neither a preset {PRESETS} nor a YAML file: did you mean pets?",
+        ),
+        (
+            ["train", "--config", "cifar10"],
+            f"--config cifar10 is neither a preset {PRESETS} nor a YAML file: did you mean cifar10/balanced or "
+            "cifar10/diff or cifar10/diff_v2 or cifar10/plain?",
+        ),
+        (["train", "--config", "xyz"], f"--config xyz is neither a preset {PRESETS} nor a YAML file: check the name"),
+        (["train", "--config"], f"--config needs a preset {PRESETS} or the path of a YAML file"),
         (["train", "--config", "pets", "--lr", "0"], "--lr 0.0 must be above 0"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
@@ -93,7 +108,9 @@ def test_a_preset_stands_on_top_of_another_one_and_options_on_top_of_both():
 
 def test_the_help_of_a_training_names_every_preset_and_each_parses():
     for name in preset_names():
-        assert re.search(rf"\b{name}\b", train.__doc__)
+        folder, _, short = name.rpartition("/")
+        assert re.search(rf"\b{short}\b", train.__doc__)
+        assert not folder or re.search(rf"\b{folder}/", train.__doc__)
         options = parse_options(train.Options, ["--config", name])
         assert options.demo == (name == "demo")
 

@@ -38,7 +38,8 @@ REQUIRED = {
     "compare conversions": "", "compare coverage": "", "compare clip": "--convert svd", "export": "y OUT",
     "compare faithfulness": "--models y", "compare robustness": "y", "benchmark models": "--model y",
     "benchmark attention": "", "benchmark training": "", "benchmark gpu": "--output x", "study ablation": "",
-    "study compare": "FILE --output x", "study scaling": "", "push": "RUN REPO", "pull": "REPO OUT",
+    "study compare": "FILE --output x", "study presets": "mnist", "study scaling": "",
+    "push": "RUN REPO", "pull": "REPO OUT",
 }  # fmt: skip
 
 
