@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from ..console import discard, is_main, log0, printable
 from ..errors import InputError
+from .env_file import read_env_file
 from .flags import command_line_text, option_fields, positional_names
 from .parser import parse_options
 
@@ -45,6 +46,7 @@ def run(
         contextlib.redirect_stderr(_FailSafeStream(sys.stderr)),
         one_line_errors(option_fields(options_type), positional_names(options_type)),
     ):
+        read_env_file()
         result = main(parse_options(options_type, argv, description, prog))
         if result is not None and is_main():
             print(json.dumps(rounded(result)), flush=True)

@@ -37,8 +37,8 @@ COMMANDS = {
 
 # Packages of the extra [train], which the core of the package does without.
 EXTRA_PACKAGES = (
-    "accelerate", "albumentations", "datasets", "filelock", "matplotlib", "psutil", "pyarrow", "rich", "scipy",
-    "sklearn", "tyro"
+    "accelerate", "albumentations", "datasets", "dotenv", "filelock", "matplotlib", "psutil", "pyarrow", "rich",
+    "scipy", "sklearn", "tyro"
 )  # fmt: skip
 
 

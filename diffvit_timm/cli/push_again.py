@@ -22,4 +22,5 @@ def push_command() -> Iterator[None]:
         yield
     except PushError as error:
         words = ["diffvit", "push", str(error.run), error.repo, *(["--private"] if error.private else [])]
+        words += ["--path-in-repo", error.path_in_repo] if error.path_in_repo else []
         raise InputError(f"{error}: {shlex.join(words)}") from error

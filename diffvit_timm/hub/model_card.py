@@ -1,6 +1,7 @@
 """The model card of a run: what the model is, how to use it, how it was trained, its results and its limits."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ PAPER = "[Differential Transformer](https://arxiv.org/abs/2410.05258)"
 VERSION_2 = "[Differential Transformer V2](https://huggingface.co/blog/microsoft/diff-attn-v2)"
 
 
-def model_card(run: Path, records: Records, repo: str, files: Sequence[str]) -> str:
+def model_card(run: Path, records: Records, repo: str, files: Sequence[str], path_in_repo: str = "") -> str:
     """Write the model card of a run folder, or of a folder with weights only, whose card is shorter.
 
     Names of classes, datasets and models are escaped, so that they format nothing.
@@ -35,7 +36,8 @@ def model_card(run: Path, records: Records, repo: str, files: Sequence[str]) -> 
         run: run folder, or folder with config.json and model.safetensors.
         records: what `redacted_records` returns for the folder.
         repo: USER/NAME of the repository on the Hub.
-        files: paths of the files in the repository.
+        files: paths of the files, relative to the card.
+        path_in_repo: folder of the run in the repository; empty for its root.
 
     Returns:
         The text of README.md, with its YAML front matter.
@@ -43,8 +45,8 @@ def model_card(run: Path, records: Records, repo: str, files: Sequence[str]) -> 
     model = json.loads((weights_folder(run) / "config.json").read_text(encoding="utf-8"))
     sections = [
         _front_matter(model, records, repo),
-        f"# {repo.split('/')[-1]}\n\n{_description(model, records)}",
-        _usage(model, repo),
+        f"# {(path_in_repo or repo).split('/')[-1]}\n\n{_description(model, records)}",
+        _usage(model, repo, path_in_repo),
         _results(records),
         _training(records),
         _figures(files),
@@ -170,7 +172,7 @@ def _conversion_report(conversion: dict) -> str:
     )
 
 
-def _usage(model: dict, repo: str) -> str:
+def _usage(model: dict, repo: str, path_in_repo: str) -> str:
     architecture = printable(model["architecture"])
     imports, explanation = "import timm\nfrom PIL import Image", ""
     if _needs_package(model):
@@ -179,6 +181,11 @@ def _usage(model: dict, repo: str) -> str:
             f"timm itself does not have the architecture {code_span(architecture)}. Importing the package "
             "`diffvit_timm` registers it, so this import must come before `timm.create_model`.\n\n"
         )
+    name = f"hf-hub:{repo}"
+    if path_in_repo:
+        name = "local-dir:OUT/best"
+        command = shlex.join(["diffvit", "pull", repo, "OUT", "--path-in-repo", path_in_repo])
+        explanation += f"Fetch this run from its folder in the repository:\n\n{code_block(command, 'sh')}\n\n"
     mode = "L" if model["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
     names = '\nnames = model.pretrained_cfg["label_names"]' if model.get("label_names") else ""
     return f"""## Use
@@ -186,7 +193,7 @@ def _usage(model: dict, repo: str) -> str:
 {explanation}```python
 {imports}
 
-model = timm.create_model("hf-hub:{repo}", pretrained=True).eval()
+model = timm.create_model("{name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = Image.open("image.jpg").convert("{mode}")
 probabilities = model(transform(image)[None]).softmax(-1)  # (1, {int(model["num_classes"])}){names}

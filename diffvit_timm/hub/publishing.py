@@ -3,7 +3,7 @@
 import functools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -18,12 +18,13 @@ from ..files import fill_folder
 from .connection import HubCalls, HubError, hub_api
 from .licences import PICTURES_FORBIDDEN
 from .model_card import HAND_WRITTEN_MARK, model_card
+from .places import folder_prefix, repository_name
 from .redaction import Records, redacted_records, weights_folder
 from .repo_files import Content, differs, fetch, listing, size_of
 
 __all__ = ["PushError", "check_repository", "pull_run", "push_run"]
 
-WEIGHTS = ("config.json", "model.safetensors")  # in the root of the repository, where timm looks for them
+WEIGHTS = ("config.json", "model.safetensors")  # timm looks for them in the root of the repository
 LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")  # in the folder run/
 PICTURES = "run/attention"
 
@@ -33,14 +34,15 @@ class PushError(InputError):
 
     Args:
         reason: what happened and the fix, with the parameter.
-        run, repo, private: arguments of `push_run`.
+        run, repo, private, path_in_repo: arguments of `push_run`.
     """
 
-    def __init__(self, reason: str, run: Path, repo: str, private: bool) -> None:
+    def __init__(self, reason: str, run: Path, repo: str, private: bool, path_in_repo: str | None = None) -> None:
         super().__init__(f"{reason}; the run in {run} is complete and can be pushed again")
         self.run = run
         self.repo = repo
         self.private = private
+        self.path_in_repo = path_in_repo
 
 
 def check_repository(repo: str, private: bool = False, parameter: str = "push_to_hub") -> str:
@@ -50,7 +52,7 @@ def check_repository(repo: str, private: bool = False, parameter: str = "push_to
     time limit of `HubCalls`.
 
     Args:
-        repo: NAME, or USER/NAME.
+        repo: NAME, USER/NAME, or HF_REPOSITORY, as in `repository_name`.
         private: whether a new repository is private.
         parameter: name of the user's parameter, for the error.
 
@@ -60,6 +62,7 @@ def check_repository(repo: str, private: bool = False, parameter: str = "push_to
     Raises:
         InputError: the name is invalid, there is no token, the token may not write, or the Hub cannot be reached.
     """
+    repo = repository_name(repo, parameter)
     try:
         return _create(HubCalls("write to"), repo, private)
     except HubError as error:
@@ -122,7 +125,9 @@ def _require_whole_weights(run: Path, weights: Path) -> None:
         raise InputError(f"`run={run}`: {path} is damaged ({error}): train or convert again") from error
 
 
-def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo") -> str:
+def push_run(
+    run: Path, repo: str, private: bool = False, parameter: str = "repo", path_in_repo: str | None = None
+) -> str:
     """Push a run to the Hub: its best weights, logs, pictures and model card, in one commit.
 
     After a transient error of the network or the Hub, the call is tried again. The push ends within the time limit of
@@ -132,42 +137,47 @@ def push_run(run: Path, repo: str, private: bool = False, parameter: str = "repo
 
     Args:
         run: run folder, or folder with config.json and model.safetensors.
-        repo: NAME, or USER/NAME; created if it does not exist.
+        repo: NAME, USER/NAME, or HF_REPOSITORY, as in `repository_name`; created if it does not exist.
         private: whether a new repository is private.
         parameter: name of the user's parameter for `repo`, for the error.
+        path_in_repo: folder in the repository, so that it can hold several runs; None for its root. timm loads only the
+            root by its name; `pull_run` fetches both.
 
     Returns:
-        URL of the repository.
+        URL of the repository, or of the folder in it.
 
     Raises:
         InputError: there are no weights to push, or the records of the run are damaged.
         PushError: the Hub refuses the push or cannot be reached. The run folder stays as it is.
     """
+    prefix, repo = folder_prefix(path_in_repo), repository_name(repo, parameter)
     records = redacted_records(run)
     files = files_of_run(run, records)
-    _card_of_run(run, records, repo, sorted(files))  # damaged records are found before anything is sent
+    names = sorted(files)
+    _card_of_run(run, records, repo, names, prefix)  # damaged records are found before anything is sent
+    files = {prefix + path: content for path, content in files.items()}
     calls = HubCalls("write to", sum(size_of(content) for content in files.values()))
-    failed = functools.partial(PushError, run=run, repo=repo, private=private)
+    failed = functools.partial(PushError, run=run, repo=repo, private=private, path_in_repo=path_in_repo)
     try:
         name = _create(calls, repo, private)
     except HubError as error:
         raise failed(f"`{parameter}={repo}` cannot be used: {error}") from error
-    card = _card_of_run(run, records, name, sorted(files))
+    card = _card_of_run(run, records, name, names, prefix)
     try:
         additions = calls.run(lambda: _upload(name, files))
-        commit, readme = calls.run(lambda: _commit(name, additions, card, f"Push {run.resolve().name}"))
+        commit, readme = calls.run(lambda: _commit(name, additions, card, f"Push {run.resolve().name}", prefix))
         stored = calls.run(lambda: listing(name, commit))[1]
     except HubError as error:
         raise failed(f"`{parameter}={repo}` cannot be pushed to: {error}") from error
-    files["README.md"] = readme
+    files[f"{prefix}README.md"] = readme
     if wrong := [path for path, content in files.items() if path not in stored or differs(content, stored[path])]:
         raise failed(f"`{parameter}={repo}`: the Hub stored different content for {', '.join(wrong)}")
-    return f"{hub_api().endpoint}/{name}"
+    return f"{hub_api().endpoint}/{name}" + (f"/tree/main/{prefix.removesuffix('/')}" if prefix else "")
 
 
-def _card_of_run(run: Path, records: Records, repo: str, paths: list[str]) -> str:
+def _card_of_run(run: Path, records: Records, repo: str, paths: list[str], prefix: str) -> str:
     try:
-        return model_card(run, records, repo, paths)
+        return model_card(run, records, repo, paths, prefix.removesuffix("/"))
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # a value is missing or strange
         reason = f"{type(error).__name__}: {' '.join(str(error).replace('`', chr(39)).split())}"
         raise InputError(
@@ -187,8 +197,10 @@ def _upload(repo: str, files: Mapping[str, Content]) -> list[CommitOperationAdd]
     return additions
 
 
-def _commit(repo: str, additions: Sequence[CommitOperationAdd], card: str, message: str) -> tuple[str, bytes]:
-    """Commit the files and the model card, and delete what an earlier run left in run/.
+def _commit(
+    repo: str, additions: Sequence[CommitOperationAdd], card: str, message: str, prefix: str
+) -> tuple[str, bytes]:
+    """Commit the files and the model card, and delete what an earlier run left in run/ below the same prefix.
 
     Returns:
         The commit, and the model card with the text that was added by hand.
@@ -196,18 +208,19 @@ def _commit(repo: str, additions: Sequence[CommitOperationAdd], card: str, messa
     # An earlier attempt or somebody else may have changed the repository, so it is read every time.
     head, there = listing(repo)
     paths = {addition.path_in_repo for addition in additions}
-    stale = [path for path in there if path.startswith("run/") and path not in paths]
-    old = fetch(repo, there["README.md"], head).read_bytes() if "README.md" in there else b""
+    stale = [path for path in there if path.startswith(f"{prefix}run/") and path not in paths]
+    card_path = f"{prefix}README.md"
+    old = fetch(repo, there[card_path], head).read_bytes() if card_path in there else b""
     mark = HAND_WRITTEN_MARK.encode()
     if old and mark not in old:
-        log0(f"the README.md of {repo} is replaced; its text stays in the history of the repository (commit {head})")
+        log0(f"the {card_path} of {repo} is replaced; its text stays in the history of the repository (commit {head})")
     readme = card.encode() + b"\n" + mark + (old.partition(mark)[2] or b"\n")
     operations: list = [CommitOperationDelete(path) for path in stale]
-    operations += [*additions, CommitOperationAdd("README.md", readme)]
+    operations += [*additions, CommitOperationAdd(card_path, readme)]
     return hub_api().create_commit(repo, operations, commit_message=message).oid, readme
 
 
-def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
+def pull_run(repo: str, folder: Path, revision: str | None = None, path_in_repo: str | None = None) -> None:
     """Pull a run that was pushed, and restore its folder: weights in best/, logs and pictures beside it.
 
     Only files that a push writes are read: config.json and model.safetensors in the root, and the logs and the pictures
@@ -215,20 +228,25 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
     those that the Hub lists.
 
     Args:
-        repo: USER/NAME.
+        repo: USER/NAME, or HF_REPOSITORY, as in `repository_name`.
         folder: folder to fill, new or empty.
         revision: branch, tag or commit; None for the newest.
+        path_in_repo: folder of the run in the repository; None for its root.
 
     Raises:
         InputError: the Hub refuses the request, the repository does not contain a run, or a file is damaged.
     """
+    prefix, repo = folder_prefix(path_in_repo), repository_name(repo, "repo")
     calls = HubCalls("read")
     try:
         commit, listed = calls.run(lambda: listing(repo, revision))
-        places = {path: place for path in listed if (place := _path_in_run(path))}
-        missing = [name for name in WEIGHTS if name not in places]
+        own = [path for path in listed if path.startswith(prefix)]
+        places = {path: place for path in own if (place := _path_in_run(path.removeprefix(prefix)))}
+        missing = [prefix + name for name in WEIGHTS if prefix + name not in places]
         if missing:
-            raise InputError(f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}")
+            raise InputError(
+                f"`repo={repo}` does not contain a run: it has no {' and no '.join(missing)}{_runs_in(listed)}"
+            )
         calls.allow(sum(listed[path].size or 0 for path in places))
         cached = {path: calls.run(functools.partial(fetch, repo, listed[path], commit)) for path in places}
     except HubError as error:
@@ -237,6 +255,12 @@ def pull_run(repo: str, folder: Path, revision: str | None = None) -> None:
         for path, place in places.items():
             (temporary / place).parent.mkdir(exist_ok=True)
             shutil.copyfile(cached[path], temporary / place)
+
+
+def _runs_in(paths: Iterable[str]) -> str:
+    """Return the folders of a repository that hold runs, for an error; nothing if there are none."""
+    runs = sorted(path.removesuffix("/model.safetensors") for path in paths if path.endswith("/model.safetensors"))
+    return f", but runs in {', '.join(runs)}: pass `path_in_repo`" if runs else ""
 
 
 def _path_in_run(path: str) -> str | None:

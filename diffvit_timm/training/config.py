@@ -12,6 +12,7 @@ import yaml
 from ..conversion.weights import READS_IMAGES
 from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
+from ..hub.places import folder_prefix
 from ..options import CheckedOptions, check_value
 
 __all__ = ["DROPOUT_ARGUMENTS", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
@@ -202,7 +203,10 @@ class RunConfig(CheckedOptions):
     trackers: tuple[str, ...] = ()
     """Experiment trackers of accelerate (tensorboard, wandb, ...), beside metrics.jsonl."""
     push_to_hub: str | None = None
-    """Hub repository to push the result to, NAME or USER/NAME; it is checked before the training and created if new."""
+    """Hub repository to push the result to, NAME or USER/NAME, or HF_REPOSITORY for the one that this variable names.
+    It is checked before the training and created if new."""
+    path_in_repo: str | None = None
+    """Folder in the repository, for several runs in one repository; default: its root."""
     hub_private: bool = False
     """If the repository is new, make it private."""
     eval_only: bool = False
@@ -215,8 +219,10 @@ class RunConfig(CheckedOptions):
         require_at_least(1, keep_checkpoints=self.keep_checkpoints, log_every=self.log_every)
         for name in ("checkpoint_every", "val_every", "attention_every", "seed"):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
-        has_repository = bool(self.push_to_hub) or self.is_default("hub_private")
-        self.require("hub_private", has_repository, "has no effect without `push_to_hub`")
+        for name in ("hub_private", "path_in_repo"):
+            has_repository = bool(self.push_to_hub) or self.is_default(name)
+            self.require(name, has_repository, "has no effect without `push_to_hub`")
+        folder_prefix(self.path_in_repo)
         if self.eval_only and (self.dry_run or self.resume != "never"):
             raise InputError("`eval_only` neither trains nor resumes: leave out `dry_run` and `resume`")
         if self.push_to_hub and (self.eval_only or self.dry_run):

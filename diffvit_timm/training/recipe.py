@@ -54,7 +54,8 @@ def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) 
     else:
         result = _train(config, output, checkpoint)
     if run.push_to_hub and is_main():
-        log0(f"pushed to {push_run(output, run.push_to_hub, run.hub_private, parameter='push_to_hub')}")
+        url = push_run(output, run.push_to_hub, run.hub_private, "push_to_hub", run.path_in_repo)
+        log0(f"pushed to {url}")
     return result
 
 

@@ -40,6 +40,7 @@ FREE_OPTIONS = (
     "attention_every",
     "push_to_hub",
     "hub_private",
+    "path_in_repo",
     "dataset",
     "teacher",
 )

@@ -54,6 +54,65 @@ def test_a_run_is_pulled_into_an_empty_folder_and_its_neighbours_stay(hub, ask, 
     assert (tmp_path / "back.old" / "precious.txt").read_text() == "mine"
 
 
+def test_one_repository_holds_several_runs_in_folders_and_each_is_pulled_alone(hub, ask, run_folder, tmp_path):
+    code = "result = publish.push_run(Path(run), 'all', path_in_repo=path)"
+    for path in ("cifar100/diff_10m", "cifar100/plain_10m"):
+        assert ask(code, run=str(run_folder), path=path) == f"{hub.url}/me/all/tree/main/{path}"
+    files = hub.repos["me/all"][-1][1]
+    assert {path.rpartition("/run")[0] or path.rpartition("/")[0] for path in files} == {
+        "cifar100/diff_10m", "cifar100/plain_10m"
+    }  # fmt: skip
+    pull = "result = publish.pull_run('me/all', Path(out), None, 'cifar100/diff_10m')"
+    assert ask(pull, out=str(tmp_path / "back")) is None
+    assert contents(tmp_path / "back") == published(run_folder)
+    card = files["cifar100/diff_10m/README.md"].decode()
+    assert "diffvit pull me/all OUT --path-in-repo cifar100/diff_10m" in card
+    assert 'timm.create_model("local-dir:OUT/best", pretrained=True)' in card
+    assert "# diff_10m\n" in card
+    # A push to the root, or again to a folder, leaves the other runs as they are.
+    (run_folder / "training.png").unlink()
+    ask(code, run=str(run_folder), path="cifar100/plain_10m/")
+    ask(PUSH, run=str(run_folder), repo="all")
+    after = hub.repos["me/all"][-1][1]
+    assert {path: after[path] for path in files if path.startswith("cifar100/diff_10m")} == {
+        path: content for path, content in files.items() if path.startswith("cifar100/diff_10m")
+    }  # fmt: skip
+    assert "cifar100/plain_10m/run/training.png" not in after
+    assert {"config.json", "README.md", "cifar100/plain_10m/config.json"} <= set(after)
+
+
+def test_a_pull_of_the_root_of_a_repository_of_many_runs_names_their_folders(hub, ask, run_folder, tmp_path):
+    ask("publish.push_run(Path(run), 'all', path_in_repo='a/b')", run=str(run_folder))
+    error = ask("publish.pull_run('me/all', Path(out))", out=str(tmp_path / "back"))
+    assert error == (
+        "InputError: `repo=me/all` does not contain a run: it has no config.json and no model.safetensors, but runs in "
+        "a/b: pass `path_in_repo`"
+    )
+    error = ask("publish.pull_run('me/all', Path(out), None, 'a/c')", out=str(tmp_path / "back"))
+    assert "it has no a/c/config.json and no a/c/model.safetensors, but runs in a/b" in error
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("path", ["..", "a/../b", "/a", "a//b", "a\\b", "."])
+def test_a_path_that_is_no_folder_in_a_repository_is_refused_before_anything_is_sent(hub, ask, run_folder, path):
+    error = ask("publish.push_run(Path(run), 'all', path_in_repo=path)", run=str(run_folder), path=path)
+    assert error.startswith(f"InputError: `path_in_repo={path}` is not a folder in a repository")
+    assert not hub.repos
+
+
+def test_the_word_hf_repository_stands_for_the_repository_of_the_environment(hub, ask, run_folder, tmp_path):
+    error = ask(
+        "os.environ.pop('HF_REPOSITORY', None); publish.push_run(Path(run), 'HF_REPOSITORY')", run=str(run_folder)
+    )
+    assert error.startswith("InputError: `repo=HF_REPOSITORY`: set HF_REPOSITORY in the environment or in .env")
+    named = "os.environ['HF_REPOSITORY'] = 'me/named'\n"
+    assert ask(named + PUSH, run=str(run_folder), repo="HF_REPOSITORY") == f"{hub.url}/me/named"
+    assert ask(named + "result = publish.check_repository('HF_REPOSITORY')") == "me/named"
+    code = "publish.pull_run('HF_REPOSITORY', Path(out)); del os.environ['HF_REPOSITORY']"
+    assert ask(code, out=str(tmp_path / "back")) is None
+    assert contents(tmp_path / "back") == published(run_folder)
+
+
 def test_pictures_are_not_pushed_if_the_licence_of_the_data_forbids_it(hub, ask, run_folder):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "1aurent/BACH"}))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...errors import InputError
 from ..console import one_line_errors
+from ..env_file import read_env_file
 
 USAGE = """
 positional arguments:
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         sys.exit(0 if argv else 2)
     script = Path(argv[0]).expanduser()
     with one_line_errors():
+        read_env_file()
         if not script.is_file():
             raise InputError(
                 f"SCRIPT {argv[0]} is not a file: give the path of a script from timm's repository, "
