@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -9,18 +10,31 @@ from timm.layers import to_2tuple
 
 from ..errors import InputError
 from ..models.diffvit import FROM_SCRATCH
-from ..models.pretrained import check_model
-from ..training.config import TrainConfig
+from ..models.pretrained import build_model_on_meta, check_model
+from ..options import named
+from ..output import new_folder
+from ..training.config import ModelConfig, TrainConfig
 from .results import Run, difference
-from .runs import Plan, StudyConfig, require_study_folder
+from .runs import HEAD_WIDTH, Plan, StudyConfig, require_study_folder
 
 __all__ = ["BASELINE", "STUDIES", "AblationConfig", "differences", "plan_ablation"]
 
 Study = Literal[
-    "patch_size", "pos_embed", "augmentation", "size", "dropout", "batch_size", "attention", "lambda", "noise"
-]
+    "patch_size", "pos_embed", "augmentation", "depth", "width", "heads", "mlp_ratio", "dropout", "batch_size",
+    "attention", "lambda", "noise"
+]  # fmt: skip
 
-# For each study: name of each setting -> its options, and its arguments of the model.
+
+def widened_mlp(model: ModelConfig) -> float:
+    """Return the MLP ratio that gives a plain network as many parameters as version 2 has.
+
+    Version 2 has one more matrix of width x width per block. An MLP that is half a width wider has it, too.
+    """
+    network: Any = build_model_on_meta(model.model, **model.keyword_arguments)
+    return network.blocks[0].mlp.fc1.out_features / network.embed_dim + 0.5
+
+
+# For each study: name of each setting -> its options, and its arguments of the model, or functions that choose them.
 STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "patch_size": {f"{side} x {side}": ({}, {"patch_size": side}) for side in (2, 4, 8)},
     "pos_embed": {name: ({}, {"pos_embed": name}) for name in ("none", "learn", "learn_2d", "sincos")},
@@ -30,7 +44,12 @@ STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "shift+flip+autoaugment": ({"augment": "shift+flip+autoaugment"}, {}),
         "shift+flip, mixup and CutMix": ({"augment": "shift+flip", "mixup": 0.2, "cutmix": 1.0}, {}),
     },
-    "size": {f"depth {depth}": ({}, {"depth": depth}) for depth in (2, 4, 6, 8)},
+    "depth": {f"depth {depth}": ({}, {"depth": depth}) for depth in (2, 4, 6, 8)},
+    "width": {
+        f"width {width}": ({}, {"embed_dim": width, "num_heads": width // HEAD_WIDTH}) for width in (32, 64, 128, 192)
+    },
+    "heads": {f"{count} head{'s' if count > 1 else ''}": ({}, {"num_heads": count}) for count in (1, 2, 4, 8)},
+    "mlp_ratio": {f"MLP ratio {ratio}": ({}, {"mlp_ratio": ratio}) for ratio in (1, 2, 4)},
     "dropout": {
         **{f"drop path {rate}": ({"drop_path": rate}, {}) for rate in (0.0, 0.1, 0.2)},
         **{f"dropout {rate}": ({}, {"proj_drop_rate": rate}) for rate in (0.1, 0.2)},
@@ -38,6 +57,7 @@ STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "batch_size": {f"batch {size}": ({"batch_size": size}, {}) for size in (32, 64, 128, 256)},
     "attention": {
         "plain": ({"attn": "plain"}, {}),
+        "plain, widened": ({"attn": "plain"}, {"mlp_ratio": widened_mlp}),
         "the paper's": ({}, {}),
         "without head norm": ({}, {"head_norm": False}),
         "version 2": ({"attn": "diff_v2"}, {}),
@@ -60,37 +80,52 @@ BASELINE = {"attention": "plain", "lambda": "schedule"}
 class AblationConfig(StudyConfig):
     """Trainings that differ in one setting. Each setting is trained with differential and with plain attention."""
 
-    study: Study = "pos_embed"
-    """Setting to vary."""
+    study: tuple[Study, ...] = ("pos_embed",)
+    """Settings to vary, one after the other."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settings = STUDIES[self.study].values()
+        if not self.study or len(set(self.study)) < len(self.study):
+            raise InputError(f"{named('study', self.study)}: give one or more studies, each once")
+        for study in self.study:
+            self._check_study(study)
+        folders = [self.study_folder(study) for study in self.study]
+        if not any((self.folder("ablation") / study).is_dir() for study in STUDIES):
+            new_folder(self.folder("ablation"))
+        for study, folder in zip(self.study, folders, strict=True):
+            own = "|".join(_folder_name(name) for name in STUDIES[study])
+            require_study_folder(folder, rf"({own})-\w+-\d+")
+
+    def study_folder(self, study: str) -> Path:
+        """Return the folder of the trainings of a study, with their table and picture."""
+        return self.folder("ablation") / study
+
+    def _check_study(self, study: str) -> None:
+        """Check that the options leave room for what a study varies."""
+        settings = STUDIES[study].values()
         for name in {name for options, _ in settings for name in options}:
-            self.require_unset(name, f"is what `study={self.study}` varies")
+            self.require_unset(name, f"is what `study={study}` varies")
         given = self.train.model.keyword_arguments.keys()
-        for name in given & {name for _, arguments in settings for name in arguments}:
-            raise InputError(f"`model_kwargs={name}=...` is what `study={self.study}` varies: leave it out")
-        if self.study in BASELINE:
+        fixed = {name for _, arguments in settings for name, value in arguments.items() if not callable(value)}
+        for name in given & fixed:
+            raise InputError(f"`model_kwargs={name}=...` is what `study={study}` varies: leave it out")
+        if study in BASELINE:
             for name in ("attn", "lambda_warmup"):
-                self.require_unset(name, f"has no place in `study={self.study}`, which varies the layer")
+                self.require_unset(name, f"has no place in `study={study}`, which varies the layer")
             for name in given & {"head_norm", "lambda_init", "branch_dims"}:
                 raise InputError(
-                    f"`model_kwargs={name}=...` has no place in `study={self.study}`, which varies the layer: "
-                    "leave it out"
+                    f"`model_kwargs={name}=...` has no place in `study={study}`, which varies the layer: leave it out"
                 )
-            self._require_paper_layer()
-        if self.study == "patch_size":
+            self._require_paper_layer(study)
+        if study == "patch_size":
             self._require_whole_patches()
-        own = "|".join(_folder_name(name) for name in STUDIES[self.study])
-        require_study_folder(self.folder(f"ablate-{self.study}"), rf"({own})-\w+-\d+")
 
-    def _require_paper_layer(self) -> None:
+    def _require_paper_layer(self, study: str) -> None:
         model = self.train.model.model
         if model not in FROM_SCRATCH:
             raise InputError(
                 f"`model={model}` is made for pretrained weights and does not have the paper's layer: "
-                f"`study={self.study}` takes {', '.join(FROM_SCRATCH)}"
+                f"`study={study}` takes {', '.join(FROM_SCRATCH)}"
             )
 
     def _require_whole_patches(self) -> None:
@@ -112,18 +147,19 @@ def _folder_name(setting: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in setting).split())
 
 
-def plan_ablation(config: AblationConfig) -> Plan:
-    """Return the setting and the options of every training, with all settings of a seed before the next seed."""
-    attn = config.train.model.attn
-    kinds = [attn] if config.study in BASELINE else [attn, "plain"]
+def plan_ablation(config: AblationConfig, study: str) -> Plan:
+    """Return the setting and the options of every training of a study, all settings of a seed before the next seed."""
+    model = config.train.model
+    kinds = [model.attn] if study in BASELINE else [model.attn, "plain"]
     plan: list[tuple[str, TrainConfig]] = []
     for seed, (name, (options, arguments)), kind in itertools.product(
-        range(config.seeds), STUDIES[config.study].items(), kinds
+        range(config.seeds), STUDIES[study].items(), kinds
     ):
-        model_kwargs = config.train.model.model_kwargs + tuple(f"{key}={value}" for key, value in arguments.items())
+        chosen = {key: value(model) if callable(value) else value for key, value in arguments.items()}
+        model_kwargs = model.model_kwargs + tuple(f"{key}={value}" for key, value in chosen.items())
         own = {"attn": kind, **options, "seed": seed, "model_kwargs": model_kwargs}
-        place = f"{_folder_name(name)}-{own['attn']}-{seed}"
-        plan.append((name, config.single(f"ablate-{config.study}", place, **own)))
+        place = f"{study}/{_folder_name(name)}-{own['attn']}-{seed}"
+        plan.append((name, config.single("ablation", place, **own)))
     return plan
 
 

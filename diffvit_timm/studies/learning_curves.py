@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ __all__ = ["LearningCurve", "plot_accuracies", "plot_losses", "read_losses"]
 
 Loss = Literal["train_loss", "val_loss"]
 STYLES = ("-", "--", ":", "-.")  # of lines whose colours repeat
+PANELS = 3  # per row
 LONG_NAME = 36  # characters; such names stand below each other in a legend
 WINDOW = 50  # a curve of more points is drawn pale, and over it the mean of every 1/50 of its points
 
@@ -60,10 +62,14 @@ def plot_losses(curves: Sequence[LearningCurve], loss: Loss, path: Path, title: 
         title: title of the figure.
     """
     datasets = list(dict.fromkeys(curve.dataset for curve in curves))
-    rows = max(sum(curve.dataset == dataset for curve in curves) for dataset in datasets)
-    figure = Figure(figsize=(max(8.0, 6.0 * len(datasets)), 4.6 + 0.2 * rows), layout="constrained")
+    lines = max(sum(curve.dataset == dataset for curve in curves) for dataset in datasets)
+    columns, rows = min(PANELS, len(datasets)), math.ceil(len(datasets) / PANELS)
+    figure = Figure(figsize=(max(8.0, 6.0 * columns), rows * (4.6 + 0.2 * lines)), layout="constrained")
     figure.suptitle(title, wrap=True)
-    for axis, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(datasets) :]:
+        axis.remove()
+    for axis, dataset in zip(axes, datasets, strict=False):
         for number, curve in enumerate(curve for curve in curves if curve.dataset == dataset):
             style = {"color": LINES[number % len(LINES)], "ls": STYLES[number // len(LINES) % len(STYLES)]}
             points = curve.losses[loss]
@@ -76,8 +82,8 @@ def plot_losses(curves: Sequence[LearningCurve], loss: Loss, path: Path, title: 
         axis.set_xlabel("Batches")
         axis.set_ylabel("Loss (nats)")
         axis.grid(alpha=0.3)
-        columns = 2 if max(len(curve.name) for curve in curves) < LONG_NAME else 1
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+        is_short = max(len(curve.name) for curve in curves) < LONG_NAME
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2 if is_short else 1)
     save_figure(figure, path)
 
 

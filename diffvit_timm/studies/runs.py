@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..console import log0
+from ..console import counted, log0
 from ..errors import DivergedError, InputError, require_at_least
 from ..models.pretrained import load_model
 from ..options import CheckedOptions, named
@@ -16,6 +16,7 @@ from ..training.config import TrainConfig
 from ..training.model import check_source, check_variant
 
 __all__ = [
+    "HEAD_WIDTH",
     "SCRATCH",
     "Plan",
     "StudyConfig",
@@ -31,6 +32,8 @@ SCRATCH = TrainConfig.from_flat(
     "cifar10", "diffvit_micro_patch4_32", pretrained=False, epochs=50, batch_size=128, opt="nmuon", lr=4e-3,
     warmup_epochs=3.0, layer_decay=1.0, augment="shift+flip", workers=0
 )  # fmt: skip
+
+HEAD_WIDTH = 32  # width of a head in studies that vary the width of the network
 
 Plan = list[tuple[str, TrainConfig]]  # the setting and the options of every training
 
@@ -70,7 +73,7 @@ class StudyConfig(CheckedOptions):
     def title(self) -> str:
         """The dataset, the length and the number of images that all trainings share, in words."""
         data, optim = self.train.data, self.train.optim
-        length = f"{optim.max_steps:,} updates" if optim.max_steps else f"{optim.epochs} epochs"
+        length = f"{optim.max_steps:,} updates" if optim.max_steps else counted(optim.epochs, "epoch")
         part = f" of {data.max_train_samples:,} images" if data.max_train_samples else ""
         return f"{Path(data.dataset).name}, {length}{part}"
 

@@ -10,11 +10,9 @@ from ..models.pretrained import check_model
 from ..options import LIMITS, named
 from ..training.config import TrainConfig
 from .power_law import Point, fit_power_law, loss_ratio
-from .runs import Plan, StudyConfig, require_study_folder, require_twin
+from .runs import HEAD_WIDTH, Plan, StudyConfig, require_study_folder, require_twin
 
 __all__ = ["ScalingConfig", "fit_points", "plan_scaling"]
-
-HEAD_WIDTH = 32  # width of a head, if sizes are widths and depths
 
 
 @dataclasses.dataclass(frozen=True)

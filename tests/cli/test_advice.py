@@ -14,12 +14,12 @@ PACKAGE = Path(diffvit_timm.__file__).parent
 OPTIONS = {command: set(option_fields(options_of(command))) for command in REQUIRED}
 
 
-# Its file has the options of `train`, and errors name them as the file does: without dashes.
-WITH_A_FILE = "study compare"
+# Their files, or --set, have the options of `train`, and errors name them as these do: without dashes.
+WITH_A_FILE = ("study compare", "study presets")
 
 
 def having(option):
-    return [command for command in REQUIRED if option in OPTIONS[command] and command != WITH_A_FILE]
+    return [command for command in REQUIRED if option in OPTIONS[command] and command not in WITH_A_FILE]
 
 
 # Modules, and the commands that can raise their errors. Others take the name of the parameter from their caller.

@@ -19,7 +19,11 @@ def ablation(diffvit, image_folder, tmp_path):
     """Function: study, more arguments -> its result, from runs of two updates; and the folder."""
     short = ["--dataset", image_folder, "--output", tmp_path / "study", "--max-steps", "2", "--batch-size", "8"]
     shape = [*SHAPE, "embed_dim=32", "num_heads=2", "depth=1"]
-    study = lambda name, *more: diffvit("study", "ablation", "--study", name, *short, "--seeds", "2", *shape, *more)  # noqa: E731
+
+    def study(name, *more):
+        words = ["study", "ablation", "--study", name, *short, "--seeds", "2", *shape, *more]
+        return diffvit(*words)["studies"][name]
+
     return study, tmp_path / "study"
 
 
@@ -30,17 +34,43 @@ def test_an_ablation_has_a_row_per_setting_with_its_plain_twin_and_runs_nothing_
         (name, attn, 2) for name in ("none", "learn", "learn_2d", "sincos") for attn in ("diff", "plain")
     ]
     assert all(n == 2 for _, _, n in result["differences"].values())
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {"study.csv", "study.json", "study.png"}
-    assert len([path for path in folder.iterdir() if path.is_dir()]) == 16
+    assert {path.name for path in folder.iterdir()} == {"pos_embed", "results.json", "validation.png", "figures"}
+    own = folder / "pos_embed"
+    assert {path.name for path in own.iterdir() if path.is_file()} == {"study.csv", "study.json", "study.png"}
+    assert len([path for path in own.iterdir() if path.is_dir()]) == 16
     monkeypatch.setattr(Trainer, "fit", None)  # no training may begin
     assert study("pos_embed") == result
+
+
+def test_several_studies_write_one_file_of_tables_and_show_where_the_best_networks_look(
+    diffvit, image_folder, tmp_path, saved_figures
+):
+    short = ["--dataset", image_folder, "--output", tmp_path / "study", "--max-steps", "1", "--batch-size", "8"]
+    shape = [*SHAPE, "embed_dim=32", "depth=1", "--seeds", "1"]
+    result = diffvit("study", "ablation", "--study", "heads", "mlp_ratio", *short, *shape)["studies"]
+    folder = tmp_path / "study"
+    assert json.loads((folder / "results.json").read_text())["heads"]["rows"][0]["setting"] == "1 head"
+    assert {study: len(table["rows"]) for study, table in result.items()} == {"heads": 8, "mlp_ratio": 6}
+    curves = next(figure for figure in saved_figures if figure.get_suptitle().startswith("Validation loss"))
+    assert [axis.get_title() for axis in curves.axes] == ["heads", "mlp_ratio"]
+    figures = folder / "figures"
+    networks = [path.name for path in figures.iterdir() if path.is_dir()]
+    assert sorted(name.split("-")[-2] for name in networks) == ["model", "plain"]
+    for name in networks:
+        drawn = {path.name for path in (figures / name).glob("*.png")}
+        assert {"training.png", "cat-heads.png", "cat-layers.png", "cat-last-layer.png"} <= drawn
+    assert {"rollout.png", "compare.png", "positions.png"} <= {path.name for path in figures.glob("*.png")}
+    # Another study in the same folder keeps the tables of the first ones.
+    diffvit("study", "ablation", "--study", "lambda", *short, *shape)
+    assert set(json.loads((folder / "results.json").read_text())) == {"heads", "mlp_ratio", "lambda"}
 
 
 def test_kinds_of_attention_are_compared_with_plain_attention(ablation):
     study, _ = ablation
     result = study("attention", "--seeds", "1")
     assert [(row["setting"], row["attn"]) for row in result["rows"]] == [
-        ("plain", "plain"), ("the paper's", "diff"), ("without head norm", "diff"), ("version 2", "diff_v2")
+        ("plain", "plain"), ("plain, widened", "plain"), ("the paper's", "diff"), ("without head norm", "diff"),
+        ("version 2", "diff_v2")
     ]  # fmt: skip
     mean, half, n = result["differences"]["version 2"]
     accuracy = {row["setting"]: row["mean"] for row in result["rows"]}
@@ -49,7 +79,7 @@ def test_kinds_of_attention_are_compared_with_plain_attention(ablation):
 
 
 def test_a_study_starts_from_the_options_of_the_preset_scratch():
-    config = parse_options(study_ablation.Options, ["--config", "scratch", "--study", "size"])
+    config = parse_options(study_ablation.Options, ["--config", "scratch", "--study", "depth"])
     assert config.train == SCRATCH
 
 
@@ -110,7 +140,7 @@ def test_patches_that_do_not_divide_the_image_are_refused_with_the_option_to_set
         "--label-noise 0.1 --study noise",
         "--mixup 0.2 --study augmentation",
         "--batch-size 512 --study batch_size",
-        "--model-kwargs depth=3 --study size",
+        "--model-kwargs depth=3 --study depth",
         "--attn diff_v2 --study attention",
         "--lambda-warmup 2 --study attention",
         "--model-kwargs branch_dims=(16,16) --study attention",
@@ -137,13 +167,13 @@ def test_a_training_that_diverges_leaves_the_others_their_table(ablation, monkey
         study("attention")
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "5 of 8 trainings diverged, and the results are those of the others: lower --lr" in said
-    result = json.loads((folder / "study.json").read_text())
+    assert "6 of 10 trainings diverged, and the results are those of the others: lower --lr" in said
+    result = json.loads((folder / "attention" / "study.json").read_text())
     assert [(row["setting"], row["seeds"]) for row in result["rows"]] == [
-        ("plain", 1), ("the paper's", 1), ("without head norm", 1)
+        ("plain", 1), ("plain, widened", 1), ("the paper's", 1), ("without head norm", 1)
     ]  # fmt: skip
-    assert set(result["differences"]) == {"the paper's", "without head norm"}
-    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 3
+    assert set(result["differences"]) == {"plain, widened", "the paper's", "without head norm"}
+    assert len((folder / "attention" / "study.csv").read_text().splitlines()) == 1 + 4
 
 
 def test_a_study_that_a_signal_ends_says_how_to_continue_and_keeps_its_rows(ablation, monkeypatch, capsys):
@@ -159,7 +189,7 @@ def test_a_study_that_a_signal_ends_says_how_to_continue_and_keeps_its_rows(abla
     with pytest.raises(SystemExit):
         study("attention")
     assert "the same command continues the study" in capsys.readouterr().err
-    assert len((folder / "study.csv").read_text().splitlines()) == 1 + 1
+    assert len((folder / "attention" / "study.csv").read_text().splitlines()) == 1 + 2
 
 
 @pytest.mark.parametrize(

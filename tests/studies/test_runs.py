@@ -9,7 +9,7 @@ from diffvit_timm.studies.scaling import ScalingConfig
 
 
 def ablation_of(study, output):
-    return AblationConfig(SCRATCH.replace(output=str(output)), study=study)
+    return AblationConfig(SCRATCH.replace(output=str(output)), study=(study,))
 
 
 def test_a_study_with_several_processes_is_refused(monkeypatch):
@@ -19,14 +19,17 @@ def test_a_study_with_several_processes_is_refused(monkeypatch):
 
 
 def test_a_study_does_not_write_over_another_one(tmp_path):
-    (tmp_path / "20-wrong-labels-diff-0").mkdir()
-    (tmp_path / "20-wrong-labels-diff-0" / "config.yaml").touch()
+    training = tmp_path / "noise" / "20-wrong-labels-diff-0"
+    training.mkdir(parents=True)
+    (training / "config.yaml").touch()
     ablation_of("noise", tmp_path)
+    ablation_of("depth", tmp_path)  # another study beside it
     message = "contains 20-wrong-labels-diff-0, which is not a training of this study: choose another folder"
+    (tmp_path / "noise").rename(tmp_path / "depth")
     with pytest.raises(InputError, match=message):
-        ablation_of("size", tmp_path)
+        ablation_of("depth", tmp_path)
     with pytest.raises(InputError, match=message):
-        ScalingConfig(SCRATCH.replace(output=str(tmp_path)))
+        ScalingConfig(SCRATCH.replace(output=str(tmp_path / "depth")))
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "scaling.json").write_text("mine")
     own = SCRATCH.replace(output=str(tmp_path / "own"))
