@@ -9,7 +9,7 @@ from ..options import CheckedOptions
 from .steps import parse_policy
 
 if TYPE_CHECKING:
-    from .splits import Splits
+    from .splits import EvaluationSplit, Splits
 
 __all__ = ["SHORT_NAMES", "DataConfig", "DatasetConfig"]
 
@@ -67,6 +67,22 @@ class DatasetConfig(CheckedOptions):
         from .clutter import clutter_splits
 
         return clutter_splits(splits)
+
+    def load_test(self) -> "EvaluationSplit":
+        """Load only the test images, so that there need not be any training images.
+
+        Raises:
+            InputError: as `load_evaluation_split`; or a group column, which only divides training images.
+        """
+        from .datasets import load_evaluation_split
+        from .splits import EvaluationSplit
+
+        if self.test_share or self.has_clutter:
+            splits = self.load()
+            name = f"{self.test_share:.0%} of train" if self.test_share else str(splits.test.split)
+            return EvaluationSplit(splits.test, name, splits.class_names)
+        self.require_default("group_column", "only divides training images, which this command does not read")
+        return load_evaluation_split(self.dataset, self.image_column, self.label_column, self.dataset_config)
 
     @property
     def has_clutter(self) -> bool:

@@ -5,24 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
-from datasets import Image as ImageFeature
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..console import log0
 from ..errors import InputError
+from .columns import check_group_column, find_image_column, find_label_column, select_columns
 from .config import VAL_SHARE
 from .folders import load_image_folder
 from .load_errors import load_errors
 from .parquet import check_class_names, has_metadata, has_parquet_files, load_parquet_folder
-from .splits import Splits, hold_out
+from .splits import EvaluationSplit, Splits, hold_out
 from .stream import Stream
 
-__all__ = ["load_images", "load_splits"]
+__all__ = ["load_evaluation_split", "load_images", "load_splits"]
 
 VAL_NAMES = ("validation", "valid", "val")
+WHOLE = "whole"  # split of a folder without splits, if only images to test on are needed; `datasets` reserves "all"
 SHARDS = 64  # of a streamed folder of images
-UNDECODED = {"bytes": Value("binary"), "path": Value("string")}  # an image in a streamed row
-# Columns of class labels that are found by themselves; CIFAR-100 has a second one, coarse_label.
-LABEL_NAMES = ("label", "fine_label")
 
 
 def load_splits(
@@ -37,9 +36,9 @@ def load_splits(
 ) -> Splits:
     """Load a dataset with its official splits.
 
-    Without a validation split, a stratified share of the training images becomes one. Without a test split, the
-    validation split is the test split, and that share is validation. If the training images are streamed, they cannot
-    be counted: a share of the test split is then validation, and the rest is tested.
+    Without a validation split, a stratified share of the training images becomes one. Without a test split that has
+    labels, the validation split is the test split, and that share is validation. If the training images are streamed,
+    they cannot be counted: a share of the test split is then validation, and the rest is tested.
 
     Args:
         name: Hub name, or a folder with parquet files or with one folder of images per class (imagefolder).
@@ -57,18 +56,20 @@ def load_splits(
             images of a class.
     """
     loaded = _load(name, dataset_config, streaming=stream > 0)
-    val_name = next((split for split in VAL_NAMES if split in loaded), None)
+    val_name = _validation_name(loaded)
     if test_share:
         loaded.pop("test", None)
     _check_split_names(name, loaded, has_test=bool(test_share or "test" in loaded or val_name))
     features = loaded["train"].features
-    label_column = _find_label_column(name, features, label_column)
-    columns = {_find_image_column(name, features, image_column): "image", label_column: "label"}
+    label_column = find_label_column(name, features, label_column)
+    if not stream:
+        _drop_unlabelled_test(name, loaded, label_column)
+    columns = {find_image_column(name, features, image_column): "image", label_column: "label"}
     if group_column:
         is_divided = not test_share and "test" in loaded and val_name is not None
-        columns[_check_group_column(name, features, group_column, columns, is_divided)] = "group"
+        columns[check_group_column(name, features, group_column, columns, is_divided)] = "group"
     used = ("train", "test", val_name)
-    named = {split: _select_columns(data, columns) for split, data in loaded.items() if split in used}
+    named = {split: select_columns(data, columns) for split, data in loaded.items() if split in used}
     _check_class_names(name, label_column, named, dataset_config)
     if stream:
         named = {split: data if split == "train" else _store(data, split) for split, data in named.items()}
@@ -81,6 +82,34 @@ def load_splits(
         splits = _divide(named, name, val_name, test_share, group_column, features[label_column].names, val_share)
         _check_training_classes(name, splits, group_column)
     return splits
+
+
+def load_evaluation_split(
+    name: str, image_column: str = "auto", label_column: str = "auto", dataset_config: str | None = None
+) -> EvaluationSplit:
+    """Load only the images to test on: those that `load_splits` would test on, also if there are no training images.
+
+    This is the test split, or else the validation split, or else all images of a folder without splits.
+
+    Args:
+        name, image_column, label_column, dataset_config: as in `load_splits`.
+
+    Raises:
+        InputError: the dataset cannot be loaded, has only a training split, or has no usable column, label or class
+            list.
+    """
+    loaded = _load(name, dataset_config, unsplit=WHOLE)
+    label_column = find_label_column(name, next(iter(loaded.values())).features, label_column)
+    _drop_unlabelled_test(name, loaded, label_column)
+    split = next((split for split in ("test", *VAL_NAMES, WHOLE) if split in loaded), None)
+    if split is None:
+        raise _no_test_split(name, loaded)
+    features = loaded[split].features
+    columns = {find_image_column(name, features, image_column): "image", label_column: "label"}
+    images = select_columns(loaded[split], columns)
+    _check_class_names(name, label_column, {split: images}, dataset_config)
+    _check_rows(name, split, images, None)
+    return EvaluationSplit(images, "all" if split == WHOLE else split, features[label_column].names)
 
 
 def load_images(
@@ -102,14 +131,21 @@ def load_images(
     """
     loaded = _load(name, dataset_config, parameter)
     split = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
-    column = _find_image_column(name, split.features, image_column, parameter)
-    images = _select_columns(split, {column: "image"})
+    column = find_image_column(name, split.features, image_column, parameter)
+    images = select_columns(split, {column: "image"})
     if not len(images):
         raise InputError(f"`{parameter}={name}` has no images")
     return images.add_column("label", [-1] * len(images))
 
 
-def _load(name: str, dataset_config: str | None, parameter: str = "dataset", streaming: bool = False) -> DatasetDict:
+def _load(
+    name: str,
+    dataset_config: str | None,
+    parameter: str = "dataset",
+    streaming: bool = False,
+    unsplit: str = "train",
+) -> DatasetDict:
+    """Load all splits. Those of a folder without splits are one, which is called `unsplit`."""
     folder = Path(name).expanduser()
     looks_local = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
@@ -122,7 +158,8 @@ def _load(name: str, dataset_config: str | None, parameter: str = "dataset", str
             "option out"
         )
     has_parquet = folder.is_dir() and has_parquet_files(folder)
-    if folder.is_dir() and not (has_parquet or dataset_config) and (stored := load_image_folder(folder, parameter)):
+    may_be_images = folder.is_dir() and not (has_parquet or dataset_config)
+    if may_be_images and (stored := load_image_folder(folder, parameter, unsplit)):
         if not streaming:
             return stored
         # The workers of a loader share the shards.
@@ -130,82 +167,48 @@ def _load(name: str, dataset_config: str | None, parameter: str = "dataset", str
         return IterableDatasetDict(shards)
     with load_errors(name, dataset_config, parameter):
         if has_parquet:
-            return load_parquet_folder(folder, parameter, streaming, dataset_config)
+            return load_parquet_folder(folder, parameter, streaming, dataset_config, unsplit)
         return datasets.load_dataset(str(folder) if folder.is_dir() else name, dataset_config, streaming=streaming)
+
+
+def _validation_name(loaded: DatasetDict) -> str | None:
+    return next((split for split in VAL_NAMES if split in loaded), None)
+
+
+def _drop_unlabelled_test(name: str, loaded: DatasetDict, label_column: str) -> None:
+    """Remove a test split without any label, such as ImageNet's, if there is a validation split to test on."""
+    val_name = _validation_name(loaded)
+    if val_name is None or "test" not in loaded or label_column not in loaded["test"].features:
+        return
+    labels = loaded["test"][label_column][:]
+    if labels and all(label is None or label == -1 for label in labels):
+        log0(f"{name}: the images of test have no labels, so those of {val_name} are the test images")
+        loaded.pop("test")
 
 
 def _check_split_names(name: str, loaded: DatasetDict, has_test: bool) -> None:
     if "train" not in loaded:
         raise InputError(f"`dataset={name}` has no train split, only {', '.join(loaded)}: add one")
     if not has_test:
-        raise InputError(
-            f"`dataset={name}` has no test split, only {', '.join(loaded)}: add one, or set `test_share`, e.g. to 0.2"
-        )
+        raise _no_test_split(name, loaded)
 
 
-def _find_image_column(name: str, features: Features, column: str, parameter: str = "dataset") -> str:
-    """Return the name of the image column."""
-    images = [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
-    if column == "auto":
-        if len(images) != 1:
-            raise InputError(
-                f"`{parameter}={name}` has {len(images)} image columns ({images}): keep one, or pass `image_column`"
-            )
-        return images[0]
-    if column not in images:
-        raise InputError(f"`image_column={column}` is not an image column of {name}: choose one of {images}")
-    return column
-
-
-def _find_label_column(name: str, features: Features, column: str) -> str:
-    """Return the name of the label column, if it has two classes or more."""
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    if column == "auto":
-        known = [label for label in LABEL_NAMES if label in labels] or labels
-        if len(known) != 1:
-            advice = (
-                f"choose one with `label_column`: {labels}" if labels else "datasets' class_encode_column makes one"
-            )
-            raise InputError(f"`dataset={name}` has {len(labels)} columns of class labels: {advice}")
-        column = known[0]
-    if column not in labels:
-        advice = f"choose one of {labels}" if labels else "it has none; datasets' class_encode_column makes one"
-        raise InputError(f"`label_column={column}` is not a class label of {name}: {advice}")
-    if features[column].num_classes < 2:
-        raise InputError(f"`dataset={name}` has only one class: a classifier needs two or more")
-    return column
-
-
-def _check_group_column(name: str, features: Features, column: str, columns: dict, is_divided: bool) -> str:
-    """Return the group column, if it exists and there is something to divide."""
-    if column not in features:
-        raise InputError(f"`group_column={column}` is not a column of {name}: choose one of {list(features)}")
-    if is_divided:
-        raise InputError(f"`group_column={column}` has no effect: {name} has its own train, validation and test splits")
-    if column in columns:
-        raise InputError(f"`group_column={column}` is the column of the {columns[column]}s: choose another")
-    return column
-
-
-def _select_columns(data: Dataset, columns: dict[str, str]) -> Dataset:
-    """Keep these columns under the names that they map to; images stay undecoded."""
-    image = next(column for column, name in columns.items() if name == "image")
-    # The cast comes first: datasets decodes and re-encodes streamed images when it renames columns after it reads them.
-    # Streamed rows become plain dicts, because datasets encodes undecoded images too, and fails on those without bytes.
-    kind = UNDECODED if isinstance(data, IterableDataset) else ImageFeature(decode=False)
-    data = data.cast_column(image, kind).select_columns(list(columns))
-    return data.rename_columns({k: v for k, v in columns.items() if k != v})
+def _no_test_split(name: str, loaded: DatasetDict) -> InputError:
+    return InputError(
+        f"`dataset={name}` has no test split, only {', '.join(loaded)}: add one, or set `test_share`, e.g. to 0.2"
+    )
 
 
 def _check_class_names(name: str, label_column: str, named: dict[str, Dataset], dataset_config: str | None) -> None:
     """Check that all splits, and all files of a parquet folder, number the same classes in the same order."""
-    expected = named["train"].features["label"].names
+    first = "train" if "train" in named else next(iter(named))
+    expected = named[first].features["label"].names
     for split, data in named.items():
         if data.features["label"].names != expected:
-            raise InputError(f"`dataset={name}`: the class names of {split} differ from those of train")
+            raise InputError(f"`dataset={name}`: the class names of {split} differ from those of {first}")
     folder = Path(name).expanduser()
-    if folder.is_dir() and named["train"].info.builder_name == "parquet":
-        check_class_names(folder, label_column, expected, dataset_config)
+    if folder.is_dir() and named[first].info.builder_name == "parquet":
+        check_class_names(folder, label_column, expected, dataset_config, first)
 
 
 def _check_rows(name: str, split: str, data: Dataset, group_column: str | None) -> None:

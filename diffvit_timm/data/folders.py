@@ -1,6 +1,7 @@
 """Folders of images as datasets: the splits are folders at the top level, and the classes are folders below them.
 
     FOLDER/train/cat/1.jpg, FOLDER/train/cat/old/2.jpg, FOLDER/test/cat/3.jpg     # classes within splits
+    FOLDER/train/cat/1.jpg, FOLDER/val/cat/2.jpg, FOLDER/test/3.jpg               # a test split without labels, unused
     FOLDER/cat/1.jpg, FOLDER/dog/2.jpg                                            # classes without splits
     FOLDER/1.jpg, FOLDER/2.jpg                                                    # images without labels
 
@@ -37,16 +38,17 @@ class ImageFile(NamedTuple):
     parts: tuple[str, ...]
 
 
-def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict | None:
+def load_image_folder(folder: Path, parameter: str = "dataset", unsplit: str = "train") -> DatasetDict | None:
     """Load a folder of images, with one of the layouts at the top of this file.
 
     Args:
         folder: folder of the dataset.
         parameter: what the caller calls the parameter, for errors.
+        unsplit: the only split, if there are no folders of splits.
 
     Returns:
-        The splits, with the columns `image` (files that are not read yet) and, if there are classes, `label`. Without
-        folders of splits there is only `train`. None for a folder without images.
+        The splits, with the columns `image` (files that are not read yet) and, if there are classes, `label`. None for
+        a folder without images.
 
     Raises:
         InputError: a layout that can be read in two ways, a split without class folders, or one with other classes.
@@ -60,14 +62,14 @@ def load_image_folder(folder: Path, parameter: str = "dataset") -> DatasetDict |
         return None
     if all(len(image.parts) == 1 for image in images):
         _report_left_out(folder, files, images)
-        return DatasetDict(train=_dataset("train", images))
+        return DatasetDict({unsplit: _dataset(unsplit, images)})
     given = f"`{parameter}={folder}`"
     splits = _split_folders(images, given)
     level = 0 if splits is None else 1  # of the class folders
-    rows: dict[str, list[ImageFile]] = {split: [] for split in (["train"] if splits is None else splits.values())}
+    rows: dict[str, list[ImageFile]] = {split: [] for split in ([unsplit] if splits is None else splits.values())}
     for image in images:
         if len(image.parts) > level + 1:
-            rows["train" if splits is None else splits[image.parts[0]]].append(image)
+            rows[unsplit if splits is None else splits[image.parts[0]]].append(image)
     labels = {split: [image.parts[level] for image in part] for split, part in rows.items()}
     names = sorted(set(labels["train"] if "train" in labels else itertools.chain(*labels.values())))
     for split, own in labels.items():
@@ -134,7 +136,7 @@ def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None
             f"{given}: the folder {direct[0].parts[0]} has class folders, but also the image {direct[0].parts[1]}: "
             "move it into a class folder, or away"
         )
-    if others := [top for top in tops if top not in splits]:
+    if others := [top for top in tops if top not in splits and not _is_unlabelled_test(top, splits)]:
         raise InputError(
             f"{given}: the folder {splits[0]} is a split with class folders, but the folder {others[0]} is not: move "
             "one of them away"
@@ -147,6 +149,11 @@ def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None
             raise InputError(f"{given} has two folders of one split, {other} and {top}: keep one")
         found[top] = split
     return found
+
+
+def _is_unlabelled_test(top: str, splits: Sequence[str]) -> bool:
+    """Return whether a folder is a test split without class folders, as ImageNet has it, beside a validation split."""
+    return SPLITS.get(top.lower()) == "test" and "validation" in {SPLITS[split.lower()] for split in splits}
 
 
 def _report_left_out(folder: Path, files: list[Path], used: list[ImageFile]) -> None:

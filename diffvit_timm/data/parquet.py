@@ -28,7 +28,11 @@ def has_parquet_files(folder: Path) -> bool:
 
 
 def load_parquet_folder(
-    folder: Path, parameter: str = "dataset", streaming: bool = False, dataset_config: str | None = None
+    folder: Path,
+    parameter: str = "dataset",
+    streaming: bool = False,
+    dataset_config: str | None = None,
+    unsplit: str = "train",
 ) -> Any:
     """Load a folder of parquet files.
 
@@ -37,16 +41,17 @@ def load_parquet_folder(
         parameter: what the caller calls the parameter, for errors.
         streaming: return IterableDatasets.
         dataset_config: one of several `configs` of the README.md.
+        unsplit: the only split, if no folder or file has the name of a split.
 
     Returns:
-        The splits. Without any split in the names of folders and files there is only `train`.
+        The splits.
 
     Raises:
         InputError: a file whose name has two splits.
     """
     if has_metadata(folder):
         return datasets.load_dataset(str(folder), dataset_config, streaming=streaming)
-    files, unused = _divide(folder, parameter)
+    files, unused = _divide(folder, parameter, unsplit)
     if unused:
         log0(f"{folder}: ignored {counted(len(unused), 'file')} without a split in the name, e.g. {unused[0].name}")
     patterns = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
@@ -54,7 +59,7 @@ def load_parquet_folder(
 
 
 def check_class_names(
-    folder: Path, label_column: str, expected: Sequence[str], dataset_config: str | None = None
+    folder: Path, label_column: str, expected: Sequence[str], dataset_config: str | None = None, first: str = "train"
 ) -> None:
     """Check that all files of all splits number the same classes in the same order.
 
@@ -63,8 +68,9 @@ def check_class_names(
     Args:
         folder: a folder that `load_parquet_folder` has loaded.
         label_column: column of the class labels.
-        expected: the class names of the training split.
+        expected: the class names of the split `first`.
         dataset_config: as in `load_parquet_folder`.
+        first: the split with which the others are compared.
 
     Raises:
         InputError: a file with other class names.
@@ -75,7 +81,7 @@ def check_class_names(
             # A file without class names, of numbers only, takes those of the others.
             if isinstance(labels, ClassLabel) and labels.names != expected:
                 raise InputError(
-                    f"`dataset={folder}`: the class names of {split} differ from those of train in the file "
+                    f"`dataset={folder}`: the class names of {split} differ from those of {first} in the file "
                     f"{path.name}: write all files with the same class names in the same order"
                 )
 
@@ -88,14 +94,16 @@ def _split_files(folder: Path, dataset_config: str | None) -> dict[str, list[Pat
     return _divide(folder)[0]
 
 
-def _divide(folder: Path, parameter: str = "dataset") -> tuple[dict[str, list[Path]], list[Path]]:
+def _divide(
+    folder: Path, parameter: str = "dataset", unsplit: str = "train"
+) -> tuple[dict[str, list[Path]], list[Path]]:
     """Return the parquet files of each split by their folders and names, and the files that are in no split."""
     found: dict[str | None, list[Path]] = {}
     for path in _parquet_files(folder):
         found.setdefault(_split_of(path.relative_to(folder), f"`{parameter}={folder}`"), []).append(path)
     without = found.pop(None, [])
     if not found:
-        return {"train": without}, []
+        return {unsplit: without}, []
     return {split: found[split] for split in dict.fromkeys(SPLITS.values()) if split in found}, without
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..errors import InputError
 from .fingerprint import fingerprint
 
-__all__ = ["SPLIT_SEED", "Splits", "hold_out", "take_per_class", "take_stratified"]
+__all__ = ["SPLIT_SEED", "EvaluationSplit", "Splits", "hold_out", "take_per_class", "take_stratified"]
 
 SPLIT_SEED = 0  # every training seed has the same validation split
 MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which are held out
@@ -36,6 +36,21 @@ class Splits:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split, by which a run recognises its data."""
         return {role: fingerprint(getattr(self, role)) for role in ("train", "val", "test")}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSplit:
+    """The images on which finished networks are compared.
+
+    Attributes:
+        images: stored images, with the columns of `Splits`.
+        name: name of their split in the dataset; 'all' for the images of a folder without splits.
+        class_names: names of the classes, in the order of the labels.
+    """
+
+    images: Dataset
+    name: str
+    class_names: list[str]
 
 
 def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:

@@ -58,7 +58,8 @@ def _compare(options: Options, folder: Path) -> dict:
     short = short_names(options.models, "models")
     for name in options.models:
         check_model(name, parameter="models")
-    split = options.data.load().test
+    test = options.data.load_test()
+    split = test.images
     if options.images > len(split):
         raise InputError(
             f"`images={options.images}` is more than the {len(split)} test images of `dataset={options.data.dataset}`: "
@@ -68,7 +69,7 @@ def _compare(options: Options, folder: Path) -> dict:
     areas: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(options.models, models, strict=True)):
         curves = measure_faithfulness(model, split, options.images, options.steps, options.device, label=name)
-        title = f"{short[number]}, {options.images} images of {Path(options.data.dataset).name}"
+        title = f"{short[number]}, {options.images} images of {Path(options.data.dataset).name} ({test.name})"
         numbers = {f"{kind}, {method}": curve for kind, methods in curves.items() for method, curve in methods.items()}
         path = folder / f"faithfulness{f'-{number}' if number else ''}.png"
         figures.save(figures.plot_faithfulness(curves, title), path, **numbers)
@@ -76,7 +77,7 @@ def _compare(options: Options, folder: Path) -> dict:
             kind: {method: area_summary(curve) for method, curve in methods.items()} for kind, methods in curves.items()
         }
     write_atomically(folder / "faithfulness.json", json.dumps(areas, indent=1) + "\n")
-    _print_areas(areas, options.images)
+    _print_areas(areas, options.images, test.name)
     log0(f"\n{folder}: the areas are in faithfulness.json, the curves in faithfulness*.png, their numbers in *.npz.")
     return {"output": str(folder), "areas": areas}
 
@@ -88,12 +89,12 @@ def _load(name: str) -> Any:
     return model
 
 
-def _print_areas(areas: dict[str, Any], images: int) -> None:
+def _print_areas(areas: dict[str, Any], images: int, split: str) -> None:
     """Print one table per model, with one row per kind of heat map."""
     log0(
         "\nArea under the curve: probability of the predicted class over the share of deleted or inserted patches.\n"
-        f"Mean of {images} images ± half of its 95 % interval. If a heat map shows what the network uses, its deletion "
-        "area is\nsmall and its insertion area is large."
+        f"Mean of {images} images (split: {split}) ± half of its 95 % interval. If a heat map shows what the network "
+        "uses,\nits deletion area is small and its insertion area is large."
     )
     for name, kinds in areas.items():
         log0(f"\n{name}\n  {'heat map':34s} {'deletion':15s} insertion")

@@ -82,14 +82,14 @@ def _compare(options: Options, folder: Path) -> dict:
     names = short_names(options.models, "models")
     for model in options.models:
         check_model(model, parameter="models")
-    splits = options.data.load()
-    split = _choose_images(options, splits.test)
+    test = options.data.load_test()
+    split = _choose_images(options, test.images)
     listed = conditions(options.corruptions, sorted(options.severities))
     models = {model: load_model(model, parameter="models") for model in options.models}
-    outcomes = measure_robustness(models, split, listed, splits.class_names, options.device, options.workers)
+    outcomes = measure_robustness(models, split, listed, test.class_names, options.device, options.workers)
     rows = robustness_rows(dict(zip(names, outcomes.values(), strict=True)), listed)
     dataset = Path(options.data.dataset).name
-    where = f"{len(split):,} images of {dataset}"
+    where = f"{len(split):,} images of {dataset} ({test.name})"
     _write(options, rows, folder)
     plot_robustness(rows, folder / "robustness.png", f"Accuracy under corruptions, {where}")
     title = f"The corruptions of an image of {dataset}, as {names[0]} reads it"
