@@ -30,7 +30,8 @@ from diffvit_timm.files import fill_folder
 from diffvit_timm.options import CheckedOptions
 from diffvit_timm.output import claim_new_folder
 from diffvit_timm.zero_shot.clip import require_open_clip
-from diffvit_timm.zero_shot.prompts import TEMPLATES, readable
+from diffvit_timm.zero_shot.imagenet_names import readable
+from diffvit_timm.zero_shot.prompts import TEMPLATES
 
 # Sentences to learn from. The model has not seen the templates of prompts.TEMPLATES that are missing here.
 CAPTIONS = ('a photo of the number: "{}".', "a {}.", "this is {}", "a small picture of {}.")

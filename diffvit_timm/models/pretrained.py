@@ -9,6 +9,7 @@ Every function and command that takes a model takes the same four forms:
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,7 +224,7 @@ def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
     """Shorten the names of models for tables and figures.
 
     Args:
-        given: models, each in one of the four forms (see the top of this file).
+        given: models, each in one of the four forms (see the top of this file), or clip:FOLDER for CLIP.
         parameter: what the caller calls the parameter `given`.
 
     Returns:
@@ -234,7 +235,8 @@ def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
     """
     if len(set(given)) < len(given):
         raise InputError(f"`{parameter}={' '.join(given)}` names a model twice: give each model once")
-    short = [Path(name).name if Path(name).expanduser().is_dir() else name for name in given]
+    folders = [Path(re.sub("^(clip:)?(local-dir:)?", "", name)).expanduser() for name in given]
+    short = [folder.name if folder.is_dir() else name for folder, name in zip(folders, given, strict=True)]
     return [one if short.count(one) == 1 else name for one, name in zip(short, given, strict=True)]
 
 

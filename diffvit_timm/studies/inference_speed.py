@@ -6,29 +6,39 @@ Weights and images are cast to each precision, without autocast.
 import contextlib
 import copy
 import dataclasses
-import difflib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..console import track
-from ..data.augment import eval_transform
+from ..data.augment import without_seed
 from ..data.images import ImageDataset
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.colours import LINES
 from ..inspection.saving import save_figure
 from ..models.pretrained import check_model, load_model
-from ..zero_shot.class_names import class_outputs, class_scores
-from ..zero_shot.clip import require_open_clip
-from .timing import PRECISIONS, inference_step, interleaved, peak_bytes, weight_bytes
+from ..zero_shot.clip import (
+    PREFIX,
+    ImageTower,
+    check_architecture,
+    check_clip,
+    load_clip,
+    names_weights,
+    random_clip,
+)
+from ..zero_shot.comparison import Classifier, clip_classifier, supervised_classifier
+from ..zero_shot.imagenet_names import spoken_names
+from .timing import PRECISIONS, inference_step, interleaved, paired_ratio, peak_bytes, weight_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +52,6 @@ __all__ = [
     "time_candidates",
 ]
 
-CLIP = "clip:"  # prefix of the names of CLIP's image towers
 BATCH_SIZE = 8  # images per batch when outputs are compared
 WITHOUT_WEIGHTS = "pass `pretrained=False`"
 
@@ -53,45 +62,55 @@ class Candidate:
 
     Attributes:
         name: name in the tables.
-        model: the network in float32, in evaluation mode, on its device.
-        data_config: timm's data settings of the network.
-        is_classifier: whether the outputs are scores of classes. The outputs of an image tower are an embedding.
-        indices: for each class of the dataset the indices of its outputs; empty if the network has other classes.
+        network: the network in float32, in evaluation mode, on its device.
+        transform: function that turns an image into a normalised tensor, (C, H, W).
+        input_size: size of its images, (C, H, W).
+        has_classes: whether its outputs are scores of classes. Those of CLIP's image tower are an embedding.
+        classifier: the network as a classifier of the dataset's classes; None if it has other classes.
         load_seconds: time that it took to create the network and to load its weights.
     """
 
     name: str
-    model: nn.Module
-    data_config: dict[str, Any]
-    is_classifier: bool
-    indices: list[list[int]]
+    network: nn.Module
+    transform: Callable
+    input_size: tuple[int, ...]
+    has_classes: bool
+    classifier: Classifier | None
     load_seconds: float
+
+    def predictions(self, outputs: Tensor) -> Tensor | None:
+        """Return the top-1 class of each of the outputs, (n, outputs) -> (n,); None for an embedding."""
+        if self.has_classes:
+            return outputs.argmax(dim=1)
+        return None if self.classifier is None else self.classifier.score(outputs).argmax(dim=1)
 
 
 def check_candidate(model: str, pretrained: bool) -> None:
     """Check that a network exists, before the first network is created.
 
     Args:
-        model: one of the four forms of a model (see models/pretrained.py), or clip:NAME for the image tower of a CLIP
-            model of open_clip.
-        pretrained: whether pretrained weights are wanted. CLIP's image towers have random weights.
+        model: one of the four forms of a model (see models/pretrained.py), or clip: and the name of a CLIP model, as in
+            `check_clip`. clip:ARCHITECTURE, without a tag, is an image tower with random weights.
+        pretrained: whether pretrained weights are wanted.
 
     Raises:
         InputError: an unknown network, with the alternatives; or open_clip is not installed.
     """
-    if not model.startswith(CLIP):
+    if not model.startswith(PREFIX):
         check_model(model, pretrained, hint=WITHOUT_WEIGHTS)
-        return
-    known = require_open_clip().list_models()
-    architecture = model.removeprefix(CLIP)
-    if architecture not in known:
-        close = difflib.get_close_matches(architecture, known, n=3)
-        fix = f"did you mean {' or '.join(CLIP + name for name in close)}?" if close else "give clip:ARCHITECTURE"
-        raise InputError(f"`model={model}` is not known to open_clip: {fix}")
+    elif pretrained or names_weights(model):
+        check_clip(model, "model")
+    else:
+        check_architecture(model, "model")
 
 
 def load_candidate(
-    model: str, name: str, class_names: Sequence[str], pretrained: bool = False, device: str = "cpu"
+    model: str,
+    name: str,
+    class_names: Sequence[str],
+    templates: Sequence[str] = (),
+    pretrained: bool = False,
+    device: str = "cpu",
 ) -> Candidate:
     """Load a network to measure.
 
@@ -99,36 +118,37 @@ def load_candidate(
         model, pretrained: as in `check_candidate`.
         name: name of the network in the tables.
         class_names: class names of the dataset; empty if there is none.
+        templates: sentences with {} in place of the class name, for CLIP.
         device: device to move the network to.
 
     Raises:
-        InputError: as `load_model`.
+        InputError: as `load_model`, `load_clip` and `spoken_names`.
     """
+    if model.startswith(PREFIX):
+        return _load_tower(model, name, class_names, templates, device)
     start = time.perf_counter()
-    is_tower = model.startswith(CLIP)
-    if is_tower:
-        network, data_config = _image_tower(model.removeprefix(CLIP))
-    else:
-        network = load_model(model, pretrained, hint=WITHOUT_WEIGHTS)
-        data_config = model_data_config(network)
-    network = network.eval().to(device)
+    network = load_model(model, pretrained, hint=WITHOUT_WEIGHTS).eval().to(device)
     seconds = time.perf_counter() - start
-    is_classifier = not is_tower and bool(network.num_classes)
-    indices: list[list[int]] = []
-    if is_classifier and class_names:
+    config, classifier = model_data_config(network), None
+    if network.num_classes and class_names:
         with contextlib.suppress(InputError):  # a network with other classes is timed, but has no accuracy
-            indices = class_outputs(network, class_names)
-    return Candidate(name, network, data_config, is_classifier, indices, seconds)
+            classifier = supervised_classifier(network, name, class_names, device=device)
+    transform: Any = create_transform(**config, is_training=False)
+    return Candidate(name, network, transform, config["input_size"], bool(network.num_classes), classifier, seconds)
 
 
-def _image_tower(architecture: str) -> tuple[Any, dict[str, Any]]:
-    """Create the image tower of a CLIP model; returns it and its data settings."""
-    tower: Any = require_open_clip().create_model(architecture).visual
-    side = tower.image_size if isinstance(tower.image_size, tuple) else (tower.image_size,) * 2
-    return tower, {
-        "input_size": (3, *side), "mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic",
-        "crop_pct": 1.0,
-    }  # fmt: skip
+def _load_tower(model: str, name: str, class_names: Sequence[str], templates: Sequence[str], device: str) -> Candidate:
+    """Load the image tower of a CLIP model. With weights and class names it is a zero-shot classifier."""
+    start = time.perf_counter()
+    clip = load_clip(model, "model") if names_weights(model) else random_clip(model)
+    network = ImageTower(clip.model.visual).eval().to(device)
+    seconds = time.perf_counter() - start
+    classifier = None
+    if class_names and names_weights(model):
+        classifier = clip_classifier(clip, spoken_names(class_names), templates, device)
+    size = clip.model.visual.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return Candidate(name, network, clip.transform, (3, height, width), False, classifier, seconds)
 
 
 def _cast(model: nn.Module, precision: str) -> nn.Module:
@@ -150,17 +170,21 @@ def compare_precisions(
 
     Returns:
         (name of the network, precision) -> `agreement`, the share of images with the same top-1 class as in float32
-        (None without classes); `largest_difference` of an output; and `accuracy` on the images whose class the network
-        has (None without labels, or for a network with other classes).
+        (None without classes); `cosine`, the mean cosine similarity of an image's outputs to those in float32;
+        `largest_difference` of an output; and `accuracy` on the images whose class the network has (None without
+        labels, or for a network with other classes).
     """
     rows: dict[tuple[str, str], dict[str, float | None]] = {}
     for candidate in candidates:
         exact = _outputs(candidate, "fp32", split, images, device)  # (images, outputs)
+        expected = candidate.predictions(exact)
         for precision in precisions:
             outputs = exact if precision == "fp32" else _outputs(candidate, precision, split, images, device)
-            same = (outputs.argmax(dim=1) == exact.argmax(dim=1)).float().mean().item()
+            predicted = candidate.predictions(outputs)
+            same = None if predicted is None or expected is None else predicted == expected
             rows[candidate.name, precision] = {
-                "agreement": same if candidate.is_classifier else None,
+                "agreement": None if same is None else same.float().mean().item(),
+                "cosine": F.cosine_similarity(outputs.double(), exact.double()).mean().item(),
                 "largest_difference": (outputs - exact).abs().max().item(),
                 "accuracy": _accuracy(candidate, outputs, split),
             }
@@ -170,34 +194,32 @@ def compare_precisions(
 @torch.inference_mode()
 def _outputs(candidate: Candidate, precision: str, split: "Dataset | None", images: int, device: str) -> Tensor:
     """Compute the outputs of a network in a precision for images or noise: (images, outputs), float32."""
-    model, dtype = _cast(candidate.model, precision), PRECISIONS[precision]
+    network, dtype = _cast(candidate.network, precision), PRECISIONS[precision]
     batches = _noise(candidate, images) if split is None else _image_batches(candidate, precision, split)
-    return torch.cat([model(batch.to(device, dtype)).float().cpu() for batch in batches])
+    return torch.cat([network(batch.to(device, dtype)).float().cpu() for batch in batches])
 
 
 def _noise(candidate: Candidate, images: int) -> Iterable[Tensor]:
     """Return batches of Gaussian noise in the size of the network's images, (B, C, H, W), the same in each call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(images, *candidate.data_config["input_size"], generator=generator).split(BATCH_SIZE)
+    return torch.randn(images, *candidate.input_size, generator=generator).split(BATCH_SIZE)
 
 
 def _image_batches(candidate: Candidate, precision: str, split: "Dataset") -> Iterable[Tensor]:
     """Yield the images of a split as the network reads them, (B, C, H, W), and show the progress."""
-    data_config = candidate.data_config
-    loader = DataLoader(
-        ImageDataset(split, eval_transform(data_config), data_config["input_size"][0]), batch_size=BATCH_SIZE
-    )
+    images = ImageDataset(split, without_seed(candidate.transform), candidate.input_size[0])
+    loader = DataLoader(images, batch_size=BATCH_SIZE)
     return (batch for batch, _ in track(loader, f"{candidate.name} {precision}", len(loader)))
 
 
 def _accuracy(candidate: Candidate, outputs: Tensor, split: "Dataset | None") -> float | None:
-    """Return the top-1 accuracy on the images whose class the network has; None if there are no such classes."""
-    if split is None or not candidate.indices:
+    """Return the top-1 accuracy on the images whose class the network has; None if there are no such images."""
+    if split is None or candidate.classifier is None:
         return None
     labels = torch.tensor(split["label"][:])
-    has_class = torch.tensor([bool(own) for own in candidate.indices])  # (classes,)
-    correct = class_scores(outputs, candidate.indices).argmax(dim=1) == labels  # (images,)
-    return correct[has_class[labels]].float().mean().item()
+    counts = torch.from_numpy(candidate.classifier.known)[labels]  # (images,)
+    correct = candidate.classifier.score(outputs).argmax(dim=1) == labels
+    return correct[counts].float().mean().item() if counts.any() else None
 
 
 def time_candidates(
@@ -207,22 +229,24 @@ def time_candidates(
 
     Args:
         candidates: the networks.
-        precisions: keys of PRECISIONS.
+        precisions: keys of PRECISIONS, with fp32.
         batch_size: number of images per step.
         repeats: number of rounds; in each round every network takes one step in every precision.
         device: device of the networks.
 
     Returns:
         One row per network and precision: `p50_ms` and `p90_ms`, median and 90th percentile of the time of a step in
-        milliseconds; `images_per_second` at the median; `weights_mb` and `peak_mb`, the memory of the weights, and the
-        peak of a forward pass without weights and images, in MiB; `load_s`, the seconds to load the network.
+        milliseconds; `images_per_second` at the median; `speed`, relative to the same network in fp32 and paired by
+        round, the median with its quartiles `speed_low` and `speed_high`; `weights_mb` and `peak_mb`, the memory of
+        the weights, and the peak of a forward pass without weights and images, in MiB; `load_s`, the seconds to load
+        the network.
     """
     models, inputs, steps = {}, {}, {}
     for candidate in candidates:
-        images = torch.randn(batch_size, *candidate.data_config["input_size"], device=device)  # (B, C, H, W)
+        images = torch.randn(batch_size, *candidate.input_size, device=device)  # (B, C, H, W)
         for precision in precisions:
             key = candidate.name, precision
-            models[key] = _cast(candidate.model, precision)
+            models[key] = _cast(candidate.network, precision)
             inputs[key] = images.to(PRECISIONS[precision])
             steps[key] = inference_step(models[key], inputs[key])
     seconds = interleaved(steps, repeats, device=device)
@@ -230,12 +254,13 @@ def time_candidates(
     for candidate in candidates:
         for precision in precisions:
             key = candidate.name, precision
+            speed, low, high = paired_ratio(seconds[key], seconds[candidate.name, "fp32"])
             p50, p90 = (float(quantile) for quantile in np.quantile(seconds[key], [0.5, 0.9]))
             rows.append(
                 {
                     "model": candidate.name, "precision": precision, "batch_size": batch_size, "p50_ms": 1e3 * p50,
-                    "p90_ms": 1e3 * p90, "images_per_second": batch_size / p50,
-                    "weights_mb": weight_bytes(models[key]) / 2**20,
+                    "p90_ms": 1e3 * p90, "images_per_second": batch_size / p50, "speed": speed,
+                    "speed_low": low, "speed_high": high, "weights_mb": weight_bytes(models[key]) / 2**20,
                     "peak_mb": peak_bytes(models[key], inputs[key]) / 2**20, "load_s": candidate.load_seconds,
                 }
             )  # fmt: skip

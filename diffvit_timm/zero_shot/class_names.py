@@ -1,16 +1,16 @@
 """Outputs of a network that stand for the classes of a dataset, found by name; ImageNet's by their WordNet names."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.data import infer_imagenet_subset
 from torch import Tensor
 
 from ..errors import InputError
+from .imagenet_names import imagenet_indices, normalised
 
 __all__ = ["class_outputs", "class_scores", "imagenet_classes", "read_class_map"]
 
@@ -24,26 +24,11 @@ OTHER_NAMES = {
 }
 
 
-def _normalise(name: str) -> str:
-    """Return a name in lower case, with single spaces in place of punctuation and underscores."""
-    return re.sub(r"[\W_]+", " ", name.lower()).strip()
-
-
-def _indices_by_name() -> dict[str, list[int]]:
-    """Map each WordNet name to its indices in ImageNet-1k. Some names belong to two classes."""
-    info = ImageNetInfo("imagenet-1k")
-    indices: dict[str, list[int]] = {}
-    for index in range(info.num_classes()):
-        for lemma in info.index_to_description(index).split(","):
-            indices.setdefault(_normalise(lemma), []).append(index)
-    return indices
-
-
 def imagenet_classes(names: Sequence[str], class_map: dict[str, list[int]] | None = None) -> list[list[int]]:
     """Find the classes of ImageNet-1k that have the names of a dataset's classes.
 
     Args:
-        names: class names of the dataset.
+        names: class names of the dataset, in any of the forms that `imagenet_names` lists.
         class_map: class name -> indices, from `read_class_map`. It takes precedence over the search by name.
 
     Returns:
@@ -52,11 +37,9 @@ def imagenet_classes(names: Sequence[str], class_map: dict[str, list[int]] | Non
     Raises:
         InputError: no class is one of ImageNet's.
     """
-    by_name, class_map = _indices_by_name(), class_map or {}
-    found = [
-        class_map[name] if name in class_map else by_name.get(OTHER_NAMES.get(_normalise(name), _normalise(name)), [])
-        for name in names
-    ]
+    class_map = class_map or {}
+    known = imagenet_indices([OTHER_NAMES.get(normalised(name), name) for name in names])
+    found = [class_map.get(name, own) for name, own in zip(names, known, strict=True)]
     if not any(found):
         raise InputError(
             f"none of the classes ({', '.join(list(names)[:3])}, ...) has the name of an ImageNet class: pass "

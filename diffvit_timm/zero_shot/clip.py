@@ -19,9 +19,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .prompts import readable
+from .imagenet_names import readable
 
-__all__ = ["Clip", "check_clip", "load_clip", "require_open_clip", "zero_shot_classifier", "zero_shot_logits"]
+__all__ = [
+    "PREFIX",
+    "Clip",
+    "ImageTower",
+    "check_architecture",
+    "check_clip",
+    "load_clip",
+    "names_weights",
+    "random_clip",
+    "require_open_clip",
+    "zero_shot_classifier",
+    "zero_shot_logits",
+]
+
+PREFIX = "clip:"  # of the name of a CLIP model, where a timm model could stand too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +55,22 @@ class Clip:
     name: str
 
 
+class ImageTower(nn.Module):
+    """The image tower of a CLIP model as a network of its own: images (B, C, H, W) -> embeddings (B, dim).
+
+    Args:
+        visual: attribute `visual` of a model of open_clip.
+    """
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        embeddings = self.visual(images)
+        return embeddings[0] if isinstance(embeddings, tuple) else embeddings  # CoCa's tower also returns its tokens
+
+
 def require_open_clip() -> Any:
     """Import and return open_clip.
 
@@ -54,11 +84,22 @@ def require_open_clip() -> Any:
     return open_clip
 
 
+def _folder(name: str) -> Path:
+    return Path(name.removeprefix("local-dir:")).expanduser()
+
+
+def names_weights(name: str) -> bool:
+    """Return whether the name of a CLIP model says which weights it has: a tag, a repository or a folder."""
+    name = name.removeprefix(PREFIX)
+    return ":" in name or _folder(name).is_dir()
+
+
 def check_clip(name: str, parameter: str = "clip") -> tuple[str, str | None]:
     """Check that a CLIP model exists, before anything is downloaded. A repository on the Hub is not checked.
 
     Args:
-        name: ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder with an open_clip_config.json.
+        name: ARCHITECTURE:TAG of open_clip, hf-hub:NAME, or a folder with an open_clip_config.json; clip: may stand
+            in front of each.
         parameter: name of the user's parameter, for the errors.
 
     Returns:
@@ -67,19 +108,50 @@ def check_clip(name: str, parameter: str = "clip") -> tuple[str, str | None]:
     Raises:
         InputError: open_clip is not installed or does not know the name or tag, or the folder has no CLIP model.
     """
-    open_clip = require_open_clip()
-    folder = _folder(name)
-    if folder.is_dir() or name.startswith("local-dir:"):
+    require_open_clip()
+    own = name.removeprefix(PREFIX)
+    folder = _folder(own)
+    if folder.is_dir() or own.startswith("local-dir:"):
         if not (folder / "open_clip_config.json").is_file():
             raise InputError(
                 f"`{parameter}={name}` has no open_clip_config.json: give the folder of an open_clip model"
             )
         return f"local-dir:{folder}", None
-    return (name, None) if name.startswith("hf-hub:") else _architecture_and_tag(name, parameter, open_clip)
+    if own.startswith("hf-hub:"):
+        return own, None
+    architecture = check_architecture(name, parameter)
+    return architecture, _check_tag(name, parameter, architecture, own.partition(":")[2])
 
 
-def _folder(name: str) -> Path:
-    return Path(name.removeprefix("local-dir:")).expanduser()
+def check_architecture(name: str, parameter: str = "clip") -> str:
+    """Return the architecture that the name of a CLIP model begins with, if open_clip knows it.
+
+    Args:
+        name, parameter: as in `check_clip`; the tag may be missing.
+
+    Raises:
+        InputError: open_clip is not installed or does not know the architecture.
+    """
+    known = require_open_clip().list_models()
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    architecture = name.removeprefix(prefix).partition(":")[0]
+    if architecture not in known:
+        close = [prefix + match for match in difflib.get_close_matches(architecture, known, n=3)]
+        forms = (
+            f"give {prefix}ARCHITECTURE:TAG, {prefix}hf-hub:NAME or {prefix or 'a '}{'FOLDER' if prefix else 'folder'}"
+        )
+        fix = f"did you mean {' or '.join(close)}?" if close else forms
+        raise InputError(f"`{parameter}={name}` is not known to open_clip: {fix}")
+    return architecture
+
+
+def _check_tag(name: str, parameter: str, architecture: str, tag: str) -> str:
+    tags = require_open_clip().list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
+        start = f"{PREFIX if name.startswith(PREFIX) else ''}{architecture}"
+        choices = ", ".join(f"{start}:{known}" for known in tags) or "no weights for it"
+        raise InputError(f"`{parameter}={name}` needs a known tag of its weights: open_clip has {choices}")
+    return tag
 
 
 def load_clip(name: str, parameter: str = "clip") -> Clip:
@@ -103,8 +175,20 @@ def load_clip(name: str, parameter: str = "clip") -> Clip:
         raise InputError(f"`{parameter}={name}` cannot be loaded ({type(error).__name__}): {error}") from error
     if not hasattr(model, "encode_text") or not hasattr(model, "encode_image"):
         raise InputError(f"`{parameter}={name}` has no text tower for the class names: give a CLIP model")
-    folder = _folder(name)
-    return Clip(model.eval(), transform, tokenize, folder.name if folder.is_dir() else name)
+    own = name.removeprefix(PREFIX)
+    return Clip(model.eval(), transform, tokenize, _folder(own).name if _folder(own).is_dir() else own)
+
+
+def random_clip(name: str) -> Clip:
+    """Create a CLIP model with random weights, whose speed and memory are those of trained ones.
+
+    Args:
+        name: ARCHITECTURE of open_clip; clip: may stand in front of it.
+    """
+    architecture, open_clip = check_architecture(name), require_open_clip()
+    with _without_logging():
+        model, _, transform = open_clip.create_model_and_transforms(architecture)
+        return Clip(model.eval(), transform, open_clip.get_tokenizer(architecture), architecture)
 
 
 @contextlib.contextmanager
@@ -116,20 +200,6 @@ def _without_logging() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _architecture_and_tag(name: str, parameter: str, open_clip: Any) -> tuple[str, str]:
-    """Split ARCHITECTURE:TAG, and check that open_clip knows both."""
-    architecture, _, tag = name.partition(":")
-    if architecture not in open_clip.list_models():
-        close = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
-        fix = f"did you mean {' or '.join(close)}?" if close else "give ARCHITECTURE:TAG, hf-hub:NAME or a folder"
-        raise InputError(f"`{parameter}={name}` is not known to open_clip: {fix}")
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in tags:
-        choices = ", ".join(f"{architecture}:{known}" for known in tags) or "no weights for it"
-        raise InputError(f"`{parameter}={name}` needs a known tag of its weights: open_clip has {choices}")
-    return architecture, tag
 
 
 @torch.inference_mode()
@@ -180,17 +250,15 @@ def _fingerprint(model: nn.Module, names: Sequence[str], templates: Sequence[str
     return digest.hexdigest()
 
 
-@torch.inference_mode()
-def zero_shot_logits(clip: Clip, classifier: Tensor, images: Tensor) -> Tensor:
+def zero_shot_logits(embeddings: Tensor, classifier: Tensor, scale: float) -> Tensor:
     """Compute the logits of images: the scaled cosine similarities to the classes.
 
     Args:
-        clip: CLIP model, whose image tower embeds the images.
+        embeddings: outputs of the image tower, (B, dim).
         classifier: weights from `zero_shot_classifier`, (classes, dim).
-        images: normalised images, (B, C, H, W).
+        scale: factor of the similarities, exp(logit_scale) of the CLIP model.
 
     Returns:
-        The logits, (B, classes).
+        The logits, (B, classes), float32.
     """
-    features = F.normalize(clip.model.encode_image(images).float(), dim=-1)  # (B, dim)
-    return clip.model.logit_scale.exp() * features @ classifier.to(features).T
+    return scale * F.normalize(embeddings.float(), dim=-1) @ classifier.to(embeddings.device).T

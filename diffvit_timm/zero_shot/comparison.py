@@ -1,5 +1,6 @@
 """Classifiers of the same classes, compared on the same images: CLIP, also converted, and supervised networks."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from timm.data import create_transform
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..console import track
@@ -20,7 +21,7 @@ from ..data.loading import model_data_config
 from ..inspection.accuracy import Accuracy
 from ..inspection.saving import save_figure
 from .class_names import class_outputs, class_scores
-from .clip import Clip, zero_shot_classifier, zero_shot_logits
+from .clip import Clip, ImageTower, zero_shot_classifier, zero_shot_logits
 from .disagreement import agreement, plot_agreement, plot_wins, top_k, wins
 from .tower import convert_tower
 
@@ -40,21 +41,34 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A classifier of the classes of a dataset.
+    """A classifier of the classes of a dataset: a network, and what turns its outputs into logits of the classes.
 
     Attributes:
         name: name in tables and figures.
         transform: function that turns an image into a normalised tensor, (C, H, W).
         in_chans: number of colour channels that it reads, 1 or 3.
-        classify: function that turns images, (B, C, H, W), into logits, (B, classes); -inf for an unknown class.
+        network: network in evaluation mode, on its device: images (B, C, H, W) -> outputs (B, outputs).
+        score: function that turns outputs in float32 into logits, (B, classes); -inf for an unknown class.
         known: whether it knows each class, (classes,).
+        dtype: precision of the weights and of the images. The logits are always computed in float32.
     """
 
     name: str
     transform: Callable
     in_chans: int
-    classify: Callable[[Tensor], Tensor]
+    network: nn.Module
+    score: Callable[[Tensor], Tensor]
     known: np.ndarray
+    dtype: torch.dtype = torch.float32
+
+    @torch.inference_mode()
+    def classify(self, images: Tensor) -> Tensor:
+        """Turn images on the network's device, (B, C, H, W), into logits, (B, classes)."""
+        return self.score(self.network(images.to(self.dtype)).float())
+
+    def cast(self, dtype: torch.dtype) -> "Classifier":
+        """Return a copy whose network has its weights in another precision."""
+        return dataclasses.replace(self, network=copy.deepcopy(self.network).to(dtype), dtype=dtype)
 
 
 def clip_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str], device: str = "cpu") -> Classifier:
@@ -62,14 +76,17 @@ def clip_classifier(clip: Clip, names: Sequence[str], templates: Sequence[str], 
 
     Args:
         clip: CLIP model; it is moved to the device.
-        names: class names, in the order of the labels.
+        names: class names as CLIP is asked for them, in the order of the labels.
         templates: sentences with {} in place of the class name.
         device: device to compute on.
     """
     clip.model.to(device)
     weights = zero_shot_classifier(clip, names, templates).to(device)  # (classes, dim)
-    known = np.ones(len(names), dtype=bool)
-    return Classifier(clip.name, clip.transform, 3, lambda images: zero_shot_logits(clip, weights, images), known)
+    scale = clip.model.logit_scale.exp().item()
+    return Classifier(
+        clip.name, clip.transform, 3, ImageTower(clip.model.visual).eval(),
+        lambda embeddings: zero_shot_logits(embeddings, weights, scale), np.ones(len(names), dtype=bool),
+    )  # fmt: skip
 
 
 def supervised_classifier(
@@ -93,23 +110,22 @@ def supervised_classifier(
     """
     indices = class_outputs(model, names, class_map)
     config = model_data_config(model)
-    model.eval().to(device)
-
-    @torch.inference_mode()
-    def classify(images: Tensor) -> Tensor:
-        return class_scores(model(images).float(), indices)
-
     transform: Any = create_transform(**config, is_training=False)
-    return Classifier(name, transform, config["input_size"][0], classify, np.array([bool(own) for own in indices]))
+    return Classifier(
+        name, transform, config["input_size"][0], model.eval().to(device),
+        lambda outputs: class_scores(outputs, indices), np.array([bool(own) for own in indices]),
+    )  # fmt: skip
 
 
-def convert_clip(clip: Clip, method: str, train: "Dataset", count: int = 256, batch_size: int = 32) -> Clip:
+def convert_clip(
+    clip: Clip, method: str, train: "Dataset | None" = None, count: int = 256, batch_size: int = 32
+) -> Clip:
     """Return a CLIP model whose image tower is a Diff-ViT with the converted weights.
 
     Args:
         clip: CLIP model; it is not changed.
         method: conversion method; 'mirror' and 'contrast' make a tower of version 2.
-        train: training split, whose labels are not used.
+        train: training split, whose labels are not used; None for a method that reads no images.
         count: number of images to calibrate on, drawn at random.
         batch_size: number of images per batch.
 
@@ -117,7 +133,7 @@ def convert_clip(clip: Clip, method: str, train: "Dataset", count: int = 256, ba
         ValueError: the image tower cannot be converted, with the reason.
     """
     images = None
-    if method in READS_IMAGES:
+    if method in READS_IMAGES and train is not None:
         few = train.shuffle(seed=0).take(min(count, len(train)))
         images = (batch for batch, _ in DataLoader(ImageDataset(few, without_seed(clip.transform)), batch_size))
     return convert_tower(clip, method, images)
@@ -141,16 +157,20 @@ def split_logits(classifier: Classifier, split: "Dataset", batch_size: int = 32,
     return torch.cat([classifier.classify(batch.to(device)).cpu() for batch, _ in batches]).numpy()
 
 
-def accuracy_rows(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> list[dict[str, Any]]:
+def accuracy_rows(
+    logits: Mapping[str, np.ndarray], labels: np.ndarray, exact: Mapping[str, np.ndarray] | None = None
+) -> list[dict[str, Any]]:
     """Compute one row per classifier.
 
     Args:
         logits: name of each classifier -> its logits, (images, classes).
         labels: classes of the images, (images,).
+        exact: the logits of the same classifiers in float32, if they were computed in another precision.
 
     Returns:
         Rows of `model` (name), number of `images`, `top1` accuracy, `low` and `high` (its 95 % interval), `top5`
-        accuracy, and `mean_per_class` (mean of the accuracies of the classes).
+        accuracy, and `mean_per_class` (mean of the accuracies of the classes). With `exact` also `top1_fp32`, the
+        accuracy in float32, and `same_as_fp32`, the share of images with the same top-1 class as in float32.
     """
     rows = []
     for name, values in logits.items():
@@ -162,6 +182,10 @@ def accuracy_rows(logits: Mapping[str, np.ndarray], labels: np.ndarray) -> list[
                 "mean_per_class": accuracy.mean_per_class,
             }
         )  # fmt: skip
+        if exact is not None:
+            in_fp32 = exact[name].argmax(axis=1)
+            rows[-1]["top1_fp32"] = float(np.mean(in_fp32 == labels))
+            rows[-1]["same_as_fp32"] = float(np.mean(in_fp32 == values.argmax(axis=1)))
     return rows
 
 

@@ -74,19 +74,20 @@ def plot_agreement(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
     return figure
 
 
-def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str], title: str) -> None:
+def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str], model: str) -> None:
     """Draw the five likeliest classes as bars. The bar of the right class is blue, the others are grey."""
     best = np.argsort(-probabilities, kind="stable")[:5]
+    best = best[probabilities[best] > 0]  # a class that not all classifiers know has no probability
     colours = [BLUE if index == label else "#777777" for index in best]
     axis.barh(range(len(best)), probabilities[best], color=colours, alpha=0.5)  # pale, because the names are on them
     for place, index in enumerate(best):
         name = names[index] if len(names[index]) <= LONGEST else names[index][: LONGEST - 3] + "..."
         axis.text(0.02, place, f"{name} {probabilities[index]:.0%}", va="center", fontsize=7)
     axis.set_xlim(0, 1)
-    axis.set_xticks([])
+    axis.set_ylim(4.6, -0.6)  # five places, also if there are fewer classes
+    axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=6)
     axis.set_yticks([])
-    axis.invert_yaxis()
-    axis.set_title(textwrap.fill(title, 36), fontsize=7)
+    axis.set_xlabel(textwrap.fill(f"probability by {model}", 40), fontsize=7)
 
 
 def plot_wins(
@@ -96,7 +97,7 @@ def plot_wins(
     names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Plot one row per image: the image, and the five likeliest classes of each classifier.
+    """Plot one row per image: the image, and the five likeliest classes of each classifier, whose axis has its name.
 
     Args:
         images: images to show.
@@ -106,8 +107,8 @@ def plot_wins(
         title: title of the figure.
     """
     rows, columns = max(1, len(images)), 1 + len(probabilities)
-    figure = Figure(figsize=(1.9 + 2.4 * len(probabilities), 1.5 * rows + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure = Figure(figsize=(1.9 + 2.4 * len(probabilities), 1.6 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=9, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False)
     if not images:
         for axis in axes[0]:
@@ -117,7 +118,7 @@ def plot_wins(
         axes[row, 0].imshow(image, cmap="gray" if image.mode == "L" else None)
         axes[row, 0].set_xticks([])
         axes[row, 0].set_yticks([])
-        axes[row, 0].set_title(names[label], fontsize=7)
+        axes[row, 0].set_title(textwrap.fill(names[label], 32), fontsize=7)
         for axis, (name, values) in zip(axes[row, 1:], probabilities.items(), strict=True):
             _bars(axis, values[row], label, names, name)
     return figure

@@ -1,10 +1,12 @@
 """Prompt templates: sentences that put the name of a class into words for CLIP's text tower."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from .imagenet_names import wordnet_id
 
-__all__ = ["TEMPLATES", "read_templates", "readable"]
+__all__ = ["TEMPLATES", "auto_templates", "read_templates"]
 
 # CLIP's own prompts (https://github.com/openai/CLIP, data/prompts.md). A key is looked for in the dataset's name.
 _LOOKS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
@@ -25,20 +27,30 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def read_templates(given: str, dataset: str) -> tuple[str, ...]:
-    """Return the templates for a dataset: sentences with {} in place of the class name.
+def auto_templates(dataset: str, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Choose the templates for a dataset: sentences with {} in place of the class name.
 
     Args:
-        given: 'auto' to choose by the dataset's name, a key of TEMPLATES, or a text file with one template per line.
-        dataset: name or folder of the dataset.
+        dataset: name or folder of the dataset; a key of TEMPLATES is looked for in its last part.
+        class_names: class names of the dataset. If all are WordNet ids, the dataset is one of ImageNet.
+    """
+    name = Path(dataset).name.lower()
+    chosen = next((key for key in TEMPLATES if key in name), "plain")
+    if chosen == "plain" and class_names and all(map(wordnet_id, class_names)):
+        chosen = "imagenet"
+    return TEMPLATES[chosen]
+
+
+def read_templates(given: str) -> tuple[str, ...]:
+    """Return templates: sentences with {} in place of the class name.
+
+    Args:
+        given: a key of TEMPLATES, or a text file with one template per line.
 
     Raises:
         InputError: neither a key nor a readable file, a file without templates, or a line that does not have exactly
             one {}.
     """
-    if given == "auto":
-        name = Path(dataset).name.lower()
-        return next((templates for key, templates in TEMPLATES.items() if key in name), TEMPLATES["plain"])
     if given in TEMPLATES:
         return TEMPLATES[given]
     try:
@@ -57,8 +69,3 @@ def read_templates(given: str, dataset: str) -> tuple[str, ...]:
             f"`templates={given}` has no templates: write one sentence per line, with {{}} in place of the class name"
         )
     return templates
-
-
-def readable(name: str) -> str:
-    """Return a class name as it is written in a sentence, with spaces instead of underscores."""
-    return " ".join(name.replace("_", " ").split())

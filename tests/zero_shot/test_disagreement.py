@@ -24,5 +24,6 @@ def test_figures_show_the_classes_and_the_numbers():
     shares = {"clip": np.array([[0.1, 0.7, 0.2]]), "resnet": np.array([[0.8, 0.1, 0.1]])}
     figure = plot_wins([Image.new("RGB", (4, 4))], [1], shares, ["cat", "dog", "owl"], "title")
     assert figure.axes[0].get_title() == "dog"
+    assert [axis.get_xlabel() for axis in figure.axes[1:]] == ["probability by clip", "probability by resnet"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["dog 70%", "owl 20%", "cat 10%"]
     assert plot_wins([], [], shares, ["cat"], "title").axes[0].texts[0].get_text() == "No images"

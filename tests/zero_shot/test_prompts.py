@@ -3,7 +3,7 @@
 import pytest
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.zero_shot.prompts import TEMPLATES, read_templates
+from diffvit_timm.zero_shot.prompts import TEMPLATES, auto_templates, read_templates
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,15 @@ from diffvit_timm.zero_shot.prompts import TEMPLATES, read_templates
     ],
 )
 def test_templates_are_chosen_by_the_datasets_name(dataset, key):
-    assert read_templates("auto", dataset) == TEMPLATES[key]
-    assert read_templates(key, "any") == TEMPLATES[key]
+    assert auto_templates(dataset, ["cat", "dog"]) == TEMPLATES[key]
+    assert read_templates(key) == TEMPLATES[key]
+
+
+def test_a_folder_of_wordnet_ids_gets_the_templates_of_imagenet():
+    assert auto_templates("/data/val", ["n01440764", "n01443537-goldfish"]) == TEMPLATES["imagenet"]
+    assert auto_templates("/data/val", ["n01440764", "goldfish"]) == TEMPLATES["plain"]
+    assert auto_templates("/data/pets", ["n01440764", "n01443537"]) == TEMPLATES["pet"]
+    assert auto_templates("", []) == TEMPLATES["plain"]
 
 
 def test_every_template_has_one_place_for_the_class_and_cifar_has_the_18_of_clip():
@@ -29,7 +36,7 @@ def test_every_template_has_one_place_for_the_class_and_cifar_has_the_18_of_clip
 
 def test_the_templates_of_a_file_are_its_lines(tmp_path):
     (tmp_path / "own.txt").write_text("a drawing of a {}.\n\n{} in the snow\n")
-    assert read_templates(str(tmp_path / "own.txt"), "any") == ("a drawing of a {}.", "{} in the snow")
+    assert read_templates(str(tmp_path / "own.txt")) == ("a drawing of a {}.", "{} in the snow")
 
 
 @pytest.mark.parametrize(
@@ -45,4 +52,4 @@ def test_invalid_templates_are_errors(tmp_path, text, message):
     if text is not None:
         (tmp_path / "own.txt").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_templates(str(tmp_path / "own.txt"), "any")
+        read_templates(str(tmp_path / "own.txt"))
