@@ -72,7 +72,7 @@ class DatasetConfig(CheckedOptions):
         """Load only the test images, so that there need not be any training images.
 
         Raises:
-            InputError: as `load_evaluation_split`; or a group column, which only divides training images.
+            InputError: as `load_evaluation_split`; or a group column without a share to test on.
         """
         from .datasets import load_evaluation_split
         from .splits import EvaluationSplit
@@ -81,7 +81,7 @@ class DatasetConfig(CheckedOptions):
             splits = self.load()
             name = f"{self.test_share:.0%} of train" if self.test_share else str(splits.test.split)
             return EvaluationSplit(splits.test, name, splits.class_names)
-        self.require_default("group_column", "only divides training images, which this command does not read")
+        self.require_default("group_column", "has no effect on the test images without `test_share`")
         return load_evaluation_split(self.dataset, self.image_column, self.label_column, self.dataset_config)
 
     @property

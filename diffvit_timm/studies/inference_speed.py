@@ -26,7 +26,7 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.colours import LINES
 from ..inspection.saving import save_figure
-from ..models.pretrained import check_model, load_model
+from ..models.pretrained import check_model, load_model, resolve_model_name
 from ..zero_shot.clip import (
     PREFIX,
     ImageTower,
@@ -47,6 +47,7 @@ __all__ = [
     "Candidate",
     "check_candidate",
     "compare_precisions",
+    "has_weights",
     "load_candidate",
     "plot_throughput",
     "time_candidates",
@@ -102,6 +103,13 @@ def check_candidate(model: str, pretrained: bool) -> None:
         check_clip(model, "model")
     else:
         check_architecture(model, "model")
+
+
+def has_weights(model: str, pretrained: bool) -> bool:
+    """Return whether `load_candidate` loads weights; arguments as in `check_candidate`."""
+    if model.startswith(PREFIX):
+        return names_weights(model)
+    return pretrained or resolve_model_name(model).startswith("local-dir:")
 
 
 def load_candidate(

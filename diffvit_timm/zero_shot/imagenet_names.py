@@ -120,7 +120,8 @@ def _are_numbers(names: Sequence[str]) -> bool:
 def _are_in_order(found: Sequence[Sequence[int]]) -> bool:
     """Return whether 1,000 classes are ImageNet's in its order, under names of which some are not WordNet's.
 
-    CLIP's authors renamed some 400 classes. At least half of the names must be known, nearly all of these in place.
+    Of the names that CLIP's authors use, 175 are not WordNet's. At least half of the names must be known, and nearly
+    all of these must be in place.
     """
     in_place = [index in own for index, own in enumerate(found) if own]
     return len(found) == CLASSES and len(in_place) >= CLASSES / 2 and sum(in_place) >= 0.95 * len(in_place)

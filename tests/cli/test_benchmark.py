@@ -54,6 +54,7 @@ def test_the_table_is_explained_and_is_in_the_files_too(benchmark, weights, tmp_
     options = ("--precision", "fp32", "--batch-size", 2, "--images", 1, "--repeats", 1, "--output", out)
     result, printed = benchmark("models", "--model", weights("net"), *options)
     assert result["dataset"] is None
+    assert "random weights" not in printed
     assert f"Inference on {hardware_name('cpu')}\np50, p90: median" in printed
     assert f"{out}: the table is in benchmark.csv and benchmark.json" in printed
     written = json.loads((out / "benchmark.json").read_text())
@@ -73,6 +74,7 @@ def test_clips_image_tower_is_timed_on_noise_with_a_warning_about_fp16(benchmark
     assert [row["model"] for row in rows] == ["clip:ViT-S-32-alt"] * 2
     assert [row["agreement"] for row in rows] == [None, None]  # an embedding has no classes
     assert "compared on noise" in printed
+    assert "random weights, of whose predictions same and top-1 say nothing: clip:ViT-S-32-alt (" in printed
     note = emulation_note("fp16", "cpu")
     assert note is None or note in printed
 

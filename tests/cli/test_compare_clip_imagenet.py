@@ -204,3 +204,11 @@ def test_robustness_and_faithfulness_need_no_training_images_either(diffvit, ima
     corrupted = ("--corruptions", "fog", "--severities", 1)
     assert diffvit("compare", "robustness", imagenet_network, *corrupted, *words, tmp_path / "a")["images"] == 4
     assert diffvit("compare", "faithfulness", "--models", imagenet_network, "--steps", 2, *words, tmp_path / "b")
+
+
+def test_two_classes_of_the_same_words_are_named(clip_folder, imagenet_network, tmp_path, capsys):
+    folder = fill(tmp_path / "photos", "great_white_shark", "Great white shark", count=1)
+    words = ["compare", "clip", "--clip", clip_folder, "--supervised", imagenet_network, "--dataset", folder]
+    main([str(word) for word in [*words, "--output", tmp_path / "out"]])
+    expected = "CLIP is asked for several classes by the same words, so it cannot tell them apart: great white shark\n"
+    assert expected in capsys.readouterr().err

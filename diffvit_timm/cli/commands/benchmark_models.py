@@ -30,6 +30,7 @@ from ...output import output_folder
 from ...studies.inference_speed import (
     check_candidate,
     compare_precisions,
+    has_weights,
     load_candidate,
     plot_throughput,
     time_candidates,
@@ -111,6 +112,11 @@ def _benchmark(options: Options, folder: Path) -> dict:
     test = _test_split(options)
     for note in filter(None, (emulation_note(precision, device) for precision in precisions)):
         log0(note)
+    if untrained := [model for model in options.model if not has_weights(model, options.pretrained)]:
+        log0(
+            f"random weights, of whose predictions same and top-1 say nothing: {', '.join(untrained)} (--pretrained "
+            "loads the weights of timm's models, clip:ARCHITECTURE:TAG those of CLIP)"
+        )
     class_names = [] if test is None else test.class_names
     templates = auto_templates(options.data.dataset, class_names)
     candidates = [

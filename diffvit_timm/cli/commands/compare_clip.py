@@ -14,6 +14,7 @@ read; without one the validation split, and without any split all images.
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,10 +130,19 @@ def _compare(options: Options, folder: Path) -> dict:
 
 
 def _spoken_names(options: Options, test: EvaluationSplit) -> list[str]:
+    """Return the words by which CLIP is asked for the classes, and say if two classes have the same."""
     try:
-        return spoken_names(test.class_names)
+        names = spoken_names(test.class_names)
     except InputError as error:
         raise InputError(f"`dataset={options.data.dataset}`: {error}") from error
+    counts = Counter(name.lower() for name in names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        log0(f"CLIP is asked for several classes by the same words, so it cannot tell them apart: {_listed(twice)}")
+    return names
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if names[LISTED:] else "")
 
 
 def _cast(classifiers: list[Classifier], precision: str) -> list[Classifier]:
@@ -194,8 +204,10 @@ def _choose_images(options: Options, test: EvaluationSplit, known: np.ndarray, n
         raise InputError(f"`images={options.images}` draws no image of a class that all classifiers know: draw more")
     if not known.all():
         missing = [name for name, is_known in zip(names, known, strict=True) if not is_known]
-        shown = ", ".join(missing[:LISTED]) + (f" and {len(missing) - LISTED} more" if missing[LISTED:] else "")
-        log0(f"counted on the {len(split)} images of {known.sum()} classes that all know; not on those of {shown}")
+        log0(
+            f"counted on the {len(split)} images of {known.sum()} classes that all know; not on those of "
+            f"{_listed(missing)}"
+        )
     return split
 
 
