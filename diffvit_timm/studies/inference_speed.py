@@ -179,8 +179,8 @@ def compare_precisions(
     Returns:
         (name of the network, precision) -> `agreement`, the share of images with the same top-1 class as in float32
         (None without classes); `cosine`, the mean cosine similarity of an image's outputs to those in float32;
-        `largest_difference` of an output; and `accuracy` on the images whose class the network has (None without
-        labels, or for a network with other classes).
+        `largest_difference` of an output (both None where numbers overflow); and `accuracy` on the images whose class
+        the network has (None without labels, or for a network with other classes).
     """
     rows: dict[tuple[str, str], dict[str, float | None]] = {}
     for candidate in candidates:
@@ -192,11 +192,16 @@ def compare_precisions(
             same = None if predicted is None or expected is None else predicted == expected
             rows[candidate.name, precision] = {
                 "agreement": None if same is None else same.float().mean().item(),
-                "cosine": F.cosine_similarity(outputs.double(), exact.double()).mean().item(),
-                "largest_difference": (outputs - exact).abs().max().item(),
+                "cosine": _finite(F.cosine_similarity(outputs.double(), exact.double()).mean()),
+                "largest_difference": _finite((outputs - exact).abs().max()),
                 "accuracy": _accuracy(candidate, outputs, split),
             }
     return rows
+
+
+def _finite(value: Tensor) -> float | None:
+    """Return a number, or None if it is NaN or infinite, which JSON has no words for."""
+    return value.item() if value.isfinite() else None
 
 
 @torch.inference_mode()

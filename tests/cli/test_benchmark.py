@@ -74,7 +74,7 @@ def test_clips_image_tower_is_timed_on_noise_with_a_warning_about_fp16(benchmark
     assert [row["model"] for row in rows] == ["clip:ViT-S-32-alt"] * 2
     assert [row["agreement"] for row in rows] == [None, None]  # an embedding has no classes
     assert "compared on noise" in printed
-    assert "random weights, of whose predictions same and top-1 say nothing: clip:ViT-S-32-alt (" in printed
+    assert "random weights, so that same, cosine and top-1 mean nothing: clip:ViT-S-32-alt (" in printed
     note = emulation_note("fp16", "cpu")
     assert note is None or note in printed
 

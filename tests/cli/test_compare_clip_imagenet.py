@@ -9,6 +9,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from diffvit_timm.cli import main
@@ -154,6 +155,39 @@ def test_a_lower_precision_is_compared_with_fp32(clip_folder, imagenet_network, 
     assert f"same: images with the same class in {precision} and fp32" in printed.err
     header, *_ = csv.reader((tmp_path / "out" / "table.csv").read_text().splitlines())
     assert header[-2:] == ["top1_fp32", "same_as_fp32"]
+
+
+@pytest.fixture(scope="module")
+def resnet_clip(tmp_path_factory):
+    """A folder of a CLIP whose image tower is a small ResNet with the layers of RN50."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("resnet-clip")
+    model_cfg = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(0)
+    weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**model_cfg).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_resnet_of_clip_against_a_resnet_of_timm(diffvit, resnet_clip, tmp_path, precision):
+    save_pretrained(timm.create_model("test_resnet", num_classes=1000), tmp_path / "resnet")
+    folder = fill(tmp_path / "images", *(f"val/{name}" for name in WORDS))
+    words = ("--supervised", tmp_path / "resnet", "--precision", precision, "--output", tmp_path / "out")
+    result = compare(diffvit, resnet_clip, folder, *words)
+    assert [(row["model"], row["images"]) for row in result["rows"]] == [(resnet_clip.name, 6), ("resnet", 6)]
+    words = ("--model", f"clip:{resnet_clip}", tmp_path / "resnet", "--dataset", folder, "--output", tmp_path / "table")
+    options = ("--precision", f"fp32,{precision}", "--batch-size", 2, "--repeats", 2, "--images", 4)
+    rows = diffvit("benchmark", "models", *words, *options)["rows"]
+    assert [row["accuracy"] is None for row in rows] == [False] * 4
+    assert all(row["cosine"] > 0.99 for row in rows)
 
 
 def test_an_unknown_precision_is_refused(refusal, tmp_path):

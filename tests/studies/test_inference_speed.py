@@ -73,3 +73,13 @@ def test_a_clip_with_weights_classifies_by_the_names_of_the_classes(clip_folder,
 def test_the_tower_without_the_texts_is_measured(clip_folder, splits):
     candidate = load_candidate(f"clip:{clip_folder}", "small", splits.class_names, ("{}",))
     assert not any("token_embedding" in name for name, _ in candidate.network.named_parameters())
+
+
+def test_numbers_that_overflow_in_fp16_are_none():
+    candidate = brightest_channel(None, has_classes=False)
+    candidate.network.append(nn.Linear(3, 3))
+    with torch.no_grad():
+        candidate.network[-1].weight.fill_(6e4)
+        candidate.network[-1].bias.fill_(6e4)
+    half = compare_precisions([candidate], ["fp32", "fp16"], None, 64, "cpu")["net", "fp16"]
+    assert (half["cosine"], half["largest_difference"]) == (None, None)

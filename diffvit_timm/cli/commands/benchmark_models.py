@@ -114,8 +114,8 @@ def _benchmark(options: Options, folder: Path) -> dict:
         log0(note)
     if untrained := [model for model in options.model if not has_weights(model, options.pretrained)]:
         log0(
-            f"random weights, of whose predictions same and top-1 say nothing: {', '.join(untrained)} (--pretrained "
-            "loads the weights of timm's models, clip:ARCHITECTURE:TAG those of CLIP)"
+            f"random weights, so that same, cosine and top-1 mean nothing: {', '.join(untrained)} (--pretrained loads "
+            "the weights of timm's models, clip:ARCHITECTURE:TAG those of CLIP)"
         )
     class_names = [] if test is None else test.class_names
     templates = auto_templates(options.data.dataset, class_names)
@@ -180,9 +180,10 @@ def _print_rows(rows: list[dict[str, Any]], hardware: str, where: str) -> None:
     log0(f"\n{'model':{width}s}  {titles}")
     for row in rows:
         same = "-" if row["agreement"] is None else f"{row['agreement']:.1%}"
+        cosine = "-" if row["cosine"] is None else f"{row['cosine']:.5f}"
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
         log0(
             f"{row['model']:{width}s}  {row['precision']:5s} {row['batch_size']:5d} {row['p50_ms']:8.1f} "
             f"{row['p90_ms']:8.1f} {row['images_per_second']:8.1f} {row['speed']:5.2f}x {row['weights_mb']:7.1f} "
-            f"{row['peak_mb']:6.1f} {row['load_s']:6.2f} {same:>7s} {row['cosine']:8.5f} {accuracy:>7s}"
+            f"{row['peak_mb']:6.1f} {row['load_s']:6.2f} {same:>7s} {cosine:>8s} {accuracy:>7s}"
         )
