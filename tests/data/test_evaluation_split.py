@@ -93,7 +93,7 @@ def test_these_are_the_images_that_a_training_tests_on(image_folder, splits):
     ("files", "options", "message"),
     [
         (["train/cat/1.jpg", "train/dog/2.jpg"], {}, "`dataset={}` has no test split, only train: add one, or set"),
-        (["1.jpg", "2.jpg"], {}, "`label_column=label` is not a class label of {}: its images are in no class folder"),
+        (["1.jpg", "2.jpg"], {}, "`dataset={}` has 0 columns of class labels: its images are in no class folder"),
         (["cat/1.jpg"], {}, "`dataset={}` has only one class"),
         (["cat/1.jpg", "dog/1.jpg"], {"group_column": "patient"}, "`group_column=patient` has no effect on the test"),
         (["cat/1.jpg", "dog/1.jpg"], {"label_column": "breed"}, "`label_column=breed` is not a class label of {}"),
