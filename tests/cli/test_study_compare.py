@@ -178,6 +178,13 @@ def test_the_endpoint_can_be_the_accuracy_on_corrupted_images(diffvit, protocol,
     assert "mean accuracy on corrupted test images" in (tmp_path / "study" / "report.md").read_text()
 
 
+def test_more_images_to_corrupt_than_there_are_are_refused_before_the_first_run(refusal, protocol, tmp_path):
+    path = protocol(endpoint="corruption_accuracy", corruption_images=19)
+    said = refusal("study", "compare", path, "--output", tmp_path / "study")
+    assert said == "corruption_images=19 exceeds the 18 test images"
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_folder_that_another_study_uses_is_refused(refusal, protocol, tmp_path, quick):
     with claim_folder(tmp_path / "study"):
         assert "--output" in refusal("study", "compare", protocol(), "--output", tmp_path / "study")

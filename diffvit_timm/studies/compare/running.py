@@ -39,10 +39,10 @@ Plan = Callable[[Protocol, Ledger, Collection[str]], list[Planned]]
 
 
 def check_arms(protocol: Protocol) -> None:
-    """Check that the network of every arm exists and can be converted, before data is loaded.
+    """Check that the network of every arm exists and can be converted, and that there are enough images to corrupt.
 
     Raises:
-        InputError: as `check_source` and `check_variant`, with the name of the arm.
+        InputError: as `check_source` and `check_variant`, with the name of the arm; or too few test images.
     """
     for arm in protocol.arms:
         model = arm.train.model
@@ -52,6 +52,9 @@ def check_arms(protocol: Protocol) -> None:
                 check_variant(model)
         except InputError as error:
             raise InputError(f"the arm {arm.name}: {error}") from error
+    if count := protocol.corruption_images:
+        images = protocol.arms[0].train.data.load().test  # those of all arms
+        protocol.require("corruption_images", count <= len(images), f"exceeds the {len(images)} test images")
 
 
 def run_parts(
@@ -207,8 +210,6 @@ def _endpoint(protocol: Protocol, model: Any, config: TrainConfig, result: dict,
     if protocol.endpoint == "test_accuracy":
         return result["test_accuracy"]
     splits, count = config.data.load(), protocol.corruption_images
-    if count > len(splits.test):
-        raise InputError(f"`corruption_images={count}` is more than the {len(splits.test)} test images: lower it")
     images = splits.test.shuffle(seed=0).take(count) if count else splits.test
     listed = conditions()
     right = measure_robustness({"model": model}, images, listed, splits.class_names, device)["model"].right
