@@ -6,7 +6,7 @@ import importlib.resources
 import io
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +16,18 @@ import yaml
 
 from ..console import printable
 from ..errors import InputError
+from ..models.pretrained import brings_weights
 from ..options import check_value
 from .flags import option_fields, positional_names
 
-__all__ = ["mapping_arguments", "parse_options", "preset_names", "presets_of_folder", "read_mapping"]
+__all__ = [
+    "keep_weights",
+    "mapping_arguments",
+    "parse_options",
+    "preset_names",
+    "presets_of_folder",
+    "read_mapping",
+]
 
 # Words for null and for booleans in a preset.
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
@@ -178,7 +186,25 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
             preset_argv += _preset_arguments("demo", fields, prog)
         else:
             rest.append(word)
-    return preset_argv + rest
+    return keep_weights(preset_argv, rest)
+
+
+def keep_weights(preset_argv: list[str], rest: Sequence[str] = ()) -> list[str]:
+    """Return all options, without the `pretrained: false` of a preset whose model is replaced by one with own weights.
+
+    A folder or a repository on the Hub always brings its weights. Beside such a model, a --no-pretrained of the same
+    file or of the command line stays, and is an error of `check_model`.
+
+    Args:
+        preset_argv: options of presets; those of a file follow those of the preset that it starts from.
+        rest: options of the command line.
+    """
+    argv = [*preset_argv, *rest]
+    model = max((place for place, word in enumerate(argv[:-1]) if word == "--model"), default=0)  # the last one counts
+    earlier = min(model, len(preset_argv))
+    if "--no-pretrained" not in argv[:earlier] or not brings_weights(argv[model + 1]):
+        return argv
+    return [word for word in argv[:earlier] if word != "--no-pretrained"] + argv[earlier:]
 
 
 def _preset_arguments(name: str, fields: dict[str, Any], prog: str, above: tuple[str, ...] = ()) -> list[str]:
@@ -211,7 +237,7 @@ def mapping_arguments(
         InputError: an unknown option, or a value that its option cannot have.
     """
     arguments = []
-    for key, value in options.items():
+    for key, value in sorted(options.items(), key=lambda item: item[0] == "pretrained"):  # after the model of the file
         option = printable(key).replace("-", "_")
         given, flag = f"{source}: {option}", "--" + option.replace("_", "-")
         if option != "config" and option not in fields:

@@ -11,7 +11,7 @@ from ..options import check_value
 from ..studies.compare.protocol import Arm, Endpoint, Protocol
 from ..training.config import TrainConfig
 from .flags import command_line_text
-from .parser import NULL_WORDS, mapping_arguments, read_mapping
+from .parser import NULL_WORDS, keep_weights, mapping_arguments, read_mapping
 from .training_options import TRAIN_FIELDS, parse_training
 
 __all__ = ["read_protocol"]
@@ -124,7 +124,7 @@ def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], 
     if "config" in merged:  # a preset comes first: every option of the file replaces its own
         merged = {"config": merged.pop("config"), **merged}
     try:
-        train = parse_training(mapping_arguments(merged, source, TRAIN_FIELDS, "diffvit train"))
+        train = parse_training(keep_weights(mapping_arguments(merged, source, TRAIN_FIELDS, "diffvit train")))
     except InputError as error:
         text = command_line_text(str(error), ())
         raise InputError(text if text.startswith(source) else f"{source}: {text}") from error

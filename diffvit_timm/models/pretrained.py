@@ -5,6 +5,7 @@ Every function and command that takes a model takes the same four forms:
     - the name of a repository on the Hugging Face Hub: hf-hub:USER/NAME
     - a folder of weights, which `save_pretrained` or timm's save_for_hf wrote: FOLDER, or timm's local-dir:FOLDER
     - the folder of a training run, which stands for the weights in its subfolder best/
+A folder or a repository always brings its weights: they are never replaced by random ones.
 """
 
 import difflib
@@ -35,9 +36,11 @@ from .meta_device import build_on_meta, check_size
 from .saved_config import check_config, read_label_names
 
 __all__ = [
+    "brings_weights",
     "build_model_on_meta",
     "check_convertible",
     "check_model",
+    "check_name",
     "class_names",
     "load_model",
     "resolve_model_name",
@@ -46,6 +49,8 @@ __all__ = [
 ]
 
 MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
+
+OWN_WEIGHTS = {"local-dir:": "a folder of weights", "hf-hub:": "a repository on the Hub"}
 
 ERROR_LENGTH = 400  # characters; PyTorch lists every tensor that is missing in a checkpoint
 
@@ -59,7 +64,8 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
         parameter: what the caller calls this parameter.
 
     Returns:
-        `local-dir:FOLDER` for a folder of weights, `local-dir:RUN/best` for a run folder, otherwise `given`.
+        `local-dir:FOLDER` for a folder of weights, `local-dir:RUN/best` for a run folder, `hf-hub:NAME` for a
+        repository, otherwise `given`.
 
     Raises:
         InputError: a folder that does not exist or contains no model.
@@ -69,7 +75,9 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
     except ValueError:  # timm refuses a path without local-dir:, and an unknown prefix
         kind, name = "local-dir", given
     folder = Path(name).expanduser()
-    if kind == "hf-hub" or (kind is None and (is_model(split_model_name_tag(name)[0]) or not folder.is_dir())):
+    if kind == "hf-hub":
+        return f"hf-hub:{name}"  # timm also reads hf_hub: and capitals
+    if kind is None and (is_model(split_model_name_tag(name)[0]) or not folder.is_dir()):
         return given
     if not folder.is_dir():
         raise InputError(f"`{parameter}={given}` is neither a model name nor an existing folder: give {MODEL_FORMS}")
@@ -79,14 +87,25 @@ def resolve_model_name(given: str, parameter: str = "model") -> str:
     return f"local-dir:{weights}"
 
 
-def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> str:
-    """Check that a model exists, before its weights are downloaded or loaded.
-
-    For a repository on the Hub, this downloads its config.json. The config of a saved model is checked.
+def brings_weights(name: str, parameter: str = "model") -> bool:
+    """Return whether a model is a folder or a repository on the Hub, which always brings its weights.
 
     Args:
         name: one of the four forms of a model (see the top of this file).
-        pretrained: whether pretrained weights are wanted.
+        parameter: what the caller calls the parameter `name`.
+
+    Raises:
+        InputError: as `resolve_model_name`.
+    """
+    return resolve_model_name(name, parameter).startswith(tuple(OWN_WEIGHTS))
+
+
+def check_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "") -> str:
+    """Check that a model exists and has the weights that are wanted, before they are downloaded or loaded.
+
+    Args:
+        name: one of the four forms of a model (see the top of this file).
+        pretrained: whether to load pretrained weights, or to start from random ones.
         parameter: what the caller calls the parameter `name`.
         hint: what the user can do instead if there are no pretrained weights.
 
@@ -94,14 +113,39 @@ def check_model(name: str, pretrained: bool = True, parameter: str = "model", hi
         The name by which timm.create_model loads the model, as `resolve_model_name`.
 
     Raises:
-        InputError: an unknown model, tag or folder, with the alternatives; no pretrained weights; or a saved model with
-            a config that is wrong, or that describes a network too large for the machine or for the weights.
+        InputError: as `check_name`; no pretrained weights, or random ones for a folder or a repository.
     """
     timm_name = resolve_model_name(name, parameter)
-    if parse_model_name(timm_name)[0] is not None:
-        with _creation_errors(name, timm_name, parameter, hint):
+    kind = next((kind for prefix, kind in OWN_WEIGHTS.items() if timm_name.startswith(prefix)), None)
+    if kind and not pretrained:
+        raise InputError(
+            f"`pretrained=False`: `{parameter}={name}` is {kind}, which always brings its weights: leave "
+            "`pretrained=False` out, or give the name of a timm model to start from random weights"
+        )
+    check_name(name, parameter)
+    if not kind and pretrained and not timm.list_pretrained(f"{split_model_name_tag(name)[0]}.*"):
+        raise InputError(f"`{parameter}={name}` has no pretrained weights{f': {hint}' if hint else ''}")
+    return timm_name
+
+
+def check_name(name: str, parameter: str = "model") -> None:
+    """Check that a model exists.
+
+    For a repository on the Hub, this downloads its config.json. The config of a saved model is checked.
+
+    Args:
+        name: one of the four forms of a model (see the top of this file).
+        parameter: what the caller calls the parameter `name`.
+
+    Raises:
+        InputError: an unknown model, tag or folder, with the alternatives; or a saved model with a config that is
+            wrong, or that describes a network too large for the machine or for the weights.
+    """
+    timm_name = resolve_model_name(name, parameter)
+    if timm_name.startswith(tuple(OWN_WEIGHTS)):
+        with _creation_errors(name, timm_name, parameter):
             _check_saved(timm_name)
-        return timm_name
+        return
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -111,9 +155,6 @@ def check_model(name: str, pretrained: bool = True, parameter: str = "model", hi
     if tag and name not in tagged:
         fix = f"choose one of {', '.join(tagged)}" if tagged else "leave the tag out"
         raise InputError(f"`{parameter}={name}` has no such tag: {fix}")
-    if pretrained and not tagged:
-        raise InputError(f"`{parameter}={name}` has no pretrained weights{f': {hint}' if hint else ''}")
-    return timm_name
 
 
 def load_model(name: str, pretrained: bool = True, parameter: str = "model", hint: str = "", **kwargs) -> Any:
@@ -121,7 +162,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
 
     Args:
         name: one of the four forms of a model (see the top of this file).
-        pretrained: whether to load pretrained weights. A folder always loads its weights.
+        pretrained: whether to load pretrained weights. A folder or a repository always loads its weights.
         parameter: what the caller calls the parameter `name`.
         hint: what the user can do instead if the weights cannot be downloaded.
         **kwargs: arguments of timm.create_model. A layer class may be given by name, such as mlp_layer='SwiGLUPacked'.
@@ -131,7 +172,7 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
             NaN or infinite values; or arguments that the model does not accept.
     """
     timm_name = resolve_model_name(name, parameter)
-    has_weights = pretrained or timm_name.startswith("local-dir:")
+    has_weights = pretrained or timm_name.startswith(tuple(OWN_WEIGHTS))
     with _creation_errors(name, timm_name, parameter, hint):
         label_names = _check_saved(timm_name)
         if timm_name.startswith("local-dir:"):
@@ -171,7 +212,7 @@ def check_convertible(name: str, parameter: str = "model", method: str | None = 
     Raises:
         InputError: as `build_model_on_meta`, or a network that cannot be converted, with the layer and the reason.
     """
-    check_model(name, pretrained=False, parameter=parameter)  # it names the close matches of an unknown name
+    check_name(name, parameter)  # it names the close matches of an unknown name
     network = build_model_on_meta(name, parameter, **kwargs)
     try:
         check_method(network, method)
@@ -187,9 +228,10 @@ def _creation_errors(name: str, timm_name: str, parameter: str, hint: str = "") 
     except OSError as error:
         if timm_name.startswith("local-dir:"):
             raise InputError(f"`{parameter}={name}` cannot be loaded: {error}") from error
+        advice = f", or {hint}" if hint and not timm_name.startswith("hf-hub:") else ""
         raise InputError(
             f"`{parameter}={name}` cannot be loaded: it is not in the cache and cannot be downloaded "
-            f"({type(error).__name__}); check the network and HF_HUB_CACHE{f', or {hint}' if hint else ''}"
+            f"({type(error).__name__}); check the network and HF_HUB_CACHE{advice}"
         ) from error
     except Exception as error:  # the config and the weights of a stranger can make any line of timm fail
         reason = str(error) if isinstance(error, (RuntimeError, ValueError)) else f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from timm.layers import to_2tuple
 
 from ..errors import InputError
 from ..models.diffvit import FROM_SCRATCH
-from ..models.pretrained import build_model_on_meta, check_model
+from ..models.pretrained import build_model_on_meta, check_name
 from ..options import named
 from ..output import new_folder
 from ..training.config import ModelConfig, TrainConfig
@@ -130,7 +130,7 @@ class AblationConfig(StudyConfig):
 
     def _require_whole_patches(self) -> None:
         model = self.train.model
-        check_model(model.model, pretrained=False)
+        check_name(model.model)
         sides = model.img_size or timm.get_pretrained_cfg(model.model).input_size[1:]
         for side, (name, (_, arguments)) in itertools.product(
             to_2tuple(sides) if len(sides) == 2 else to_2tuple(sides[0]), STUDIES["patch_size"].items()

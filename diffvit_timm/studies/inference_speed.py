@@ -26,7 +26,7 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.colours import LINES
 from ..inspection.saving import save_figure
-from ..models.pretrained import check_model, load_model, resolve_model_name
+from ..models.pretrained import brings_weights, check_model, load_model
 from ..zero_shot.clip import (
     PREFIX,
     ImageTower,
@@ -92,13 +92,14 @@ def check_candidate(model: str, pretrained: bool) -> None:
     Args:
         model: one of the four forms of a model (see models/pretrained.py), or clip: and the name of a CLIP model, as in
             `check_clip`. clip:ARCHITECTURE, without a tag, is an image tower with random weights.
-        pretrained: whether pretrained weights are wanted.
+        pretrained: whether to load the pretrained weights of a timm model. Folders and repositories always bring
+            theirs.
 
     Raises:
         InputError: an unknown network, with the alternatives; or open_clip is not installed.
     """
     if not model.startswith(PREFIX):
-        check_model(model, pretrained, hint=WITHOUT_WEIGHTS)
+        check_model(model, pretrained or brings_weights(model), hint=WITHOUT_WEIGHTS)
     elif pretrained or names_weights(model):
         check_clip(model, "model")
     else:
@@ -109,7 +110,7 @@ def has_weights(model: str, pretrained: bool) -> bool:
     """Return whether `load_candidate` loads weights; arguments as in `check_candidate`."""
     if model.startswith(PREFIX):
         return names_weights(model)
-    return pretrained or resolve_model_name(model).startswith("local-dir:")
+    return pretrained or brings_weights(model)
 
 
 def load_candidate(
@@ -135,7 +136,7 @@ def load_candidate(
     if model.startswith(PREFIX):
         return _load_tower(model, name, class_names, templates, device)
     start = time.perf_counter()
-    network = load_model(model, pretrained, hint=WITHOUT_WEIGHTS).eval().to(device)
+    network = load_model(model, pretrained or brings_weights(model), hint=WITHOUT_WEIGHTS).eval().to(device)
     seconds = time.perf_counter() - start
     config, classifier = model_data_config(network), None
     if network.num_classes and class_names:

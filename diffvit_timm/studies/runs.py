@@ -9,7 +9,7 @@ from typing import Any
 
 from ..console import counted, log0
 from ..errors import DivergedError, InputError, require_at_least
-from ..models.pretrained import load_model
+from ..models.pretrained import brings_weights, load_model
 from ..options import CheckedOptions, named
 from ..output import is_unused, new_folder
 from ..training.config import TrainConfig
@@ -122,9 +122,9 @@ def require_twin(model: str, parameter: str) -> None:
     """Check that a model has a plain twin.
 
     Raises:
-        InputError: the model is not a diffvit variant.
+        InputError: the model is not a diffvit variant, or it is a folder or a repository on the Hub.
     """
-    if not model.startswith("diffvit"):
+    if not model.startswith("diffvit") or brings_weights(model, parameter):
         raise InputError(f"`{parameter}={model}` has no plain twin to compare with: choose one of the diffvit models")
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ..errors import InputError
-from ..models.pretrained import check_model
+from ..models.pretrained import check_name
 from ..options import LIMITS, named
 from ..training.config import TrainConfig
 from .power_law import Point, fit_power_law, loss_ratio
@@ -28,7 +28,7 @@ class ScalingConfig(StudyConfig):
             raise InputError(f"{named('sizes', self.sizes)}: give one or more sizes, each once")
         for size in self.sizes:
             if (shape := _parse_size(size)) is None:
-                check_model(size, pretrained=False, parameter="sizes")
+                check_name(size, "sizes")
                 require_twin(size, "sizes")
                 continue
             if shape[0] > LIMITS["embed_dim"] or shape[1] > LIMITS["depth"]:

@@ -30,7 +30,7 @@ class ModelConfig(CheckedOptions):
     model: str
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     pretrained: bool = True
-    """Load the pretrained weights; otherwise start from random weights."""
+    """Load the pretrained weights; otherwise start from random weights. Folders and hf-hub:NAME always bring theirs."""
     img_size: tuple[int, ...] = ()
     """Image size in pixels: one number, or height and width; default: the size of the model."""
     attn: Literal["model", "diff", "diff_v2", "plain", "gated", "dna"] = "model"

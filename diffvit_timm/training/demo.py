@@ -13,6 +13,7 @@ from ..data.digits import digits_splits
 from ..data.loading import image_batches
 from ..errors import InputError
 from ..models.from_vit import from_vit
+from ..models.pretrained import brings_weights
 from ..output import output_folder
 from .accelerator import make_accelerator
 from .config import TrainConfig
@@ -44,6 +45,8 @@ def demo(config: TrainConfig) -> dict:
         raise InputError(f"`conversion={config.model.conversion}`: the demo takes svd or slice")
     for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
         config.require_default(name, "has no place in the demo, which is three short trainings")
+    own = brings_weights(config.model.model)
+    config.model.require("model", not own, "has no place in the demo, which has its own models: leave it out")
     with output_folder(config.run.output, "demo") as output:
         return _run(config, output)
 

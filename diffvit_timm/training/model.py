@@ -6,6 +6,7 @@ from timm.models import VisionTransformer, group_parameters
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
+from ..console import log0
 from ..conversion.report import ConversionReport, conversion_report
 from ..conversion.surgery import check_method
 from ..conversion.weights import resolve_method
@@ -16,7 +17,7 @@ from ..layers.adapters import known_layers
 from ..layers.adapters.projections import output_projection
 from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
-from ..models.pretrained import build_model_on_meta, check_model, load_model
+from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model
 from ..options import named
 from .config import DROPOUT_ARGUMENTS, ModelConfig
 
@@ -50,6 +51,8 @@ def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tu
     is_own = check_source(config)
     attn = _target_attention(config, is_own)
     source = _load_source(config, attn, len(splits.class_names), is_own)
+    if not (config.pretrained or is_own):
+        log0(f"{config.model} starts from random weights")
     if attn is None or _is_differential(source):
         _refuse_unused(config, source, is_own)
         model, kept = source, None
@@ -72,25 +75,33 @@ def check_source(config: ModelConfig) -> bool:
         `reset_head` replaces it; the head of a model that timm names is not.
 
     Raises:
-        InputError: as `check_model`; a folder without its weights; the architecture `diffvit` without a base; or a
-            network that the configuration wants to convert and that cannot be converted.
+        InputError: as `check_model`; the architecture `diffvit` without a base that timm names; or a network that the
+            configuration wants to convert and that cannot be converted.
     """
-    is_generic = config.model == GENERIC
-    name = check_model(config.model, config.pretrained and not is_generic, hint=WITHOUT_WEIGHTS)
-    if is_generic:
-        base = config.keyword_arguments.get("base")
-        if base is None:
-            raise InputError(f"`model={GENERIC}` needs the name of a plain network: pass `model_kwargs=base=NAME`")
-        check_model(str(base), config.pretrained, "model_kwargs=base", WITHOUT_WEIGHTS)
-    if name.startswith("local-dir:") and not config.pretrained:
-        raise InputError(f"`pretrained=False`: the folder `model={config.model}` always brings its weights")
-    is_own = name.startswith(("local-dir:", "hf-hub:")) and config.pretrained
+    if config.model == GENERIC:
+        _check_base(config)
+    else:
+        check_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS)
+    is_own = brings_weights(config.model)
     if config.attn in FROM_SCRATCH_ONLY and (config.pretrained or not _is_variant(config, is_own)):
         raise InputError(
             f"`attn={config.attn}` has no pretrained weights: pass `pretrained=False` with one of the diffvit models"
         )
     _check_conversion(config, is_own)
     return is_own
+
+
+def _check_base(config: ModelConfig) -> None:
+    """Check the plain network of the architecture `diffvit`, which its saved config names: no folder of one machine."""
+    base = config.keyword_arguments.get("base")
+    if base is None:
+        raise InputError(f"`model={GENERIC}` needs the name of a plain network: pass `model_kwargs=base=NAME`")
+    if brings_weights(str(base), "model_kwargs=base"):
+        raise InputError(
+            f"`model_kwargs=base={base}` must be the name of a timm model: to convert a folder or a repository, pass "
+            "it as `model`, with `attn=diff` or `attn=diff_v2`"
+        )
+    check_model(str(base), config.pretrained, "model_kwargs=base", WITHOUT_WEIGHTS)
 
 
 def check_variant(config: ModelConfig) -> None:

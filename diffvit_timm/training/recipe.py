@@ -78,8 +78,9 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     accelerator = make_accelerator(config.run, output, config.optim.ema)
     is_own = check_source(config.model)
     if config.run.eval_only and not is_own:
-        advice = "give a folder or hf-hub:NAME" if config.model.pretrained else "pass `pretrained=True`"
-        raise InputError(f"`eval_only`: the head of `model={config.model.model}` would be random; {advice}")
+        raise InputError(
+            f"`eval_only`: the head of `model={config.model.model}` would be random; give a folder or hf-hub:NAME"
+        )
     if config.optim.teacher:
         check_model(config.optim.teacher, parameter="teacher")
     # 2. Load the data, and create or convert the model. Every rank draws the same head.

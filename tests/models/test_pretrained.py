@@ -153,8 +153,15 @@ def test_a_folder_always_loads_its_weights(saved, pretrained):
     model, weights, run = saved
     x = torch.randn(2, 3, 16, 16)
     for given in (weights, f"local-dir:{weights}", run):
-        check_model(str(given), pretrained)
         assert torch.equal(load_model(str(given), pretrained).eval()(x), model(x))
+
+
+def test_random_weights_for_a_folder_are_an_error(saved):
+    _, weights, run = saved
+    for given in (weights, f"local-dir:{weights}", run):
+        check_model(str(given))
+        with pytest.raises(InputError, match=r"^`pretrained=False`: `teacher=.* is a folder of weights, which always"):
+            check_model(str(given), pretrained=False, parameter="teacher")
 
 
 def test_from_vit_takes_a_run_folder(tmp_path):

@@ -22,7 +22,7 @@ import torch
 from ...console import log0
 from ...errors import InputError, require_at_least, require_device
 from ...files import write_atomically
-from ...models.pretrained import check_model
+from ...models.pretrained import check_name
 from ...options import CheckedOptions
 from ...studies.attention_speed import (
     PLAIN,
@@ -70,7 +70,7 @@ class Options(CheckedOptions):
 
 def main(options: Options) -> dict:
     require_device(options.device)
-    check_model(options.model, pretrained=False)
+    check_name(options.model)
     _check_sizes(options)
     hardware = hardware_name(options.device)
     log0(

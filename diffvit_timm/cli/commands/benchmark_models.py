@@ -59,7 +59,7 @@ class Options(CheckedOptions):
     clip:FOLDER for CLIP, and clip:ARCHITECTURE for its image tower with random weights."""
     data: Annotated[OptionalDataset, tyro.conf.arg(name="")] = OptionalDataset()
     pretrained: bool = False
-    """Load the pretrained weights of timm's models; folders, and CLIP by its tag, always load their weights."""
+    """Load the pretrained weights of timm's models; folders, hf-hub:NAME, and CLIP by its tag, always load theirs."""
     precision: str = "fp32,bf16"
     """Precisions of weights and images, separated by commas: fp32, bf16, fp16. Many CPUs emulate fp16."""
     batch_size: str = "1,8"

@@ -7,7 +7,7 @@ import torch
 
 from ...console import log0
 from ...errors import require_device
-from ...models.pretrained import check_model
+from ...models.pretrained import check_name
 from .attention import run_attention
 from .checks import failed_checks, run_checks
 from .networks import run_compiled, run_eager
@@ -35,7 +35,7 @@ def check_settings(settings: Settings) -> None:
     """
     require_device(settings.device)
     for model in settings.models:
-        check_model(model, pretrained=False, parameter="models")
+        check_name(model, "models")
 
 
 def run_stages(settings: Settings, folder: Path) -> dict[str, Any]:
