@@ -26,8 +26,8 @@ RESERVED = {
     "sample_seed": "is the seed of each run", "output": "is set for each run", "resume": "is set for each run",
     "dry_run": "has no place in a study", "eval_only": "has no place in a study",
     "push_to_hub": "has no place in a study", "hub_private": "has no place in a study",
-    "path_in_repo": "has no place in a study",
-    "trackers": "has no place in a study",
+    "path_in_repo": "has no place in a study", "trackers": "has no place in a study",
+    "tracker_project": "has no place in a study",
 }  # fmt: skip
 # All arms see the same validation and test images.
 SHARED = (*(field.name for field in dataclasses.fields(DatasetConfig)), "label_noise", "input_noise")

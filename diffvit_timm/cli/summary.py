@@ -33,7 +33,8 @@ def print_summary(result: dict) -> None:
     if "epochs" in result:  # an evaluation saves no weights
         word = shlex.quote(run)
         lines += [
-            f"The weights are in {run}/best, the curves in {run}/training.png.",
+            f"The weights are in {run}/best, the curves in {run}/training.png, and test images with their predictions "
+            f"in {run}/predictions.png.",
             "Next:",
             f"  diffvit predict IMAGE.jpg --model {word}",
             f"  diffvit explain IMAGE.jpg --model {word}",

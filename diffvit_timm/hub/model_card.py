@@ -258,6 +258,12 @@ This command produced the run:
 def _figures(files: Sequence[str]) -> str:
     pictures = [name for name in files if name.startswith("run/attention/")]
     text = "## Training curves\n\n![training curves](run/training.png)" if "run/training.png" in files else ""
+    if "run/predictions.png" in files:
+        text += (
+            "\n\n## Predictions\n\n![predictions](run/predictions.png)\n\nTest images, drawn at random from the wrong "
+            "and from the right ones, with the three likeliest classes. A wrong image has a cross, its true class and "
+            "a dashed frame."
+        )
     if pictures:
         text += (
             f"\n\n## Attention\n\n![attention]({quote(pictures[-1])})\n\nEach row shows a validation image and three "

@@ -26,6 +26,7 @@ __all__ = ["PushError", "check_repository", "pull_run", "push_run"]
 
 WEIGHTS = ("config.json", "model.safetensors")  # timm looks for them in the root of the repository
 LOGS = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")  # in the folder run/
+PREDICTIONS = "predictions.png"  # images of the dataset, in the folder run/
 PICTURES = "run/attention"
 
 
@@ -109,6 +110,7 @@ def files_of_run(run: Path, records: Records) -> dict[str, Content]:
             files[f"run/{name}"] = content.encode()
     if records.hub_dataset in PICTURES_FORBIDDEN:
         return files
+    files |= {f"run/{PREDICTIONS}": run / PREDICTIONS} if (run / PREDICTIONS).is_file() else {}
     return files | {f"{PICTURES}/{path.name}": path for path in sorted((run / "attention").glob("*.png"))}
 
 
@@ -223,8 +225,8 @@ def _commit(
 def pull_run(repo: str, folder: Path, revision: str | None = None, path_in_repo: str | None = None) -> None:
     """Pull a run that was pushed, and restore its folder: weights in best/, logs and pictures beside it.
 
-    Only files that a push writes are read: config.json and model.safetensors in the root, and the logs and the pictures
-    of the attention in run/. The pull ends within the time limit of `HubCalls`. Sizes and hashes are compared with
+    Only files that a push writes are read: config.json and model.safetensors in the root, and the logs and pictures in
+    run/. The pull ends within the time limit of `HubCalls`. Sizes and hashes are compared with
     those that the Hub lists.
 
     Args:
@@ -268,7 +270,7 @@ def _path_in_run(path: str) -> str | None:
     folder, _, name = path.rpartition("/")
     if path in WEIGHTS:
         return f"best/{path}"
-    if folder == "run" and name in LOGS:
+    if folder == "run" and name in (*LOGS, PREDICTIONS):
         return name
     if folder == PICTURES and name.endswith(".png") and name.isprintable():
         return f"attention/{name}"

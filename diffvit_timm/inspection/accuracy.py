@@ -20,6 +20,7 @@ class Accuracy:
         images: number of images.
         loss: mean cross-entropy, nats.
         confusions: most frequent confusions first, as (class, predicted class, number of images).
+        is_right: whether each image is classified correctly, (n,).
     """
 
     accuracy: float
@@ -28,6 +29,7 @@ class Accuracy:
     images: int
     loss: float
     confusions: list[tuple[int, int, int]]
+    is_right: np.ndarray = dataclasses.field(repr=False, compare=False)  # arrays have no single truth value
 
     @classmethod
     def of(cls, predictions: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> "Accuracy":
@@ -41,6 +43,7 @@ class Accuracy:
             images=len(right),
             loss=float(losses.mean(dtype=np.float64)),
             confusions=_confusions(predictions, labels),
+            is_right=right,
         )
 
 

@@ -21,7 +21,7 @@ NARROWEST = 30  # characters; shorter lines are not broken, however narrow their
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG.
+    """Write a figure as a PNG, atomically.
 
     No text is read as a formula. Characters that no installed font has are written as escapes, and titles that are too
     long for their place are broken, also within a word; the figure grows by the new lines.
@@ -35,7 +35,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     _set_drawable_texts(figure)
     _wrap_titles(figure)
-    figure.savefig(path, dpi=DPI)
+    new = path.with_name(path.name + ".new")  # so that no half-written file has the name
+    figure.savefig(new, dpi=DPI, format="png")
+    new.replace(path)
 
 
 def _set_drawable_texts(figure: Figure) -> None:

@@ -19,6 +19,7 @@ from ..models.pretrained import class_names
 from .attention_maps import CapturedAttention, capture_attention, has_windows
 from .figures import Picture
 from .layout import patch_embedding
+from .naming import model_title
 from .overlay import patched_box
 from .rollout import Part, heat_maps, rollout
 from .statistics import HeadStatistics, head_statistics, stack_heads
@@ -52,6 +53,7 @@ class ModelView:
 
     Attributes:
         name: name of the model.
+        title: its name and its attention, for the titles of figures.
         pictures: the images, each with the part that the model sees.
         reader: what attends in the maps: 'the class token', 'patches, on average' or 'the patches of each window'.
         maps: attention of the output in each layer.
@@ -64,6 +66,7 @@ class ModelView:
     """
 
     name: str
+    title: str
     pictures: list[Picture]
     reader: str
     maps: list[OutputMaps]
@@ -119,6 +122,7 @@ def view_images(model: Any, name: str, images: Mapping[str, Image.Image], part: 
         relevance = heat_maps(model, torch.stack(inputs)).relevance.numpy()
     return ModelView(
         name=name,
+        title=model_title(name, model),
         pictures=pictures,
         reader="the patches of each window" if windowed else _reader(model),
         maps=[_join_images(layer) for layer in zip(*maps, strict=True)],

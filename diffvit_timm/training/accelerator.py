@@ -8,11 +8,11 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from ..errors import InputError
 from .config import RunConfig
+from .trackers import check_trackers
 
 __all__ = ["make_accelerator", "run_on_main"]
 
@@ -86,11 +86,7 @@ def _user_set_threads() -> bool:
 
 def _check_options(config: RunConfig) -> None:
     """Refuse trackers and precisions that this machine does not have."""
-    available = [str(tracker) for tracker in get_available_trackers()]
-    for tracker in config.trackers:
-        if tracker not in available:
-            choices = ", ".join(available) or "none"
-            raise InputError(f"`trackers={tracker}` is not installed: pip install it (installed: {choices})")
+    check_trackers(config.trackers)
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise InputError("`precision=fp16` needs a GPU: use bf16 or no on this machine")
 

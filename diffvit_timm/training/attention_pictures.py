@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
@@ -20,6 +18,7 @@ from ..inspection.figures import Picture, plot_overlays, save
 from ..inspection.layout import patch_embedding
 from ..inspection.overlay import patched_box
 from ..inspection.rollout import heat_maps
+from .trackers import log_picture
 
 __all__ = ["AttentionPictures"]
 
@@ -34,17 +33,18 @@ class AttentionPictures:
         split: split to draw images from; every training draws the same ones.
         class_names: class names, in the order of the labels.
         folder: folder of the pictures, created with the first one.
+        what: model, attention and dataset, for the titles.
 
     Raises:
         InputError: the attention of the model cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, split: Dataset, class_names: list[str], folder: Path) -> None:
+    def __init__(self, model: nn.Module, split: Dataset, class_names: list[str], folder: Path, what: str) -> None:
         try:
             check_heat_maps(model)
         except TypeError as error:
             raise InputError(f"`attention_every`: {error}") from error
-        self.folder = folder
+        self.folder, self.what = folder, what
         rows = list(split.shuffle(seed=0).take(min(IMAGES, len(split))))
         config = model_data_config(model)
         mode = MODES[config["input_size"][0]]
@@ -69,9 +69,6 @@ class AttentionPictures:
         numbers = {kind: maps.cpu().numpy() for kind, maps in columns.items()}
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.png"
-        save(plot_overlays(self.pictures, numbers, f"Validation images, {name}"), path, **numbers)
-        pixels = np.asarray(Image.open(path).convert("RGB"))[None]
-        for tracker in accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                tracker.log_images({"attention": pixels}, step=step, **options)
+        title = f"Attention of the last layer, rollout and relevance\n{self.what}: validation images, {name}"
+        save(plot_overlays(self.pictures, numbers, title), path, **numbers)
+        log_picture(accelerator, "attention", path, step)

@@ -13,11 +13,12 @@ from ..conversion.weights import READS_IMAGES
 from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
 from ..hub.places import folder_prefix
-from ..options import CheckedOptions, check_value
+from ..options import CheckedOptions, check_value, named
 
-__all__ = ["DROPOUT_ARGUMENTS", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DROPOUT_ARGUMENTS", "TRACKERS", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
 Optimizer = Literal["adamw", "nmuon"]
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")  # those of accelerate that were tried
 
 # Arguments of timm's transformers for dropout, as the ViT paper uses it (https://arxiv.org/abs/2010.11929, B.1).
 DROPOUT_ARGUMENTS = ("pos_drop_rate", "proj_drop_rate")
@@ -201,7 +202,9 @@ class RunConfig(CheckedOptions):
     attention_every: int = 0
     """Epochs between two pictures of the attention on four validation images; 0: none."""
     trackers: tuple[str, ...] = ()
-    """Experiment trackers of accelerate (tensorboard, wandb, ...), beside metrics.jsonl."""
+    """Experiment trackers that get the curves and pictures, too: tensorboard, wandb, trackio, mlflow."""
+    tracker_project: str = "diffvit_timm"
+    """Project of the trackers, in which every training has a run with the name of its run folder."""
     push_to_hub: str | None = None
     """Hub repository to push the result to, NAME or USER/NAME, or HF_REPOSITORY for the one that this variable names.
     It is checked before the training and created if new."""
@@ -219,6 +222,7 @@ class RunConfig(CheckedOptions):
         require_at_least(1, keep_checkpoints=self.keep_checkpoints, log_every=self.log_every)
         for name in ("checkpoint_every", "val_every", "attention_every", "seed"):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
+        self._check_trackers()
         for name in ("hub_private", "path_in_repo"):
             has_repository = bool(self.push_to_hub) or self.is_default(name)
             self.require(name, has_repository, "has no effect without `push_to_hub`")
@@ -229,6 +233,19 @@ class RunConfig(CheckedOptions):
             raise InputError(f"`push_to_hub={self.push_to_hub}`: `eval_only` and `dry_run` have no result to push")
         if self.dry_run and self.resume != "never":
             raise InputError(f"`dry_run` starts a new run: leave out `resume={self.resume}`")
+
+    def _check_trackers(self) -> None:
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise InputError(f"`trackers={name}` was not tried here: choose among {', '.join(TRACKERS)}")
+        self.require("trackers", len(set(self.trackers)) == len(self.trackers), "names a tracker twice")
+        known = bool(self.trackers) or self.is_default("tracker_project")
+        self.require("tracker_project", known, "has no effect without `trackers`")
+        name = self.tracker_project
+        is_name = len(name) <= 128 and re.fullmatch(r"\w[\w.-]*", name) is not None  # a folder of TensorBoard, too
+        self.require("tracker_project", is_name, "must be a name of letters, digits, hyphens, underscores and dots")
+        if self.eval_only and self.trackers:
+            raise InputError(f"{named('trackers', self.trackers)}: `eval_only` tracks nothing: leave it out")
 
     @property
     def data_seed(self) -> int:

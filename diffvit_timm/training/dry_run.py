@@ -14,10 +14,12 @@ from accelerate import Accelerator
 from ..console import log0
 from ..data.splits import Splits
 from ..models.pretrained import load_model
-from .config import TrainConfig
+from .config import RunConfig, TrainConfig
 from .trainer import Trainer
 
 __all__ = ["dry_run"]
+
+PROJECT = RunConfig().tracker_project
 
 
 def dry_run(
@@ -37,7 +39,7 @@ def dry_run(
     """
     few = 2 * config.optim.batch_size * accelerator.num_processes  # images
     val, test = (split.take(min(few, len(split))) for split in (splits.val, splits.test))
-    short = config.replace(max_steps=2, log_every=1, checkpoint_every=0.0, trackers=())
+    short = config.replace(max_steps=2, log_every=1, checkpoint_every=0.0, trackers=(), tracker_project=PROJECT)
     with tempfile.TemporaryDirectory() as folder:
         part = dataclasses.replace(splits, val=val, test=test)
         trainer = _TimedTrainer(short, accelerator, model, part, Path(folder) / "run", conversion, teacher)

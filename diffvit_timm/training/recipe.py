@@ -21,6 +21,7 @@ from .dry_run import dry_run
 from .model import check_source, conversion_method, create_model
 from .run_folder import RunFolder, open_run
 from .teacher import load_teacher
+from .trackers import check_trackers
 from .trainer import Trainer
 
 __all__ = ["train"]
@@ -39,6 +40,7 @@ def train(config: TrainConfig, name: str) -> dict:
     Raises:
         InputError: bad input. Nothing is written then, unless the training had begun.
     """
+    check_trackers(config.run.trackers)
     with open_run(config, name) as (output, checkpoint):
         result = _train_and_push(config, output, checkpoint)
     return result if config.run.dry_run else {**result, "output": str(output)}
@@ -144,5 +146,7 @@ def _load_splits(config: DataConfig) -> Splits:
 def _test_only(trainer: Trainer) -> dict:
     result = trainer.test()
     if trainer.accelerator.is_main_process:
-        RunFolder(trainer.output, trainer.config).write_json("result.json", result)
+        run = RunFolder(trainer.output, trainer.config)
+        trainer.draw_predictions()
+        run.write_json("result.json", result)
     return result

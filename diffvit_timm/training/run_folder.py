@@ -36,6 +36,7 @@ FREE_OPTIONS = (
     "keep_checkpoints",
     "workers",
     "trackers",
+    "tracker_project",
     "dry_run",
     "attention_every",
     "push_to_hub",

@@ -21,6 +21,7 @@ from ..errors import DivergedError
 from ..hub.redaction import redacted_text
 from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
+from ..inspection.naming import model_title
 from ..inspection.statistics import LayerStatistics, layer_statistics
 from ..layers.base import attention_kind, differential_layers
 from .attention_pictures import AttentionPictures
@@ -31,10 +32,12 @@ from .curves import plot_training
 from .evaluation import evaluate
 from .learner import Learner
 from .optim import warmup_updates
+from .predictions import draw_predictions
 from .resume import check_best, check_same_run, run_identity
 from .run_folder import RunFolder
 from .signals import StopSignal
 from .state import TrainState
+from .trackers import finish_trackers, log_picture, log_row, start_trackers
 
 __all__ = ["Trainer"]
 
@@ -113,7 +116,9 @@ class Trainer:
         self.statistics_images = list(image_batches(model, val, STATISTICS_IMAGES)) if self.layers else []
         self.pictures = None
         if run.attention_every or (run.push_to_hub and has_heat_maps(model)):
-            self.pictures = AttentionPictures(model, val, self.splits.class_names, self.output / "attention")
+            self.pictures = AttentionPictures(
+                model, val, self.splits.class_names, self.output / "attention", self.title
+            )
 
     def fit(self, checkpoint: Path | None = None) -> dict:
         """Train, choose the best epoch on the validation split, and test it once.
@@ -131,7 +136,13 @@ class Trainer:
         rows = self._restore(checkpoint) if checkpoint else 0
         if self.accelerator.is_main_process:
             self.run = RunFolder(self.output, self.config, rows)
-        self._start_trackers()
+        start_trackers(self.accelerator, self.config, self.output, self.state.step)
+        try:
+            return self._fit()
+        finally:
+            finish_trackers(self.accelerator)
+
+    def _fit(self) -> dict:
         self.learner.fit_memory()
         self._announce()
         self.started = time.perf_counter() - self.state.seconds
@@ -145,13 +156,6 @@ class Trainer:
                 self._evaluate_epoch(epoch)
             self.accelerator.wait_for_everyone()
             return self._finish()
-
-    def _start_trackers(self) -> None:
-        if not self.config.run.trackers:
-            return
-        settings = {key: str(value) for key, value in self.config.flat().items()}
-        wandb = {"wandb": {"dir": str(self.output)}}  # the other trackers take accelerate's project_dir
-        self.accelerator.init_trackers(self.output.name, config=settings, init_kwargs=wandb)
 
     def _announce(self) -> None:
         """Print the size of everything before the first update."""
@@ -279,10 +283,7 @@ class Trainer:
         row = {"step": self.state.step, **row}
         if self.run:
             self.run.log(**row)
-        if self.config.run.trackers:
-            numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
-            layers = {f"{k}/{i}": x for k, v in row.items() if isinstance(v, list) for i, x in enumerate(v)}
-            self.accelerator.log({**numbers, **layers}, step=self.state.step)
+        log_row(self.accelerator, row, self.state.step)
 
     def _finish(self) -> dict:
         """Test the best weights once, and write the result and the pictures."""
@@ -299,18 +300,32 @@ class Trainer:
             "images_per_second": round(state.step * self.batches.images_per_update / state.train_seconds, 1),
         }
         if self.run:
-            # Without paths: the picture is pushed, too.
-            model, dataset = redacted_text(self.config.model.model), Path(self.config.data.dataset).name
-            title = f"{model}, {result['attn']} attention, on {dataset}"
-            plot_training(self.run.rows, self.run.path / "training.png", title)
+            plot_training(self.run.rows, self.run.path / "training.png", self.title)
+            self.draw_predictions()
+            for name in ("training", "predictions"):
+                log_picture(self.accelerator, name, self.run.path / f"{name}.png", state.step)
             if self.pictures and self.config.run.push_to_hub:
                 self.pictures.draw(self.learner.eval_model, "the-best-weights", self.accelerator, state.step)
             self.run.write_json("result.json", result)  # last, because a run that has it is finished
         return result
 
+    @property
+    def title(self) -> str:
+        """Model, attention and dataset, for the titles of pictures, without paths: they are pushed, too."""
+        model = model_title(redacted_text(self.config.model.model), self.learner.net)
+        return f"{model}, on {Path(self.config.data.dataset).name}"
+
+    def draw_predictions(self) -> None:
+        """Draw test images, right and wrong ones, with the predictions of the weights that were tested."""
+        draw_predictions(
+            self.learner.eval_model, self.splits.test, self.splits.class_names, self.tested,
+            self.output / "predictions.png", self.title, self.accelerator,
+        )  # fmt: skip
+
     def test(self) -> dict:
         """Test the present weights on the test split; returns a part of the result."""
-        test, statistics = self.evaluate(self.test_loader, "test"), self._statistics()
+        self.tested = test = self.evaluate(self.test_loader, "test")
+        statistics = self._statistics()
         names, held_out = self.splits.class_names, self.config.data.test_share
         return {
             "test_accuracy": test.accuracy,

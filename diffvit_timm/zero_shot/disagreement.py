@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..inspection.colours import AMOUNT, BLUE
+from ..inspection.colours import AMOUNT
+from ..inspection.figures.picture import hide_ticks
+from ..inspection.figures.predictions import draw_bars
 
 __all__ = ["agreement", "plot_agreement", "plot_wins", "top_k", "wins"]
 
-LONGEST = 32  # characters of a class name beside a bar
+BARS = 5  # likeliest classes per classifier
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -75,18 +77,12 @@ def plot_agreement(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
 
 
 def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str], model: str) -> None:
-    """Draw the five likeliest classes as bars. The bar of the right class is blue, the others are grey."""
-    best = np.argsort(-probabilities, kind="stable")[:5]
+    """Draw the five likeliest classes as bars."""
+    best = np.argsort(-probabilities, kind="stable")[:BARS]
     best = best[probabilities[best] > 0]  # a class that not all classifiers know has no probability
-    colours = [BLUE if index == label else "#777777" for index in best]
-    axis.barh(range(len(best)), probabilities[best], color=colours, alpha=0.5)  # pale, because the names are on them
-    for place, index in enumerate(best):
-        name = names[index] if len(names[index]) <= LONGEST else names[index][: LONGEST - 3] + "..."
-        axis.text(0.02, place, f"{name} {probabilities[index]:.0%}", va="center", fontsize=7)
-    axis.set_xlim(0, 1)
-    axis.set_ylim(4.6, -0.6)  # five places, also if there are fewer classes
+    draw_bars(axis, [(names[index], probabilities[index]) for index in best], names[label])
+    axis.set_ylim(BARS - 0.4, -0.6)  # equally many places, also if there are fewer classes
     axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=6)
-    axis.set_yticks([])
     axis.set_xlabel(textwrap.fill(f"probability by {model}", 40), fontsize=7)
 
 
@@ -116,8 +112,7 @@ def plot_wins(
         axes[0, 0].text(0, 0.5, "No images")
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         axes[row, 0].imshow(image, cmap="gray" if image.mode == "L" else None)
-        axes[row, 0].set_xticks([])
-        axes[row, 0].set_yticks([])
+        hide_ticks(axes[row, 0])
         axes[row, 0].set_title(textwrap.fill(names[label], 32), fontsize=7)
         for axis, (name, values) in zip(axes[row, 1:], probabilities.items(), strict=True):
             _bars(axis, values[row], label, names, name)

@@ -149,6 +149,27 @@ def test_predictions_are_the_networks_with_its_own_class_names(source, photograp
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3
 
 
+def test_a_picture_shows_which_predictions_are_right(source, tmp_path, capsys, saved_figures):
+    paths = []
+    for folder in ("cat", "dog", "owl", "yak"):
+        (tmp_path / folder).mkdir()
+        paths.append(str(tmp_path / folder / "image.png"))
+        Image.new("RGB", (50, 40), "red").save(paths[-1])
+    picture = tmp_path / "predictions.png"
+    main(["predict", *paths, "--model", source[1], "--top", "1", "--json", "--picture", str(picture)])
+    printed = capsys.readouterr()
+    (winner,) = {rows[0][0] for rows in json.loads(printed.out).values()}
+    count = "4 images with their predictions: 1 of 3 right, 1 of unknown class"
+    assert printed.err.strip().endswith(f"{picture}: {count}")
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+    marks = [axis.get_title() for axis in saved_figures[-1].axes if axis.images]
+    assert [("✓" in mark, "✗" in mark) for mark in marks] == [
+        (name == winner, name != winner) for name in ("cat", "dog", "owl")
+    ] + [(False, False)]
+    assert "plain attention" in saved_figures[-1].get_suptitle()
+
+
 def test_an_untrusted_class_name_cannot_steer_the_terminal(tiny_model, photographs, tmp_path, capsys):
     save_pretrained(tiny_model(), tmp_path / "net", ["cat\x1b]0;owned\x07", "dog\nowl", "good"])
     main(["predict", photographs[0], "--model", str(tmp_path / "net")])
@@ -172,6 +193,10 @@ def test_an_export_says_how_close_and_how_fast_it_is(source, tmp_path, capsys):
         (["predict", "{red}", "--model", "{net}", "--device", "cuda:9"], "--device cuda:9 cannot be used: "),
         (["predict", "{red}", "--model", "{net}", "--device", "meta"], "--device meta cannot be used: "),
         (["predict", "--model", "{net}"], "IMAGES is empty: name at least one file"),
+        (["predict", "{red}", "--model", "{net}", "--picture", "a.jpg"], "--picture a.jpg must be a PNG file"),
+        (["predict", "{red}", "--model", "{net}", "--picture", "{red}"], "exists already: choose another file"),
+        (["predict", "{red}", "--model", "{net}", "--picture", "no/a.png"], "--picture no/a.png needs the folder no"),
+        (["predict", *["{red}"] * 61, "--model", "{net}", "--picture", "a.png"], "at most 60 images, not 61"),
         (["export", "vit_tinyest", "net.onnx"], "MODEL vit_tinyest is not known"),
         (["export", "{net}", "{red}"], "already exists: give a new file"),
         (["export", "{net}", "no/where/net.onnx"], "there is no folder no/where"),

@@ -37,6 +37,32 @@ def test_models_are_compared_on_the_same_images(diffvit, weights, photographs, t
     assert set(compared) == {"rollout\nfirst", "rollout\nsecond", "rollout\nthird", "for its prediction\nfirst",
                              "for its prediction\nsecond"}  # fmt: skip
     assert (folder / "rollout-1.png").exists()
+    heads = np.load(folder / "cat-01-compare-heads.npz")
+    assert set(heads) == {f"{name} layer_{i}" for name in ("first", "second", "third") for i in (0, 1)}
+    np.testing.assert_array_equal(heads["first layer_1"][:], np.load(folder / "cat-01-heads.npz")["layer_1"])
+
+
+def test_titles_name_the_method_and_every_model(diffvit, weights, photographs, tmp_path, saved_figures):
+    first, second = weights("first", attn="diff_v2"), weights("second", attn="plain")
+    diffvit("explain", photographs[0], "--model", first, "--compare", second, "--output", tmp_path / "pictures")
+    titles = [figure.get_suptitle() or figure.axes[0].get_title() for figure in saved_figures]
+    kinds = {"first": "first, differential attention, version 2", "second": "second, plain attention"}
+    methods = ("Attention", "Positive part", "Last layer", "Rollout", "Similarity of position", "Lambda", "Statistics")
+    for title in titles:
+        assert title.startswith(methods)
+        assert "first" in title or "second" in title
+        assert title.startswith("Attention in every layer and head of") or any(kind in title for kind in kinds.values())
+    compared = next(title for title in titles if title.startswith("Attention in every"))
+    assert compared == "Attention in every layer and head of first and second, image cat-00"
+    assert any(all(kind in title for kind in kinds.values()) for title in titles)
+
+
+def test_more_pixels_give_finer_maps_of_all_models(diffvit, weights, photographs, tmp_path):
+    first, second = weights("first"), weights("second", attn="plain")
+    shared = ["--compare", second, "--output", tmp_path / "pictures"]
+    diffvit("explain", photographs[0], "--model", first, "--img-size", "32", "48", *shared)
+    heads = np.load(tmp_path / "pictures" / "cat-00-compare-heads.npz")
+    assert {array.shape for array in heads.values()} == {(2, 4, 6)}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +74,9 @@ def test_models_are_compared_on_the_same_images(diffvit, weights, photographs, t
         (["{}", "--compare", "vit_tinyest"], "--compare vit_tinyest is not known to timm"),
         (["{}", "--model", "vit", "--compare", "vit"], "--compare vit and --model vit name a model twice"),
         ([__file__], "test_explain.py does not decode"),
+        (["{}", "--img-size", "0"], "--img-size 0 must be one positive number of pixels, or height and width"),
+        (["{}", "--img-size", "8", "8", "8"], "--img-size 8 8 8 must be one positive number of pixels"),
+        (["{}", "--model", "diffvit_nano", "--img-size", "9999"], "--img-size 9999 must be at most 8192"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(refusal, photographs, arguments, message, tmp_path):

@@ -146,7 +146,8 @@ RESULT = {
 }  # fmt: skip
 ACCURACY = "Test accuracy: 90.00% (95 % interval 85.00% to 94.00%; 1,561 images, split: test)."
 NEXT = """\
-The weights are in runs/pets/best, the curves in runs/pets/training.png.
+The weights are in runs/pets/best, the curves in runs/pets/training.png, and test images with their predictions in \
+runs/pets/predictions.png.
 Next:
   diffvit predict IMAGE.jpg --model runs/pets
   diffvit explain IMAGE.jpg --model runs/pets

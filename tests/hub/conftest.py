@@ -92,7 +92,8 @@ def run_folder(tmp_path, tiny_model):
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (run / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    Image.new("RGB", (4, 4)).save(run / "training.png")
+    for name in ("training.png", "predictions.png"):
+        Image.new("RGB", (4, 4)).save(run / name)
     (run / "attention").mkdir()
     Image.new("RGB", (4, 4)).save(run / "attention" / "the-best-weights.png")
     return run

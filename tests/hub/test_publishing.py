@@ -33,10 +33,11 @@ def published(folder):
 def test_a_run_is_pushed_completely_and_pulled_unchanged(hub, ask, run_folder, tmp_path):
     assert ask(PUSH, run=str(run_folder), repo="pets") == f"{hub.url}/me/pets"
     files = hub.repos["me/pets"][-1][1]
-    logs = {
-        f"run/{name}" for name in ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png")
-    }
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "run/attention/the-best-weights.png"} | logs
+    logs = ("config.yaml", "environment.json", "metrics.jsonl", "result.json", "training.png", "predictions.png")
+    assert set(files) == {
+        "README.md", "config.json", "model.safetensors", "run/attention/the-best-weights.png",
+        *(f"run/{name}" for name in logs),
+    }  # fmt: skip
     assert ask("publish.pull_run(repo, Path(out))", repo="me/pets", out=str(tmp_path / "back")) is None
     assert contents(tmp_path / "back") == published(run_folder)
 
@@ -118,8 +119,9 @@ def test_pictures_are_not_pushed_if_the_licence_of_the_data_forbids_it(hub, ask,
     (run_folder / "config.yaml").write_text(yaml.safe_dump({**config, "dataset": "1aurent/BACH"}))
     ask(PUSH, run=str(run_folder), repo="me/cells")
     files = hub.repos["me/cells"][-1][1]
-    assert not [path for path in files if "attention" in path]
+    assert not [path for path in files if "attention" in path or "predictions" in path]
     assert b"attention/" not in files["README.md"]
+    assert b"predictions.png" not in files["README.md"]
 
 
 @pytest.mark.parametrize("private", [False, True])
@@ -203,6 +205,7 @@ def test_the_card_has_the_origin_the_results_and_their_uncertainty(hub, ask, run
         "2 CPU threads and took 10 minutes, with torch 2.15",
         "lr: 0.1",
         "run/training.png",
+        "run/predictions.png",
         "run/attention/the-best-weights.png",
         "The licence of the dataset is CC BY-SA 4.0. The pretrained weights",
     )

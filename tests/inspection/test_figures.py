@@ -76,6 +76,44 @@ def test_heads_share_one_scale_per_layer_which_is_symmetric_for_signed_maps(sign
         assert image.get_clim() == (low * limit, limit)
 
 
+def test_the_heads_of_several_models_stand_side_by_side_in_the_same_colours():
+    signed, positive = rng.standard_normal((2, 2, 4, 4)), rng.random((3, 2, 4, 4))
+    models = [figures.HeadMaps(signed, True, "one, diff"), figures.HeadMaps(positive, False, "two, plain")]
+    figure = figures.plot_all_heads(models, "title")
+    assert [part.get_suptitle() for part in figure.subfigs] == ["one, diff", "two, plain"]
+    for part, maps in zip(figure.subfigs, (signed, positive), strict=True):
+        shown = [axis.images[0] for axis in part.axes if axis.images]
+        np.testing.assert_array_equal([image.get_array() for image in shown], maps.reshape(-1, 4, 4))
+        assert {image.get_cmap().name for image in shown} == {"RdBu_r"}
+        assert all(low == -high for low, high in (image.get_clim() for image in shown))
+
+
+def test_predictions_are_told_apart_without_their_colours():
+    image = Image.new("L", (8, 6))
+    likeliest = [("cat", 0.7), ("dog", 0.2), ("a very long name of a class, which goes on", 0.1)]
+    cases = [
+        figures.PredictedImage(image, likeliest, ("cat", 0.7), "a.jpg"),
+        figures.PredictedImage(image, likeliest, ("dog", 0.2)),
+        figures.PredictedImage(image, likeliest),
+    ]
+    figure = figures.plot_predictions(cases, "title")
+    pictures, bars = figure.axes[:3], figure.axes[3:6]
+    assert [axis.get_title() for axis in pictures] == ["a.jpg\n✓ right", "✗ wrong; true: dog 20%", ""]
+    styles = [axis.spines["left"].get_linestyle() for axis in pictures]
+    assert styles == ["solid", "dashed", "solid"] or styles == ["-", "--", "-"]
+    texts = ["cat 70%", "dog 20%", "a very long name of a cla... 10%"]
+    assert [[text.get_text() for text in axis.texts] for axis in bars] == [texts] * 3
+    bold = [[text.get_fontweight() for text in axis.texts].count("bold") for axis in bars]
+    assert bold == [1, 1, 0]
+
+
+@pytest.mark.parametrize("count", [1, 5, 17])
+def test_every_image_has_a_place_in_the_grid(count):
+    case = figures.PredictedImage(Image.new("RGB", (8, 6)), [("cat", 1.0)], ("cat", 1.0))
+    figure = figures.plot_predictions([case] * count, "title")
+    assert sum(bool(axis.images) for axis in figure.axes) == count
+
+
 def test_branches_share_a_scale_and_that_of_the_difference_is_symmetric(picture):
     map1, map2, lam = rng.random((2, 3, 3)), rng.random((2, 3, 3)), np.array([0.2, 0.7])
     difference = map1 - lam[:, None, None] * map2

@@ -67,7 +67,7 @@ def test_a_tracker_that_accepts_pictures_gets_them(tiny_model, splits, tmp_path)
     album = Album()
     accelerator = Accelerator(cpu=True, log_with=album)
     accelerator.trackers = [album]
-    pictures = AttentionPictures(model, splits.val, splits.class_names, tmp_path / "attention")
+    pictures = AttentionPictures(model, splits.val, splits.class_names, tmp_path / "attention", "tiny on animals")
     pictures.draw(model, "epoch-001", accelerator, 7)
     ((values, step, kwargs),) = album.pictures
     assert values["attention"].dtype == np.uint8
@@ -85,7 +85,7 @@ def test_a_network_without_attention_is_refused_before_the_training(config, tmp_
 
 def test_grey_images_are_drawn_grey(tiny_model, splits, tmp_path, saved_figures):
     model = tiny_model(in_chans=1)
-    AttentionPictures(model, splits.val, splits.class_names, tmp_path / "attention").draw(
+    AttentionPictures(model, splits.val, splits.class_names, tmp_path / "attention", "tiny").draw(
         model, "epoch-001", Accelerator(cpu=True), 1
     )
     assert saved_figures[0].axes[0].images[0].get_array().ndim == 2

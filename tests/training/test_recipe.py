@@ -51,9 +51,10 @@ def test_a_finished_run_is_a_model_to_continue_from(image_folder, splits, tmp_pa
         output=str(tmp_path / "more"), lr=1e-12
     )  # fmt: skip
     assert train(again, "recipe")["test_accuracy"] == first["test_accuracy"]
-    title = saved_figures[-1].get_suptitle()
-    assert title.startswith("best, ")
-    assert str(tmp_path) not in title  # the picture is pushed
+    curves, predictions = (figure.get_suptitle() for figure in saved_figures[-2:])
+    assert curves.startswith("best, differential attention, on ")
+    assert predictions.startswith(f"{curves}: ")
+    assert str(tmp_path) not in curves + predictions  # the pictures are pushed
 
 
 def test_another_backbone_is_converted_trained_saved_and_continued_from(image_folder, tmp_path):
@@ -146,7 +147,7 @@ def test_eval_only_tests_a_finished_run_and_changes_nothing(image_folder, tmp_pa
         key: first[key] for key in ("test_accuracy", "lambda")
     }
     names = {path.name for path in (tmp_path / "tested").iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "result.json"}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "predictions.png"}
 
 
 def test_eval_only_of_a_head_that_never_learned_is_refused(image_folder, tmp_path):

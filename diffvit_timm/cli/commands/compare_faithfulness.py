@@ -21,6 +21,7 @@ from ...errors import InputError, require_at_least, require_device
 from ...files import write_atomically
 from ...inspection import figures
 from ...inspection.attention_maps import has_heat_maps
+from ...inspection.naming import model_title
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import CheckedOptions
 from ...output import output_folder
@@ -69,7 +70,10 @@ def _compare(options: Options, folder: Path) -> dict:
     areas: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(options.models, models, strict=True)):
         curves = measure_faithfulness(model, split, options.images, options.steps, options.device, label=name)
-        title = f"{short[number]}, {options.images} images of {Path(options.data.dataset).name} ({test.name})"
+        where = f"{options.images} images of {Path(options.data.dataset).name} (split: {test.name})"
+        title = (
+            f"Deletion and insertion of patches in the order of heat maps\n{model_title(short[number], model)}, {where}"
+        )
         numbers = {f"{kind}, {method}": curve for kind, methods in curves.items() for method, curve in methods.items()}
         path = folder / f"faithfulness{f'-{number}' if number else ''}.png"
         figures.save(figures.plot_faithfulness(curves, title), path, **numbers)

@@ -2,6 +2,7 @@
 
     diffvit explain cat.jpg dog.jpg --model RUN
     diffvit explain cat.jpg --model RUN --compare deit_tiny_patch16_224.fb_in1k    # several models, side by side
+    diffvit explain cat.jpg --model vit_small_patch8_224.dino --img-size 480       # as DINO's authors draw it
     diffvit explain cat.jpg --model RUN --part abs --output pictures               # rollout of the absolute values
 
 Relevance is a heat map for the predicted class, from the attention and its gradients.
@@ -35,6 +36,9 @@ class Options(CheckedOptions):
     """timm model name with its pretrained tag, hf-hub:NAME, a folder of weights, or a run folder."""
     compare: tuple[str, ...] = ()
     """More models in the same forms, to draw beside the first."""
+    img_size: tuple[int, ...] = ()
+    """Image size in pixels: one number, or height and width; default: the size of each model. More pixels give finer
+    maps, and the position embeddings are interpolated."""
     part: Part = "clamp"
     """Part of A1 - lambda A2 for rollout: clamp drops negative values per head; the others use the mean over heads."""
     output: str = "auto"
@@ -47,6 +51,8 @@ class Options(CheckedOptions):
         self.require(
             "images", len(set(names)) == len(names), "must have different names, which their pictures take: rename one"
         )
+        sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
+        self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
         self.require(
             "compare", len({self.model, *self.compare}) == 1 + len(self.compare),
             f"and `model={self.model}` name a model twice: give each model once",
@@ -63,7 +69,7 @@ def _explain(options: Options, folder: Path) -> dict:
     for name, parameter in models.items():
         check_model(name, parameter=parameter)
     images = {path.stem: read_image(path, "RGB") for path in options.images}
-    networks = [_load(name, parameter) for name, parameter in models.items()]
+    networks = [_load(name, parameter, options.img_size) for name, parameter in models.items()]
     views = []
     for name, network in zip(short_names(list(models)), networks, strict=True):
         log0(f"looking at {counted(len(images), 'image')} through {name}")
@@ -75,9 +81,10 @@ def _explain(options: Options, folder: Path) -> dict:
     return {"output": str(folder), "predictions": {view.name: view.predictions for view in views}}
 
 
-def _load(name: str, parameter: str) -> Any:
+def _load(name: str, parameter: str, img_size: tuple[int, ...]) -> Any:
     """Load a network whose attention can be drawn, in evaluation mode."""
-    network = load_model(name, parameter=parameter).eval()
+    size: dict[str, Any] = {"img_size": img_size if len(img_size) == 2 else img_size[0]} if img_size else {}
+    network = load_model(name, parameter=parameter, **size).eval()
     try:
         CapturedAttention(network)
         patch_embedding(network)
@@ -102,7 +109,7 @@ def _print_views(views: list[ModelView], folder: Path) -> None:
         f"\n{counted(len(names), 'picture')} (PNG) in {folder}, each with its numbers in an NPZ file of the same name."
     )
     if len(views) > 1:
-        log0(f"IMAGE-* show {views[0].name}; a number at the end counts the models of compare.")
+        log0(f"The other IMAGE-* show {views[0].name}; a number at the end counts the models of compare.")
     first = views[0].pictures[0].name
     for name, what in PICTURES.items():
         if name.replace("IMAGE", first) in names:

@@ -1,4 +1,4 @@
-"""Push the best weights, logs, curves, attention pictures and model card of a run to the Hub.
+"""Push the best weights, logs, curves, pictures and model card of a run to the Hub.
 
     diffvit push RUN USER/NAME --private
     diffvit push RUN HF_REPOSITORY --path-in-repo cifar100/diff_10m     # one repository for many runs

@@ -43,7 +43,9 @@ def main(options: Options) -> dict:
     for p in points:
         sizes = f"{p.parameters:12,d} {p.flops / 1e6:8.1f}"
         log0(f"{p.size:24s} {p.attn:9s} {p.seed:6d} {sizes} {p.loss:11.4f} {p.accuracy:10.2%}")
-    plot_scaling(points, folder / "scaling.png", options.title)
+    are_models = all(size.startswith("diffvit") for size in options.sizes)
+    models = ", ".join(options.sizes) if are_models else f"sizes of {options.train.model.model}"
+    plot_scaling(points, folder / "scaling.png", f"Test loss of {models}: {options.title}")
     fitted = fit_points(points)
     _print_fits(fitted)
     summary = _write(folder, points, **fitted)

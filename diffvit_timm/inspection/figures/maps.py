@@ -1,16 +1,34 @@
 """Maps without the image under them: attention of every head, the two branches of a layer, position embeddings."""
 
+import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from ..colours import AMOUNT, SIGNED
 from .picture import Picture, draw_picture, hide_ticks, label_colour_bar, padded_figure
 
-__all__ = ["plot_branches", "plot_heads", "plot_positions"]
+__all__ = ["HeadMaps", "plot_all_heads", "plot_branches", "plot_heads", "plot_positions"]
+
+MOST_TICKS = 32  # numbers along an axis, which would overlap
+
+
+class HeadMaps(NamedTuple):
+    """The attention of the output to the patches in all heads of a model.
+
+    Attributes:
+        maps: attention in each layer, (H, rows, columns). Layers may have different shapes.
+        signed: whether the maps have a sign.
+        label: lines above the maps.
+    """
+
+    maps: Sequence[np.ndarray]
+    signed: bool
+    label: str
 
 
 def plot_heads(maps: Sequence[np.ndarray], title: str, signed: bool) -> Figure:
@@ -23,10 +41,47 @@ def plot_heads(maps: Sequence[np.ndarray], title: str, signed: bool) -> Figure:
         title: title of the figure.
         signed: whether the maps have a sign. If so, the scale is symmetric around 0; otherwise it starts at 0.
     """
-    layers, heads = len(maps), max(map(len, maps))
-    width = max(1.08 * heads + 2.2, 5.5)  # inches; the title needs 5.5
-    figure = padded_figure(width, 0.92 * layers + 1.2, compress=True)
+    figure = padded_figure(*_size_of_heads(maps), compress=True)
     figure.suptitle(title, wrap=True)
+    _draw_heads(figure, maps, signed)
+    return figure
+
+
+def plot_all_heads(models: Sequence[HeadMaps], title: str) -> Figure:
+    """Plot the maps of several models side by side, each as `plot_heads` does.
+
+    All models have the same colours: those of signed maps, if there are any.
+
+    Args:
+        models: maps of each model.
+        title: title of the figure.
+    """
+    sizes = [_size_of_heads(model.maps) for model in models]
+    widths = [width for width, _ in sizes]
+    lines = [_label_lines(model.label, width) for model, width in zip(models, widths, strict=True)]
+    height = max(height for _, height in sizes) + 0.18 * max(map(len, lines)) + 0.3
+    figure = padded_figure(sum(widths), height)
+    figure.suptitle(title, wrap=True)
+    parts = figure.subfigures(1, len(models), width_ratios=widths, squeeze=False)[0]
+    for part, model, label in zip(parts, models, lines, strict=True):
+        part.suptitle("\n".join(label), fontsize=10)
+        _draw_heads(part, model.maps, any(other.signed for other in models))
+    return figure
+
+
+def _size_of_heads(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the width and the height of a plot of heads, in inches."""
+    return max(1.08 * max(map(len, maps)) + 2.2, 5.5), 0.92 * len(maps) + 1.2  # the title needs 5.5
+
+
+def _label_lines(label: str, width: float) -> list[str]:
+    """Break the lines of a label of 10 points to a width in inches."""
+    return [part for line in label.splitlines() for part in textwrap.wrap(line, int(12 * width))]
+
+
+def _draw_heads(figure: FigureBase, maps: Sequence[np.ndarray], signed: bool) -> None:
+    """Draw one row of panels per layer, and the colour bar."""
+    layers, heads = len(maps), max(map(len, maps))
     axes = figure.subplots(layers, heads, squeeze=False)
     for layer in range(layers):
         limit = np.abs(maps[layer]).max() or 1.0
@@ -45,7 +100,6 @@ def plot_heads(maps: Sequence[np.ndarray], title: str, signed: bool) -> Figure:
     scale = Normalize(-1, 1) if signed else Normalize(0, 1)
     bar = figure.colorbar(ScalarMappable(scale, SIGNED if signed else AMOUNT), ax=axes, shrink=0.5, aspect=30)
     label_colour_bar(bar, "Relative to the\nlayer's limit")
-    return figure
 
 
 def plot_branches(
@@ -104,8 +158,9 @@ def plot_positions(similarity: np.ndarray, grid: tuple[int, int], title: str) ->
     figure = Figure(figsize=(7.5, height + 1.2), layout="compressed")
     axis = figure.subplots()
     shown = axis.imshow(picture, cmap=SIGNED, vmin=-1, vmax=1)
-    axis.set_xticks((np.arange(columns) + 0.5) * (columns + 1) - 1, [str(i) for i in range(columns)], fontsize=7)
-    axis.set_yticks((np.arange(rows) + 0.5) * (rows + 1) - 1, [str(i) for i in range(rows)], fontsize=7)
+    for count, set_ticks in ((columns, axis.set_xticks), (rows, axis.set_yticks)):
+        numbered = np.arange(0, count, -(-count // MOST_TICKS))
+        set_ticks((numbered + 0.5) * (count + 1) - 1, list(map(str, numbered)), fontsize=7)
     axis.set_xlabel("Column of the patch")
     axis.set_ylabel("Row of the patch")
     figure.colorbar(shown, ax=axis, shrink=0.8).set_label("Cosine similarity")

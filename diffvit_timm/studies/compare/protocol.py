@@ -18,8 +18,8 @@ Part = Literal["tune", "test"]
 # Options that change no number of a run, so they are not part of its checksum. The ledger knows the images by their
 # contents, because the dataset may lie elsewhere on another machine.
 WITHOUT_EFFECT = (
-    "output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers", "log_every", "val_every",
-    "attention_every", "dataset"
+    "output", "resume", "checkpoint_every", "keep_checkpoints", "workers", "trackers", "tracker_project",
+    "log_every", "val_every", "attention_every", "dataset"
 )  # fmt: skip
 
 
