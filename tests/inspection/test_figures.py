@@ -98,7 +98,7 @@ def test_predictions_are_told_apart_without_their_colours():
     ]
     figure = figures.plot_predictions(cases, "title")
     pictures, bars = figure.axes[:3], figure.axes[3:6]
-    assert [axis.get_title() for axis in pictures] == ["a.jpg\n✓ right", "✗ wrong; true: dog 20%", ""]
+    assert [axis.get_title() for axis in pictures] == ["a.jpg\n✓ right", "✗ wrong; true: dog (20%)", ""]
     styles = [axis.spines["left"].get_linestyle() for axis in pictures]
     assert styles == ["solid", "dashed", "solid"] or styles == ["-", "--", "-"]
     texts = ["cat 70%", "dog 20%", "a very long name of a cla... 10%"]

@@ -102,7 +102,7 @@ def _caption(case: PredictedImage) -> str:
     if case.is_right:
         lines.append("✓ right")
     elif case.true is not None:
-        lines.append(f"✗ wrong; true: {case.true[0]} {case.true[1]:.0%}")
+        lines.append(f"✗ wrong; true: {case.true[0]} ({case.true[1]:.0%})")
     return "\n".join(textwrap.fill(line, CAPTION) for line in lines)
 
 
