@@ -54,7 +54,7 @@ class Options(CheckedOptions):
 
     def _check_picture(self, path: Path) -> None:
         self.require("picture", path.suffix.lower() == ".png", "must be a PNG file: end its name with .png")
-        self.require("picture", not path.exists(), "exists already: choose another file")
+        self.require("picture", not path.expanduser().exists(), "exists already: choose another file")
         folder = path.expanduser().parent
         self.require("picture", folder.is_dir(), f"needs the folder {folder}, which does not exist: create it first")
         require_writable(folder, f"`picture={path}`")
