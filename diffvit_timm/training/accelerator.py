@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from ..errors import InputError
@@ -36,6 +37,8 @@ def make_accelerator(config: RunConfig, output: Path, ema: float = 0.0) -> Accel
             unsupported way.
     """
     _check_options(config)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+        AcceleratorState._reset_state()  # otherwise accelerate refuses a training of another precision in one process
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # otherwise each rank without a GPU takes itself for the only one
         mixed_precision=config.precision,

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from diffvit_timm.cli import main
 from diffvit_timm.studies.gpu_report import kernel_checks, trainer
@@ -23,13 +22,6 @@ pytestmark = [
     # opcheck causes it.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_precision():
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision per process
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def rows_of(folder, stage):

@@ -133,7 +133,7 @@ def test_a_study_from_scratch_refuses_it(refusal, weights, study, monkeypatch, t
 
 @FORMS
 def test_a_benchmark_times_its_weights(forms, form):
-    network = load_candidate(forms[form], "net", [], pretrained=False).model
+    network = load_candidate(forms[form], "net", [], pretrained=False).network
     source = load_file(f"{forms['folder']}/model.safetensors")
     assert all(torch.equal(tensor, source[name]) for name, tensor in network.state_dict().items() if name in source)
 

@@ -48,7 +48,7 @@ def test_a_name_is_drawn_as_it_is_in_every_figure_of_a_model(name, tmp_path):
 def test_a_class_name_beside_a_bar_is_cut_if_it_does_not_fit(tmp_path):
     figure = plot_wins([Image.new("RGB", (8, 8))], [0], {"$m$": np.array([[0.9, 0.1]])}, ["y" * 50, "$b$"], "title")
     texts = saved(figure, tmp_path)
-    assert {"y" * 25 + "... 90%", "$b$ 10%", "$m$"} <= set(texts)
+    assert {"y" * 25 + "... 90%", "$b$ 10%", "probability by $m$"} <= set(texts)
 
 
 def test_names_beside_bars_are_drawn_as_they_are(saved_figures, tmp_path):
