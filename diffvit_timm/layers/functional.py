@@ -9,7 +9,7 @@ from timm.layers import maybe_add_mask, register_notrace_function, resolve_self_
 from torch import Tensor
 
 from .kernels.layout import HEAD_NORM_EPS, BranchDims, split_branches
-from .kernels.modes import only_builtin_operators
+from .kernels.modes import has_autocast, only_builtin_operators
 from .kernels.operator import attend, has_kernel
 
 __all__ = [
@@ -83,8 +83,7 @@ def cast_once(x: Tensor) -> Tensor:
     """
     if not torch.jit.is_scripting():
         device = x.device.type
-        available = torch.amp.is_autocast_available(device) and x.dtype != torch.float64
-        if available and torch.is_autocast_enabled(device):
+        if x.dtype != torch.float64 and has_autocast(device) and torch.is_autocast_enabled(device):
             return x.to(torch.get_autocast_dtype(device))
     return x
 

@@ -6,12 +6,18 @@ import importlib.util
 import torch
 from torch import Tensor, nn
 
-__all__ = ["gpu_runs_triton", "is_eager", "on_gpu", "only_builtin_operators"]
+__all__ = ["gpu_runs_triton", "has_autocast", "is_eager", "on_gpu", "only_builtin_operators"]
 
 
 def on_gpu(tensor: Tensor) -> bool:
     """Return whether a tensor is on a GPU, where the Triton kernels run."""
     return tensor.device.type == "cuda"
+
+
+@torch.compiler.assume_constant_result
+def has_autocast(device_type: str) -> bool:
+    """Return whether a type of device, such as 'cuda', has autocast. torch 2.9's compiler cannot trace the question."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 @torch.compiler.assume_constant_result
