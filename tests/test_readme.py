@@ -13,7 +13,8 @@ from diffvit_timm.cli.parser import parse_options
 from diffvit_timm.models.pretrained import save_pretrained
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "recipes" / "results").glob("*.md"))]
+RESULTS = sorted((ROOT / "recipes" / "results").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "recipes" / "container" / "README.md", *RESULTS]
 
 # What the placeholders of the pages stand for, where an option checks its value.
 PLACEHOLDERS = {"S": "0", "N": "1", "SIZE": "224"}
@@ -59,7 +60,7 @@ def test_version_2_of_the_first_snippet_computes_the_sources_outputs(hub_cache):
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_is_one_that_the_console_command_parses(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for image in ("cat.jpg", "dog.jpg", "IMAGE.jpg"):
@@ -71,7 +72,7 @@ def test_every_command_of_a_page_is_one_that_the_console_command_parses(page, tm
         parse_options(module.Options, options, prog=f"diffvit {name}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_of_a_page_leads_to_a_file(page):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
@@ -85,7 +86,7 @@ def test_a_reader_finds_the_end_of_each_guide():
 
 def test_every_result_page_is_in_the_guide():
     guide = PAGES[1].read_text()
-    assert all(f"results/{page.name}" in guide for page in PAGES[2:])
+    assert all(f"results/{page.name}" in guide for page in RESULTS)
 
 
 def test_the_pictures_of_the_repository_are_small():

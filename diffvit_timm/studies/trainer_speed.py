@@ -56,7 +56,8 @@ def measure_trainers(
     batch_size = config.optim.batch_size
     if len(splits.train) < batch_size:  # timm's loader drops an incomplete batch and would have no batch at all
         raise InputError(f"`batch_size={batch_size}` is more than the {len(splits.train)} training images")
-    part = dataclasses.replace(splits, val=splits.val.take(batch_size), test=splits.test.take(batch_size))
+    val, test = (split.take(min(batch_size, len(split))) for split in (splits.val, splits.test))
+    part = dataclasses.replace(splits, val=val, test=test)
     speeds: dict[str, list[float]] = {LOADER: [], OURS: [], TIMM: []}
     for turn in range(rounds):
         torch.manual_seed(config.run.seed)
