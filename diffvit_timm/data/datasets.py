@@ -10,7 +10,6 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from ..console import log0
 from ..errors import InputError
 from .columns import check_group_column, find_image_column, find_label_column, select_columns
-from .config import VAL_SHARE
 from .folders import load_image_folder
 from .load_errors import load_errors
 from .parquet import check_class_names, has_metadata, has_parquet_files, load_parquet_folder
@@ -32,7 +31,7 @@ def load_splits(
     test_share: float = 0.0,
     group_column: str | None = None,
     dataset_config: str | None = None,
-    val_share: float = VAL_SHARE,
+    val_share: float = 0.1,
 ) -> Splits:
     """Load a dataset with its official splits.
 

@@ -1,8 +1,11 @@
 """The options of a dataset: short names, values that are refused, and loading."""
 
+import inspect
+
 import pytest
 
 from diffvit_timm.data.config import SHORT_NAMES, DataConfig, DatasetConfig
+from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.errors import InputError
 
 
@@ -23,6 +26,11 @@ def test_a_short_name_is_replaced_by_the_options_it_stands_for(kind, name, datas
     config = kind(name)
     assert (config.dataset, config.label_column, config.test_share) == (dataset, "auto", test_share)
     assert kind(config.dataset, test_share=test_share) == config
+
+
+def test_without_an_option_the_same_share_is_held_out_for_validation_everywhere():
+    share = inspect.signature(load_splits).parameters["val_share"].default
+    assert share == DataConfig("pets").val_share == inspect.signature(DataConfig.load).parameters["val_share"].default
 
 
 def test_every_short_name_is_tested_and_none_stands_for_another():
