@@ -41,7 +41,7 @@ class Options(CheckedOptions):
     dataset: str | None = None
     """Dataset of all trainings, instead of those of the presets."""
     set: tuple[str, ...] = ()
-    """Options of diffvit train for all trainings, as NAME=VALUE."""
+    """Options of diffvit train for all trainings, as NAME=VALUE; commas separate the values of a list."""
     seeds: int = 1
     """Number of seeds (0, 1, ...) per preset."""
     output: str = "auto"
