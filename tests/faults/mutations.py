@@ -50,7 +50,7 @@ def _saved(picture: Image.Image, kind: str, options: dict) -> bytes:
     buffer = io.BytesIO()
     try:
         picture.save(buffer, format=kind, **options)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, DeprecationWarning):  # Pillow 12 warns where 13 refuses
         return b""
     return buffer.getvalue()
 
