@@ -136,26 +136,37 @@ def hub_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory) -> Path:
-    """A CLIP model of random weights, images of 16 x 16, as open_clip loads it from a folder."""
-    import json
+def make_clip(tmp_path_factory):
+    """Function: name, options of the image tower -> the folder of a CLIP model of random weights, for open_clip."""
 
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
+    def make(name, **vision_cfg) -> Path:
+        import json
 
-    folder = tmp_path_factory.mktemp("clip")
-    model_cfg = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(0)
-    weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**model_cfg).state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
+        import open_clip
+        import torch
+        from safetensors.torch import save_file
+
+        folder = tmp_path_factory.mktemp(name)
+        model_cfg = {
+            "embed_dim": 24,
+            "vision_cfg": vision_cfg,
+            "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        }
+        torch.manual_seed(0)
+        weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**model_cfg).state_dict().items()}
+        save_file(weights, folder / "open_clip_model.safetensors")
+        preprocessing = {"size": vision_cfg["image_size"], "mean": [0.5] * 3, "std": [0.5] * 3}
+        config = {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_folder(make_clip) -> Path:
+    """A CLIP model of random weights, images of 16 x 16."""
+    return make_clip("clip", image_size=16, layers=2, width=32, head_width=16, patch_size=8)
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,11 @@ class AblationConfig(StudyConfig):
             raise InputError(f"{named('study', self.study)}: give one or more studies, each once")
         for study in self.study:
             self._check_study(study)
-        folders = [self.study_folder(study) for study in self.study]
-        if not any((self.folder("ablation") / study).is_dir() for study in STUDIES):
+        if not any(self.study_folder(study).is_dir() for study in STUDIES):
             new_folder(self.folder("ablation"))
-        for study, folder in zip(self.study, folders, strict=True):
+        for study in self.study:
             own = "|".join(_folder_name(name) for name in STUDIES[study])
-            require_study_folder(folder, rf"({own})-\w+-\d+")
+            require_study_folder(self.study_folder(study), rf"({own})-\w+-\d+")
 
     def study_folder(self, study: str) -> Path:
         """Return the folder of the trainings of a study, with their table and picture."""

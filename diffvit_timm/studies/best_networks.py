@@ -29,10 +29,10 @@ def draw_best_networks(results: Sequence[dict], folder: Path) -> None:
     """
     best: dict[bool, dict] = {}
     for result in results:
-        kind = result["attn"] == "plain"
-        if kind not in best or result["val_accuracy"] > best[kind]["val_accuracy"]:
-            best[kind] = result
-    runs = [Path(best[kind]["output"]) for kind in sorted(best)]  # the differential one first
+        is_plain = result["attn"] == "plain"
+        if is_plain not in best or result["val_accuracy"] > best[is_plain]["val_accuracy"]:
+            best[is_plain] = result
+    runs = [Path(best[is_plain]["output"]) for is_plain in sorted(best)]  # the differential one first
     names = [f"{run.parent.name}-{run.name}" for run in runs]
     images = _test_images(runs[0])
     views = [view_images(load_model(str(run)).eval(), name, images) for run, name in zip(runs, names, strict=True)]

@@ -99,7 +99,7 @@ def check_candidate(model: str, pretrained: bool) -> None:
         InputError: an unknown network, with the alternatives; or open_clip is not installed.
     """
     if not model.startswith(PREFIX):
-        check_model(model, pretrained or brings_weights(model), hint=WITHOUT_WEIGHTS)
+        check_model(model, has_weights(model, pretrained), hint=WITHOUT_WEIGHTS)
     elif pretrained or names_weights(model):
         check_clip(model, "model")
     else:
@@ -136,7 +136,7 @@ def load_candidate(
     if model.startswith(PREFIX):
         return _load_tower(model, name, class_names, templates, device)
     start = time.perf_counter()
-    network = load_model(model, pretrained or brings_weights(model), hint=WITHOUT_WEIGHTS).eval().to(device)
+    network = load_model(model, has_weights(model, pretrained), hint=WITHOUT_WEIGHTS).eval().to(device)
     seconds = time.perf_counter() - start
     config, classifier = model_data_config(network), None
     if network.num_classes and class_names:

@@ -89,8 +89,8 @@ def plot_losses(curves: Sequence[LearningCurve], loss: Loss, path: Path, title: 
 
 def _moving_mean(points: list[tuple[int, float]], width: int) -> list[tuple[int, float]]:
     """Return the last update and the mean loss of every `width` points in a row."""
-    parts = [points[max(0, end - width) : end] for end in range(width, len(points) + 1)]
-    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
+    parts = [points[end - width : end] for end in range(width, len(points) + 1)]
+    return [(part[-1][0], sum(loss for _, loss in part) / width) for part in parts]
 
 
 def plot_accuracies(curves: Sequence[LearningCurve], path: Path, title: str) -> None:

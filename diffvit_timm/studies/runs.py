@@ -13,7 +13,7 @@ from ..models.pretrained import brings_weights, load_model
 from ..options import CheckedOptions, named
 from ..output import is_unused, new_folder
 from ..training.config import TrainConfig
-from ..training.model import check_source, check_variant
+from ..training.model import check_network
 
 __all__ = [
     "HEAD_WIDTH",
@@ -144,9 +144,7 @@ def train_all(plan: Plan) -> Iterator[tuple[str, TrainConfig, dict, Any]]:
 
     models = {(c.model.model, c.model.img_size, c.model.model_kwargs, c.model.attn): c.model for _, c in plan}
     for model in models.values():
-        check_source(model)
-        if model.model.startswith("diffvit"):
-            check_variant(model)
+        check_network(model)
     finished = 0
     for number, (setting, config) in enumerate(plan, start=1):
         attn = "" if config.model.attn == "model" else f" {config.model.attn},"

@@ -21,7 +21,7 @@ from ..models.pretrained import brings_weights, build_model_on_meta, check_model
 from ..options import named
 from .config import DROPOUT_ARGUMENTS, ModelConfig
 
-__all__ = ["check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
+__all__ = ["check_network", "check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
 
 REPORT_IMAGES = 128
 WITHOUT_WEIGHTS = "pass `pretrained=False`"
@@ -112,6 +112,17 @@ def check_variant(config: ModelConfig) -> None:
     """
     attn = {} if config.attn == "model" else {"attn": config.attn}
     _freeze(config, build_model_on_meta(config.model, **{**_model_arguments(config), **attn}))
+
+
+def check_network(config: ModelConfig) -> None:
+    """Check the network of one of many trainings, before the first of them.
+
+    Raises:
+        InputError: as `check_source` and, for a diffvit variant from scratch, as `check_variant`.
+    """
+    check_source(config)
+    if config.model.startswith("diffvit") and not config.pretrained:
+        check_variant(config)
 
 
 def conversion_method(config: ModelConfig, attn: str) -> str:

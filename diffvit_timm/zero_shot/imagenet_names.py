@@ -25,7 +25,7 @@ CRANES = {134: ("crane bird",), 517: ("construction crane", "crane2")}
 
 
 def readable(name: str) -> str:
-    """Return a class name as it is written in a sentence, with spaces instead of underscores."""
+    """Return a class name with single spaces instead of underscores."""
     return " ".join(name.replace("_", " ").split())
 
 

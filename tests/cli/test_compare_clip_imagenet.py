@@ -9,7 +9,6 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from diffvit_timm.cli import main
@@ -158,22 +157,9 @@ def test_a_lower_precision_is_compared_with_fp32(clip_folder, imagenet_network, 
 
 
 @pytest.fixture(scope="module")
-def resnet_clip(tmp_path_factory):
+def resnet_clip(make_clip):
     """A folder of a CLIP whose image tower is a small ResNet with the layers of RN50."""
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("resnet-clip")
-    model_cfg = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(0)
-    weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**model_cfg).state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return folder
+    return make_clip("resnet-clip", image_size=32, layers=[1, 1, 1, 1], width=8, head_width=8)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -23,7 +23,7 @@ def test_a_study_does_not_write_over_another_one(tmp_path):
     training.mkdir(parents=True)
     (training / "config.yaml").touch()
     ablation_of("noise", tmp_path)
-    ablation_of("depth", tmp_path)  # another study beside it
+    ablation_of("depth", tmp_path)  # another study may use the same folder
     message = "contains 20-wrong-labels-diff-0, which is not a training of this study: choose another folder"
     (tmp_path / "noise").rename(tmp_path / "depth")
     with pytest.raises(InputError, match=message):

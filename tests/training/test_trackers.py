@@ -21,7 +21,7 @@ SHAPE = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 
 
 class Notebook(GeneralTracker):
-    """A tracker that remembers what it gets, in the place of W&B."""
+    """A stand-in for W&B's tracker, which records what it receives."""
 
     name = "wandb"
     requires_logging_directory = False
@@ -47,7 +47,7 @@ class Notebook(GeneralTracker):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Runs that were begun in the place of W&B's: (project, options, notebook) each."""
+    """The runs that the stand-in for W&B has started, as (project, options, notebook)."""
     runs = []
 
     def init_trackers(self, project, config=None, init_kwargs=None):

@@ -13,6 +13,7 @@ not run again, and the same command continues a study that was killed.
 import dataclasses
 import json
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,7 +106,7 @@ def _plan(options: Options) -> Plan:
 
 
 def _config(preset: str, shared: dict[str, Any]) -> TrainConfig:
-    """Return the options of a preset, with the shared options in the place of its own."""
+    """Return the options of a preset, overridden by the shared options."""
     lists = {name: value.split(",") if _is_list(name) else value for name, value in shared.items()}
     config = parse_training(["--config", preset, *mapping_arguments(lists, "`set`", TRAIN_FIELDS, "diffvit train")])
     if config.run.push_to_hub:
@@ -116,7 +117,7 @@ def _config(preset: str, shared: dict[str, Any]) -> TrainConfig:
 
 
 def _is_list(name: str) -> bool:
-    return getattr(TRAIN_FIELDS.get(name.replace("-", "_")), "__origin__", None) is tuple
+    return typing.get_origin(TRAIN_FIELDS.get(name.replace("-", "_"))) is tuple
 
 
 def _folder(options: Options) -> Path:

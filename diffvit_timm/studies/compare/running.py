@@ -24,7 +24,7 @@ from ...console import discard, log0
 from ...errors import DivergedError, InputError
 from ...models.pretrained import load_model
 from ...training.config import TrainConfig
-from ...training.model import check_source, check_variant
+from ...training.model import check_network
 from ..flops import forward_flops
 from ..robustness import CLEAN, conditions, measure_robustness
 from ..timing import hardware_name
@@ -42,14 +42,11 @@ def check_arms(protocol: Protocol) -> None:
     """Check that the network of every arm exists and can be converted, and that there are enough images to corrupt.
 
     Raises:
-        InputError: as `check_source` and `check_variant`, with the name of the arm; or too few test images.
+        InputError: as `check_network`, with the name of the arm; or too few test images.
     """
     for arm in protocol.arms:
-        model = arm.train.model
         try:
-            check_source(model)
-            if model.model.startswith("diffvit") and not model.pretrained:
-                check_variant(model)
+            check_network(arm.train.model)
         except InputError as error:
             raise InputError(f"the arm {arm.name}: {error}") from error
     if count := protocol.corruption_images:
