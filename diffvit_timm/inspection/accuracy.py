@@ -4,9 +4,30 @@ import dataclasses
 from collections import Counter
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
+
+__all__ = ["Accuracy", "bootstrap_interval", "mean_per_class", "wilson_interval"]
 
 CONFUSIONS = 5  # number of confused pairs of classes to report
+RESAMPLES = 2000  # of the bootstrap
+
+
+def wilson_interval(right: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy (Wilson, 1927) from whether each image is right, (n,)."""
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % interval of the mean of each column, (images, k) -> (k,) and (k,), by resampling the images.
+
+    For differences of two networks on the same images, this is the paired bootstrap (Efron and Tibshirani 1993).
+    """
+    result = bootstrap(
+        (values,), np.mean, axis=0, n_resamples=RESAMPLES, batch=10, method="percentile", vectorized=True,
+        random_state=np.random.default_rng(0)
+    )  # fmt: skip
+    return result.confidence_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +56,20 @@ class Accuracy:
     def of(cls, predictions: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> "Accuracy":
         """Compute the accuracy from predicted classes (n,), true classes (n,) and losses in nats (n,)."""
         right = predictions == labels
-        interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
         return cls(
             accuracy=float(right.mean()),
-            interval=(float(interval.low), float(interval.high)),
-            mean_per_class=float(np.mean([right[labels == label].mean() for label in np.unique(labels)])),
+            interval=wilson_interval(right),
+            mean_per_class=mean_per_class(right, labels),
             images=len(right),
             loss=float(losses.mean(dtype=np.float64)),
             confusions=_confusions(predictions, labels),
             is_right=right,
         )
+
+
+def mean_per_class(right: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of the accuracies of the classes, from whether each image is right, (n,), and its class, (n,)."""
+    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _confusions(predictions: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:

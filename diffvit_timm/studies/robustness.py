@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import bootstrap
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -25,7 +24,7 @@ from ..data.decoding import decode_image
 from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import InputError
-from ..inspection.accuracy import Accuracy
+from ..inspection.accuracy import Accuracy, bootstrap_interval
 from ..inspection.calibration import calibration_error
 from ..layers.hooks import evaluating
 from ..zero_shot.class_names import class_outputs, class_scores
@@ -47,7 +46,6 @@ __all__ = [
 DEFAULT_SEVERITIES = (1, 3, 5)
 BATCH_SIZE = 4  # images per batch, each with all its corruptions
 FORWARD_SIZE = 64  # corrupted images per forward pass
-RESAMPLES = 2000  # of the bootstrap
 
 
 class Condition(NamedTuple):
@@ -215,7 +213,7 @@ def robustness_rows(outcomes: Mapping[str, Outcomes], listed: Sequence[Condition
         cells = [_cell(own, place) for place in range(len(listed))]
         corrupted = [cell for cell, condition in zip(cells, listed, strict=True) if condition != CLEAN]
         scores = _scores(own, listed)  # (images, conditions + 1)
-        low, high = _bootstrap(scores[:, -1:])
+        low, high = bootstrap_interval(scores[:, -1:])
         mean = {"accuracy": float(scores[:, -1].mean()), "low": low[0], "high": high[0]}
         mean |= {key: float(np.mean([cell[key] for cell in corrupted])) for key in ("nll", "ece")}
         paired = _differences(scores, None if own is first else _scores(first, listed))
@@ -245,14 +243,5 @@ def _differences(scores: np.ndarray, base: np.ndarray | None) -> list[dict[str, 
     if base is None:
         return [dict.fromkeys(keys)] * scores.shape[1]
     change = scores - base
-    columns = (change.mean(axis=0), *_bootstrap(change))
+    columns = (change.mean(axis=0), *bootstrap_interval(change))
     return [dict(zip(keys, map(float, values), strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % interval of the mean of each column, (images, k) -> (k,) and (k,), by resampling the images."""
-    result = bootstrap(
-        (values,), np.mean, axis=0, n_resamples=RESAMPLES, batch=10, method="percentile", vectorized=True,
-        random_state=np.random.default_rng(0)
-    )  # fmt: skip
-    return result.confidence_interval

@@ -3,26 +3,22 @@
 A random head sends noisy gradients through pretrained features until it has learned; a fitted head does not.
 """
 
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import nn
 
 from ..console import log0
-from ..data.loading import image_batches
 from ..data.splits import Splits
 from ..errors import InputError
+from ..inspection.features import extract_features
+from ..inspection.probes import fit_logistic_regressions, standardisation
 
 __all__ = ["fit_linear_probe"]
-
-# Values of scikit-learn's C, the inverse of the L2 penalty, on standardised features.
-PENALTIES = tuple(10.0**exponent for exponent in np.arange(-3.0, 1.1, 0.5))
 
 
 def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> float:
@@ -46,32 +42,21 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
     if missing:
         names = ", ".join(splits.class_names[label] for label in missing)
         raise InputError(f"`head_init=probe` needs training images of every class, but {names} has none")
-    model.to(accelerator.device).eval()
-    x, y = _extract_features(model, splits.train, accelerator, "probe: train")
-    x_val, y_val = _extract_features(model, splits.val, accelerator, "probe: val")
-    model.train()
-    mean, std = x.mean(0), x.std(0) + 1e-6
+    with accelerator.autocast():
+        x, x_val = (
+            extract_features(model, split, ["head"], accelerator.device, f"probe: {name}")["head"]
+            for name, split in (("train", splits.train), ("val", splits.val))
+        )
+    y, y_val = (np.asarray(split["label"][:]) for split in (splits.train, splits.val))
+    mean, std = standardisation(x)
     x, x_val = (x - mean) / std, (x_val - mean) / std
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits do not matter here
-        fits = [LogisticRegression(C=c, max_iter=300).fit(x, y) for c in PENALTIES]
+    fits = fit_logistic_regressions(x, y)
     losses = [log_loss(y_val, fit.predict_proba(x_val), labels=fit.classes_) for fit in fits]
     best = fits[int(np.argmin(losses))]
     _set_head(head, best, mean, std)
     accuracy = best.score(x_val, y_val)
     log0(f"linear probe: val {accuracy:.2%}, penalty C = {best.C:.3g}")
     return accuracy
-
-
-@torch.inference_mode()
-def _extract_features(model: Any, split: Any, accelerator: Accelerator, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the input of the head for every image, (n, dim), and the labels, (n,)."""
-    rows = []
-    for images in image_batches(model, split, label=label):
-        with accelerator.autocast():
-            features = model.forward_head(model.forward_features(images.to(accelerator.device)), pre_logits=True)
-        rows.append(features.float().cpu())
-    return torch.cat(rows).numpy(), np.asarray(split["label"][:])
 
 
 def _set_head(head: nn.Linear, fit: LogisticRegression, mean: np.ndarray, std: np.ndarray) -> None:

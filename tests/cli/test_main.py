@@ -62,7 +62,10 @@ PRESETS = (
         (["compar", "clip"], "compar is not a command of diffvit: did you mean compare?"),
         (["finetune"], "finetune is not a command of diffvit: choose one of train, convert, predict, explain, "),
         (["--epochs", "3"], "--epochs is not a command of diffvit: choose one of train, "),
-        (["compare"], "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, robustness"),
+        (
+            ["compare"],
+            "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, probes, robustness",
+        ),
         (["benchmark", "--help"], "diffvit benchmark needs a second word: models, attention, training, gpu"),
         (["study", "scalling"], "diffvit study needs a second word: ablation, compare, presets, scaling"),
         (["train", "--learning-rate", "1e-3"], "--learning-rate is not an option of diffvit train: did you mean --lr?"),

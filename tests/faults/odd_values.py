@@ -36,10 +36,10 @@ VALUES = NUMBERS + TEXTS + YAML
 REQUIRED = {
     "train": "--dataset x --model y", "convert": "x OUT", "predict": "IMAGE --model y", "explain": "IMAGE",
     "compare conversions": "", "compare coverage": "", "compare clip": "--convert svd", "export": "y OUT",
-    "compare faithfulness": "--models y", "compare robustness": "y", "benchmark models": "--model y",
-    "benchmark attention": "", "benchmark training": "", "benchmark gpu": "--output x", "study ablation": "",
-    "study compare": "FILE --output x", "study presets": "mnist", "study scaling": "",
-    "push": "RUN REPO", "pull": "REPO OUT",
+    "compare faithfulness": "--models y", "compare probes": "y", "compare robustness": "y",
+    "benchmark models": "--model y", "benchmark attention": "", "benchmark training": "",
+    "benchmark gpu": "--output x", "study ablation": "", "study compare": "FILE --output x", "study presets": "mnist",
+    "study scaling": "", "push": "RUN REPO", "pull": "REPO OUT",
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
-from diffvit_timm.training.probe import PENALTIES, fit_linear_probe
+from diffvit_timm.inspection.probes import PENALTIES
+from diffvit_timm.training.probe import fit_linear_probe
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from ...studies.robustness import (
     robustness_rows,
 )
 from ...studies.robustness_figures import plot_corruptions, plot_robustness
+from ..tables import accuracy_with_interval, points_with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +147,10 @@ def _print_tables(rows: list[dict[str, Any]], listed: list[Condition], where: st
         log0(f"\n{'model':{width}s}  {title:26s}     NLL     ECE  difference in points")
         for row in rows:
             if row["corruption"] == condition.corruption:
-                accuracy = f"{row['accuracy']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
                 numbers = f"{row['nll']:7.3f} {row['ece']:7.2%}"
-                log0(f"{row['model']:{width}s}  {accuracy:26s} {numbers}  {_difference(row)}")
+                log0(
+                    f"{row['model']:{width}s}  {accuracy_with_interval(row):26s} {numbers}  {points_with_interval(row)}"
+                )
     accuracies = {(row["model"], row["corruption"], row["severity"]): row["accuracy"] for row in rows}
     severities = list(dict.fromkeys(condition.severity for condition in listed if condition != CLEAN))
     for model in models:
@@ -156,10 +158,3 @@ def _print_tables(rows: list[dict[str, Any]], listed: list[Condition], where: st
         for corruption in dict.fromkeys(condition.corruption for condition in listed if condition != CLEAN):
             cells = (f"{accuracies[model, corruption, severity]:7.2%}" for severity in severities)
             log0(f"  {corruption:20s} {' '.join(cells)}")
-
-
-def _difference(row: dict[str, Any]) -> str:
-    if row["difference"] is None:
-        return "-"
-    middle, low, high = (100 * row[key] for key in ("difference", "difference_low", "difference_high"))
-    return f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
