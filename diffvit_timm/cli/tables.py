@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["accuracy_with_interval", "points_with_interval"]
+__all__ = ["points_with_interval", "share_with_interval"]
 
 
-def accuracy_with_interval(row: Mapping[str, Any]) -> str:
-    """Write the `accuracy` of a row with its interval, `low` to `high`."""
-    return f"{row['accuracy']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
+def share_with_interval(row: Mapping[str, Any], name: str = "accuracy") -> str:
+    """Write a share of a row, in percent, with its interval, `low` to `high`."""
+    return f"{row[name]:.2%} ({row['low']:.2%} to {row['high']:.2%})"
 
 
 def points_with_interval(row: Mapping[str, Any]) -> str:

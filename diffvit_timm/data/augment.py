@@ -37,14 +37,21 @@ class SeededCompose:
 
     def __call__(self, image: Any, seed: int) -> Any:
         """Transform a PIL image, or an array (H, W, C) if there is no `prepare`; returns the pipeline's output."""
-        # One seed per transform: Compose.set_random_seed gives the same seed to all of them, and then all transforms
-        # with p=0.5 would be applied to the same images.
-        seeds = np.random.SeedSequence(seed).generate_state(len(self.compose.transforms))
-        for transform, transform_seed in zip(self.compose.transforms, seeds, strict=True):
-            transform.set_random_seed(int(transform_seed))
+        seed_transforms(self.compose, seed)
         pixels = self.prepare(image).permute(1, 2, 0).numpy() if self.prepare else np.asarray(image)
         # (H, W, C), or (H, W) for a grey image
         return self.compose(image=pixels if pixels.ndim == 3 else pixels[..., None])["image"]
+
+
+def seed_transforms(compose: Any, seed: int) -> None:
+    """Give each transform of an albumentations.Compose a seed of its own.
+
+    Compose.set_random_seed gives the same seed to all of them, and then all transforms with p=0.5 would be applied to
+    the same images.
+    """
+    seeds = np.random.SeedSequence(seed).generate_state(len(compose.transforms))
+    for transform, transform_seed in zip(compose.transforms, seeds, strict=True):
+        transform.set_random_seed(int(transform_seed))
 
 
 def train_transform(policy: str, data_config: dict, crop_scale: float = 0.35) -> Transform:

@@ -16,7 +16,7 @@ from .parquet import check_class_names, has_metadata, has_parquet_files, load_pa
 from .splits import EvaluationSplit, Splits, hold_out
 from .stream import Stream
 
-__all__ = ["load_evaluation_split", "load_images", "load_splits"]
+__all__ = ["load_all_splits", "load_evaluation_split", "load_images", "load_splits"]
 
 VAL_NAMES = ("validation", "valid", "val")
 WHOLE = "whole"  # split of a folder without splits, if only images to test on are needed; `datasets` reserves "all"
@@ -54,7 +54,7 @@ def load_splits(
         InputError: the dataset cannot be loaded, it has no usable split, column, label or class list, or no training
             images of a class.
     """
-    loaded = _load(name, dataset_config, streaming=stream > 0)
+    loaded = load_all_splits(name, dataset_config, streaming=stream > 0)
     val_name = _validation_name(loaded)
     if test_share:
         loaded.pop("test", None)
@@ -97,7 +97,7 @@ def load_evaluation_split(
         InputError: the dataset cannot be loaded, has only a training split, or has no usable column, label or class
             list.
     """
-    loaded = _load(name, dataset_config, unsplit=WHOLE)
+    loaded = load_all_splits(name, dataset_config, unsplit=WHOLE)
     label_column = find_label_column(name, next(iter(loaded.values())).features, label_column)
     _drop_unlabelled_test(name, loaded, label_column)
     split = next((split for split in ("test", *VAL_NAMES, WHOLE) if split in loaded), None)
@@ -128,7 +128,7 @@ def load_images(
     Raises:
         InputError: the dataset cannot be loaded, or has no images.
     """
-    loaded = _load(name, dataset_config, parameter)
+    loaded = load_all_splits(name, dataset_config, parameter)
     split = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
     column = find_image_column(name, split.features, image_column, parameter)
     images = select_columns(split, {column: "image"})
@@ -137,7 +137,7 @@ def load_images(
     return images.add_column("label", [-1] * len(images))
 
 
-def _load(
+def load_all_splits(
     name: str,
     dataset_config: str | None,
     parameter: str = "dataset",

@@ -16,18 +16,22 @@ OPTIONS = {command: set(option_fields(options_of(command))) for command in REQUI
 
 # Their files, or --set, have the options of `train`, and errors name them as these do: without dashes.
 WITH_A_FILE = ("study compare", "study presets")
+WITH_MASKS = ("segment",)  # it trains on masks, and has neither labels nor the options of a classifier's training
 
 
 def having(option):
-    return [command for command in REQUIRED if option in OPTIONS[command] and command not in WITH_A_FILE]
+    others = (*WITH_A_FILE, *WITH_MASKS)
+    return [command for command in REQUIRED if option in OPTIONS[command] and command not in others]
 
 
 # Modules, and the commands that can raise their errors. Others take the name of the parameter from their caller.
 RAISED_BY = {
     "data/datasets.py": having("dataset"), "data/splits.py": having("dataset"), "data/steps.py": having("augment"),
     "data/config.py": having("augment"), "errors.py": having("device"), "hub/export.py": ["export"],
+    "data/masks.py": ["segment"],
     "studies/ablation.py": ["study ablation"], "studies/runs.py": ["study ablation", "study scaling"],
     "studies/scaling.py": ["study scaling"], "studies/inference_speed.py": ["benchmark models"],
+    "training/segmentation.py": ["segment"], "models/segmentation.py": ["segment"],
     "studies/trainer_speed.py": ["benchmark training"], "training": having("epochs"), "zero_shot": ["compare clip"],
 } | {f"cli/commands/{command.replace(' ', '_')}.py": [command] for command in REQUIRED}  # fmt: skip
 
@@ -44,6 +48,7 @@ def named_parameters(path):
 @pytest.mark.parametrize("place", RAISED_BY)
 def test_an_error_names_only_options_of_the_commands_that_raise_it(place):
     paths = [PACKAGE / place] if place.endswith(".py") else sorted((PACKAGE / place).rglob("*.py"))
+    paths = [path for path in paths if len(paths) == 1 or not path.name.startswith("segmentation")]
     unknown = {
         f"{path.name}: {name}, not an option of {command}"
         for path in paths

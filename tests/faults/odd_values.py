@@ -39,7 +39,7 @@ REQUIRED = {
     "compare faithfulness": "--models y", "compare probes": "y", "compare robustness": "y",
     "benchmark models": "--model y", "benchmark attention": "", "benchmark training": "",
     "benchmark gpu": "--output x", "study ablation": "", "study compare": "FILE --output x", "study presets": "mnist",
-    "study scaling": "", "push": "RUN REPO", "pull": "REPO OUT",
+    "study scaling": "", "segment": "y --dataset x", "push": "RUN REPO", "pull": "REPO OUT",
 }  # fmt: skip
 
 

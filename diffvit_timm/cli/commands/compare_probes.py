@@ -30,7 +30,7 @@ from ...models.pretrained import build_model_on_meta, check_model, load_model, s
 from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.probing import ProbeResult, network_features, plot_probes, probe_network, probe_rows
-from ..tables import accuracy_with_interval, points_with_interval
+from ..tables import points_with_interval, share_with_interval
 
 if TYPE_CHECKING:
     from ...data.splits import Splits
@@ -150,5 +150,5 @@ def _print_table(rows: list[dict[str, Any]], where: str) -> None:
     log0(f"\n{'model':{width}s}  features  probe   {'setting':10s} {'test accuracy':26s} difference")
     for row in rows:
         setting = row["setting"] + ("*" if row["at_edge"] else "")
-        numbers = f"{accuracy_with_interval(row):26s} {points_with_interval(row)}"
+        numbers = f"{share_with_interval(row):26s} {points_with_interval(row)}"
         log0(f"{row['model']:{width}s}  {row['features']:8s}  {row['probe']:6s}  {setting:10s} {numbers}")

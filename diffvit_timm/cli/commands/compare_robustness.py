@@ -38,7 +38,7 @@ from ...studies.robustness import (
     robustness_rows,
 )
 from ...studies.robustness_figures import plot_corruptions, plot_robustness
-from ..tables import accuracy_with_interval, points_with_interval
+from ..tables import points_with_interval, share_with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +148,7 @@ def _print_tables(rows: list[dict[str, Any]], listed: list[Condition], where: st
         for row in rows:
             if row["corruption"] == condition.corruption:
                 numbers = f"{row['nll']:7.3f} {row['ece']:7.2%}"
-                log0(
-                    f"{row['model']:{width}s}  {accuracy_with_interval(row):26s} {numbers}  {points_with_interval(row)}"
-                )
+                log0(f"{row['model']:{width}s}  {share_with_interval(row):26s} {numbers}  {points_with_interval(row)}")
     accuracies = {(row["model"], row["corruption"], row["severity"]): row["accuracy"] for row in rows}
     severities = list(dict.fromkeys(condition.severity for condition in listed if condition != CLEAN))
     for model in models:
