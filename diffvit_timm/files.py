@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from .errors import InputError
 
 __all__ = [
     "atomic_folder",
+    "csv_file",
     "disk_errors",
     "fill_folder",
     "read_json",
@@ -27,12 +27,14 @@ __all__ = [
     "remove_folder",
     "require_writable",
     "restore_folder",
+    "spreadsheet_text",
     "write_atomically",
     "write_csv",
 ]
 
 
 ERROR_LENGTH = 300  # characters of a parser's error
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # of a cell that a spreadsheet computes
 
 
 @contextlib.contextmanager
@@ -161,9 +163,9 @@ def _flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: readers find the old text or the new text, never a part."""
+    """Write a text file in UTF-8, atomically: readers find the old text or the new text, never a part."""
     new, _ = _new_and_old(path)
-    new.write_text(text)
+    new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 
@@ -199,15 +201,52 @@ def _read_mapping(path: Path, parse: Callable[[str], Any], advice: str) -> dict:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
-    """Write a CSV file atomically.
+    """Write a CSV file in UTF-8, atomically.
 
     Args:
         path: file to write.
         columns: names of the columns, in their order.
         rows: one mapping per row, with a value for each column.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    with csv_file(path, columns) as write_row:
+        for row in rows:
+            write_row(row)
+
+
+@contextlib.contextmanager
+def csv_file(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping], Any]]:
+    """Write a CSV file in UTF-8 row by row, atomically: it has its name when this context ends without an error.
+
+    Args:
+        path: file to write.
+        columns: names of the columns, in their order.
+
+    Yields:
+        Function that writes a row: a mapping with a value for each column.
+    """
+    new, _ = _new_and_old(path)
+    try:
+        with new.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            yield writer.writerow
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return a text of a stranger for a cell of a table.
+
+    A spreadsheet computes a text that begins with =, +, -, @, a tab or a line break. Such a text gets an apostrophe in
+    front, unless it is a number. Bytes of file names that are not UTF-8 become escapes.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if not text.startswith(FORMULA_STARTS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text

@@ -11,18 +11,18 @@ Nothing is guessed from words within a name: a class may be called train, and a 
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, NamedSplit
 from datasets import Image as ImageFeature
-from PIL import Image
 
 from ..console import counted, log0
 from ..errors import InputError
+from .image_files import files_below, is_image
 
-__all__ = ["SPLITS", "files_below", "load_image_folder"]
+__all__ = ["SPLITS", "load_image_folder"]
 
 # Names of the folders of splits, in any case, and the names of the splits in a dataset.
 SPLITS = {
@@ -55,7 +55,7 @@ def load_image_folder(folder: Path, parameter: str = "dataset", unsplit: str = "
     """
     files = sorted(files_below(folder))
     images = [ImageFile(path, path.relative_to(folder).parts) for path in files]
-    images = [image for image in images if _is_image(image)]
+    images = [image for image in images if is_image(image.parts)]
     for image in images:
         _require_utf8(image.path, f"`{parameter}={folder}`")
     if not images:
@@ -79,30 +79,6 @@ def load_image_folder(folder: Path, parameter: str = "dataset", unsplit: str = "
     return DatasetDict({split: _dataset(split, part, labels[split], names) for split, part in rows.items()})
 
 
-def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files below a folder, in no order.
-
-    Links to folders are followed, unless they lead back to a folder above them.
-
-    Args:
-        folder: folder to walk.
-        above: the resolved folders above it, for the recursion.
-    """
-    real = folder.resolve()
-    if real in above:
-        return
-    try:
-        entries = list(folder.iterdir())
-    except PermissionError:  # such as lost+found
-        log0(f"{folder} cannot be read: it is left out")
-        return
-    for entry in entries:
-        if entry.is_dir():
-            yield from files_below(entry, (*above, real))
-        elif entry.is_file() or entry.is_symlink():  # a link to a missing file is reported when it is read
-            yield entry
-
-
 def _require_utf8(path: Path, given: str) -> None:
     """Refuse a name in another encoding, as old archives have them; datasets stores paths as UTF-8."""
     try:
@@ -110,12 +86,6 @@ def _require_utf8(path: Path, given: str) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode(errors="backslashreplace")
         raise InputError(f"{given}: the name {shown} is not UTF-8: rename it") from None
-
-
-def _is_image(file: ImageFile) -> bool:
-    """Return whether Pillow reads files of this kind, and neither the file nor a folder above it is hidden."""
-    kind = Image.registered_extensions().get(file.path.suffix.lower())
-    return kind in Image.OPEN and not any(part.startswith((".", "__MACOSX")) for part in file.parts)
 
 
 def _split_folders(images: list[ImageFile], given: str) -> dict[str, str] | None:

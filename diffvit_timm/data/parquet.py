@@ -17,7 +17,8 @@ from datasets import ClassLabel, Features
 
 from ..console import counted, log0
 from ..errors import InputError
-from .folders import SPLITS, files_below
+from .folders import SPLITS
+from .image_files import files_below
 
 __all__ = ["check_class_names", "has_metadata", "has_parquet_files", "load_parquet_folder"]
 
