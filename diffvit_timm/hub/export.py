@@ -3,29 +3,44 @@
 An exported network takes batches of any size. Its images must be preprocessed with the network's own transform. The
 weights of a large ONNX network, beyond about 1.5 GB, are in a second file, NAME.onnx.data, which must stay beside
 NAME.onnx: a protobuf file cannot have more than 2 GB.
+
+The file also has all that is needed to use it, as text by these keys:
+    class_names      JSON list of the class names, in the order of the outputs, which are logits; [] if not known
+    preprocessing    JSON object: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode
+    model            architecture of the network in timm
+    attention        diff, diff_v2, gated, dna, or plain for any other
+    diffvit_timm     version of the package that wrote the file
+They are the `metadata_props` of an ONNX file, which onnxruntime returns as
+`session.get_modelmeta().custom_metadata_map`, and the file `metadata.json` of a pt2 file.
 """
 
 import contextlib
 import dataclasses
 import importlib
+import json
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
+from ..data.loading import model_data_config
 from ..errors import InputError
 from ..files import disk_errors, require_writable
+from ..layers.base import attention_kind
+from ..models.pretrained import class_names
 
-__all__ = ["Exported", "Format", "check_output", "export_model"]
+__all__ = ["Exported", "Format", "check_output", "export_metadata", "export_model"]
 
 Format = Literal["pt2", "onnx", "onnx_int8"]
 SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "onnx_int8": ".onnx"}
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 TOLERANCE = 1e-4  # largest difference of a float32 export, relative to the largest output; int8 has no limit
 
 
@@ -46,7 +61,28 @@ class Exported:
     difference: float
 
 
-def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> Exported:
+def export_metadata(model: Any) -> dict[str, str]:
+    """Return what a user of an exported network needs, by the keys at the top of this file.
+
+    Args:
+        model: timm model.
+
+    Raises:
+        InputError: the model reads neither grey nor colour images.
+    """
+    config = model_data_config(model)
+    return {
+        "class_names": json.dumps(class_names(model) or []),
+        "preprocessing": json.dumps({name: config[name] for name in PREPROCESSING}),
+        "model": str(model.pretrained_cfg.get("architecture") or type(model).__name__),
+        "attention": attention_kind(model),
+        "diffvit_timm": __version__,
+    }
+
+
+def export_model(
+    model: nn.Module, out: Path, form: Format, images: Tensor, metadata: Mapping[str, str] | None = None
+) -> Exported:
     """Export a network to a file, load the file again, and compare its outputs with those of the network.
 
     Args:
@@ -55,6 +91,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
         form: 'pt2' (torch.export), 'onnx' (torch's dynamo-based ONNX exporter) or 'onnx_int8' (ONNX with dynamic
             quantization: 8-bit weights in the matrix products, activations quantized at run time).
         images: (B, C, H, W), B >= 2, images for the comparison.
+        metadata: texts to write into the file, from `export_metadata`.
 
     Raises:
         InputError: as `check_output`; a package is missing, torch cannot export the network, or the disk is full.
@@ -65,7 +102,7 @@ def export_model(model: nn.Module, out: Path, form: Format, images: Tensor) -> E
     # NAME.onnx.data, and moves to its place only after the comparison.
     with torch.no_grad(), _silent(), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export.") as folder:
         path = Path(folder) / out.name
-        save = _exporter(model, form, images)
+        save = _exporter(model, form, images, metadata or {})
         with disk_errors(out.name, out.parent, "export again"):
             save(path)
         if form == "onnx_int8":
@@ -144,12 +181,12 @@ def _any_batch_size() -> dict:
     return {0: torch.export.Dim("batch", min=1, max=65536)}
 
 
-def _exporter(model: nn.Module, form: Format, images: Tensor) -> Callable[[Path], None]:
+def _exporter(model: nn.Module, form: Format, images: Tensor, metadata: Mapping[str, str]) -> Callable[[Path], None]:
     """Export a network in memory, and return a function that saves the result to a path."""
     if form != "pt2":
         _require_onnx(form)
     try:
-        return (_export_pt2 if form == "pt2" else _export_onnx)(model, images)
+        return (_export_pt2 if form == "pt2" else _export_onnx)(model, images, metadata)
     except RuntimeError as error:
         raise _cannot_export(form, error) from error
 
@@ -162,9 +199,9 @@ def _cannot_export(form: Format, error: Exception) -> InputError:
     )
 
 
-def _export_pt2(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
+def _export_pt2(model: nn.Module, images: Tensor, metadata: Mapping[str, str]) -> Callable[[Path], None]:
     program = torch.export.export(model, (images,), dynamic_shapes=(_any_batch_size(),))
-    return lambda path: torch.export.save(program, path)
+    return lambda path: torch.export.save(program, path, extra_files={"metadata.json": json.dumps(dict(metadata))})
 
 
 def _load_pt2(path: Path) -> Callable[[Tensor], Tensor]:
@@ -179,11 +216,12 @@ def _require_onnx(form: Format) -> None:
             raise InputError(f"`form={form}` needs {package}: pip install 'diffvit_timm[onnx]'") from error
 
 
-def _export_onnx(model: nn.Module, images: Tensor) -> Callable[[Path], None]:
+def _export_onnx(model: nn.Module, images: Tensor, metadata: Mapping[str, str]) -> Callable[[Path], None]:
     program: Any = torch.onnx.export(
         model, (images,), dynamo=True, dynamic_shapes=(_any_batch_size(),), input_names=["images"],
         output_names=["outputs"], verbose=False
     )  # fmt: skip
+    program.model.metadata_props.update(metadata)
     return program.save
 
 

@@ -1,15 +1,21 @@
 """Exported networks compute what the network computes, at any batch size."""
 
+import json
+
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.utils.onnx import onnx_export
 from torch import nn
 
-from diffvit_timm import differential_layers
+from diffvit_timm import __version__, differential_layers
+from diffvit_timm.cli import main
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import export
-from diffvit_timm.hub.export import export_model
+from diffvit_timm.hub.export import export_metadata, export_model
+from diffvit_timm.models.pretrained import save_pretrained
 
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +59,64 @@ def test_the_weights_of_a_large_network_are_in_a_second_file_and_both_can_be_mov
     (tmp_path / "here").rename(tmp_path / "there")
     moved = export._load_onnx(tmp_path / "there" / "net.onnx", form)
     assert torch.equal(moved(IMAGES), exported.run(IMAGES))
+
+
+def classify_without_this_package(network, path):
+    """Return the probability of each class by its name, with onnxruntime, Pillow and NumPy only."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    settings = json.loads(metadata["preprocessing"])
+    channels, height, width = settings["input_size"]
+    assert settings["crop_mode"] == "center"
+    image = Image.open(path).convert("RGB" if channels == 3 else "L")
+    # The shorter side gets the size of the network divided by crop_pct, and the middle is cut out.
+    short = int(height / settings["crop_pct"])
+    size = [short if side == min(image.size) else int(short * side / min(image.size)) for side in image.size]
+    image = image.resize(size, Image.Resampling[settings["interpolation"].upper()])
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255  # (H, W, C)
+    pixels = (pixels - np.float32(settings["mean"])) / np.float32(settings["std"])
+    (outputs,) = session.run(None, {"images": pixels.transpose(2, 0, 1)[None]})
+    shares = np.exp(outputs[0] - outputs[0].max())
+    return dict(zip(json.loads(metadata["class_names"]), (shares / shares.sum()).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["onnx", "onnx_int8"])
+def test_an_onnx_file_is_enough_to_classify_an_image(tiny_model, tmp_path, capsys, form):
+    model = tiny_model(img_size=32, pretrained_cfg_overlay=dict(mean=(0.4, 0.5, 0.6), crop_pct=0.8))
+    torch.nn.init.normal_(model.head.weight)  # so that the probabilities differ
+    names = ["Katze \N{CAT FACE}", "dog", "owl"]
+    save_pretrained(model, tmp_path / "net", names)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((70, 47)).save(tmp_path / "image.png")
+    main(["export", str(tmp_path / "net"), str(tmp_path / "net.onnx"), "--form", form])
+    capsys.readouterr()
+    main(["predict", str(tmp_path / "image.png"), "--model", str(tmp_path / "net"), "--json"])
+    (expected,) = json.loads(capsys.readouterr().out).values()
+    found = classify_without_this_package(tmp_path / "net.onnx", tmp_path / "image.png")
+    assert found == pytest.approx(dict(expected), abs=1e-5 if form == "onnx" else 0.02)
+    assert max(found.values()) > 0.4
+
+
+def test_the_metadata_says_what_the_network_is(tiny_model, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = tiny_model(attn="diff_v2", in_chans=1).eval()
+    metadata = export_metadata(model)
+    images = torch.randn(2, 1, 16, 16)
+    export_model(model, tmp_path / "net.onnx", "onnx", images, metadata)
+    export_model(model, tmp_path / "net.pt2", "pt2", images, metadata)
+    written = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    extra = {"metadata.json": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    assert written == json.loads(extra["metadata.json"]) == metadata
+    assert json.loads(written.pop("preprocessing")) == {
+        "input_size": [1, 16, 16], "mean": [0.5], "std": [0.5], "interpolation": "bicubic", "crop_pct": 0.9,
+        "crop_mode": "center",
+    }  # fmt: skip
+    assert written == {
+        "class_names": "[]", "model": "diffvit_tiny_patch16", "attention": "diff_v2", "diffvit_timm": __version__
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@
     diffvit export RUN model.pt2 --form pt2           # torch.export
     diffvit export RUN model.onnx --form onnx_int8    # matrix products in 8 bits
 
-The written network is then compared with the original one: the largest difference of the logits, and the speed.
+The file also has the class names and the preprocessing of the images, so that nothing else is needed to use it: the
+keys are at the top of hub/export.py. The written network is then compared with the original one: the largest difference
+of the logits, and the speed.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ import torch
 import tyro
 
 from ...data.loading import model_data_config
-from ...hub.export import Format, check_output, export_model
+from ...hub.export import Format, check_output, export_metadata, export_model
 from ...options import CheckedOptions
 from ...studies.timing import inference_step, interleaved, paired_ratio
 from ..images import load_for_inference
@@ -39,7 +41,7 @@ def main(options: Options) -> None:
     network, _, _ = load_for_inference(options.model, "cpu", options.pretrained, hint="pass `pretrained=False`")
     size = model_data_config(network)["input_size"]
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))  # (B, C, H, W)
-    exported = export_model(network, out, options.form, images)
+    exported = export_model(network, out, options.form, images, export_metadata(network))
     run_exported = torch.inference_mode()(exported.run)  # the network itself is timed in inference mode too
     steps = {"eager": inference_step(network, images), "exported": lambda: run_exported(images)}
     seconds = interleaved(steps, repeats=7)
