@@ -18,6 +18,7 @@ __all__ = [
     "Version2",
     "attention_kind",
     "differential_layers",
+    "layer_repr",
 ]
 
 # Kinds of attention to compare with: plain attention with timm's gate, and DnA. They have no pretrained weights and no
@@ -115,6 +116,13 @@ class DifferentialLayer(nn.Module):
             x: tokens, (B, N, dim), for layers whose output has a gate.
         """
         raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows of the layer: its kind, heads and branch widths, and its lambda.
+
+        Version 1 shows lambda as it is now. Lambda of version 2 depends on the tokens, so it shows lambda_init.
+        """
+        return layer_repr(self)
 
     @torch.jit.ignore
     def set_lambda_init(self, value: float) -> None:
@@ -283,6 +291,31 @@ class Version2(DifferentialLayer):
 def differential_layers(model: nn.Module) -> list[DifferentialLayer]:
     """Return the differential attention layers of a network, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, DifferentialLayer)]
+
+
+def layer_repr(layer: Any) -> str:
+    """Return the line that describes a layer in `print(model)`, without the parts of the layer, which follow it.
+
+    Args:
+        layer: a differential layer, or one of DnA.
+    """
+    kind = "dna" if not isinstance(layer, DifferentialLayer) else "diff_v2" if isinstance(layer, Version2) else "diff"
+    entries = {"attn": kind, "num_heads": layer.num_heads}
+    if kind == "diff":
+        entries["branch_dims"] = layer.branch_dims
+    if kind != "dna" and all(map(_has_value, (layer.lambda_init, *layer.parameters(recurse=False)))):
+        with torch.no_grad():
+            value = layer.lambda_init if kind == "diff_v2" else layer.compute_lambda(layer.lambda_init)
+        entries["lambda_init" if kind == "diff_v2" else "lambda"] = f"{value.item():.4g}"
+    return ", ".join(f"{name}={value}" for name, value in entries.items())
+
+
+def _has_value(tensor: Tensor) -> bool:
+    """Return whether a tensor can be read at once: not on the meta device, not traced, and not sharded.
+
+    All processes would have to read a sharded tensor together, but `print(model)` often runs in one of them.
+    """
+    return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not tensor.is_meta
 
 
 def attention_kind(model: nn.Module) -> str:

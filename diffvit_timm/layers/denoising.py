@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import layer_repr
 from .functional import additive_mask
 
 __all__ = ["DenoisingAttention"]
@@ -58,6 +59,10 @@ class DenoisingAttention(nn.Module):
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
+
+    def extra_repr(self) -> str:
+        """Return what `print(model)` shows of the layer."""
+        return layer_repr(self)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the new tokens, (B, N, dim). The arguments are those of timm's Attention; x is (B, N, dim)."""
