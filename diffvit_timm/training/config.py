@@ -54,6 +54,9 @@ class ModelConfig(CheckedOptions):
     freeze: str = "none"
     """Weights that are not trained: none, backbone (all but the head), proj (all but the head and the output
     projections of attention), or N: the stem and the first N blocks."""
+    lora: int = 0
+    """Train additions of this rank (LoRA, by peft) to the matrices of the blocks, beside the head and lambda, and merge
+    them into the saved network; 0: train the matrices themselves."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, but larger models fit."""
 
@@ -66,6 +69,10 @@ class ModelConfig(CheckedOptions):
         self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
         known = self.freeze in ("none", "backbone", "proj") or re.fullmatch("[0-9]+", self.freeze) is not None
         self.require("freeze", known, "must be none, backbone, proj or a number of blocks")
+        self.require("lora", self.lora >= 0, "must not be negative")
+        self.require(
+            "lora", not self.lora or self.freeze == "none", f"freezes the blocks: leave out `freeze={self.freeze}`"
+        )
         self.require(
             "calibration_images", self.looks_at_images or self.is_default("calibration_images"),
             "has no effect without `conversion=calibrated` or `conversion=contrast`",
@@ -274,6 +281,9 @@ class TrainConfig:
             data.require("stream", data.stream >= optim.batch_size, f"is less than `batch_size={optim.batch_size}`")
             model.require("conversion", not model.looks_at_images, "needs stored images: leave out `stream`")
             model.require("head_init", model.head_init != "probe", "needs stored images: leave out `stream`")
+        if model.lora:
+            optim.require_default("query_lr_scale", f"has no effect with `lora={model.lora}`")
+            model.require("lora", not self.run.eval_only, "trains, and `eval_only` does not: leave one of them out")
         if self.run.eval_only and model.reset_head and model.head_init != "probe":
             raise InputError("`eval_only` tests the head of the model: leave out `reset_head`")
 

@@ -88,7 +88,7 @@ class _TimedTrainer(Trainer):
 
 def _check_saved(trainer: Trainer) -> None:
     saved = load_model(f"local-dir:{trainer.output}/best").state_dict()
-    for name, tensor in trainer.learner.eval_model.state_dict().items():
+    for name, tensor in trainer.learner.saved_model().state_dict().items():
         if not torch.equal(tensor.cpu(), saved[name]):
             raise RuntimeError(f"{name} of the loaded weights differs from that of the trained network")
 

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from ..data.loading import model_data_config
 from .config import TrainConfig
 from .lambda_warmup import LambdaWarmup
+from .lora import from_merged, merged_copy
 from .memory import find_accum_steps
 from .optim import build_optimizer, build_scheduler
 from .sharding import full_optimizer_state, full_weights, load_optimizer_state, load_weights
@@ -60,6 +61,7 @@ class Learner:
         optim = config.optim
         if accelerator.is_fsdp2:
             optim.require_default("query_lr_scale", "does not work with a sharded model")
+            config.model.require_default("lora", "does not work with a sharded model")
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher.to(accelerator.device) if teacher else None
@@ -83,10 +85,14 @@ class Learner:
 
     @property
     def eval_model(self) -> Any:
-        """The network that is evaluated and saved: with averaged weights, unsharded, or as it is trained."""
+        """The network that is evaluated: with averaged weights, unsharded, or as it is trained."""
         if self.ema:
             return self.ema.module
         return self.net if self.unsharded is None else self.unsharded
+
+    def saved_model(self) -> Any:
+        """Return the network to save: the one that is evaluated, without LoRA."""
+        return merged_copy(self.eval_model) if self.config.model.lora else self.eval_model
 
     def set_training_mode(self) -> None:
         """Put the network into training mode, but for frozen modules: they neither drop paths nor update statistics."""
@@ -171,7 +177,9 @@ class Learner:
             self.unsharded.load_state_dict(weights)
 
     def load_eval_weights(self, weights: dict[str, Tensor]) -> None:
-        """Set the weights of the network that is evaluated."""
+        """Set the weights of the network that is evaluated to those of `saved_model`."""
+        if self.config.model.lora:
+            weights = from_merged(self.eval_model, weights)
         self.eval_model.load_state_dict(weights)
         if self.unsharded is not None:
             load_weights(self.net, weights)

@@ -20,6 +20,7 @@ from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model
 from ..options import named
 from .config import DROPOUT_ARGUMENTS, ModelConfig
+from .lora import add_lora, require_peft
 
 __all__ = ["check_network", "check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
 
@@ -62,6 +63,8 @@ def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tu
         kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES)) if measures else None
     _fit_head(config, model, splits.class_names, keeps_head=is_own and not config.reset_head)
     _freeze(config, model)
+    if config.lora:
+        add_lora(model, config.lora, _heads(model))
     if config.grad_checkpointing:
         model.set_grad_checkpointing()
     return model.train(), kept
@@ -75,9 +78,11 @@ def check_source(config: ModelConfig) -> bool:
         `reset_head` replaces it; the head of a model that timm names is not.
 
     Raises:
-        InputError: as `check_model`; the architecture `diffvit` without a base that timm names; or a network that the
-            configuration wants to convert and that cannot be converted.
+        InputError: as `check_model`; the architecture `diffvit` without a base that timm names; a network that the
+            configuration wants to convert and that cannot be converted; or LoRA without peft or pretrained weights.
     """
+    if config.lora:
+        require_peft(config.lora)
     if config.model == GENERIC:
         _check_base(config)
     else:
@@ -87,6 +92,8 @@ def check_source(config: ModelConfig) -> bool:
         raise InputError(
             f"`attn={config.attn}` has no pretrained weights: pass `pretrained=False` with one of the diffvit models"
         )
+    if config.lora and not (config.pretrained or is_own):
+        raise InputError(f"`lora={config.lora}` adapts pretrained weights: leave out `pretrained=False`")
     _check_conversion(config, is_own)
     return is_own
 
@@ -235,6 +242,12 @@ def _fit_head(config: ModelConfig, model: Any, class_names: list[str], keeps_hea
             init_weights_vit_timm(model.head, "head")  # as timm.create_model(num_classes=...) initialises a head
 
 
+def _heads(model: Any) -> tuple[nn.Module, ...]:
+    """Return the classifiers of a model: a distilled DeiT has two."""
+    heads = model.get_classifier()
+    return heads if isinstance(heads, tuple) else (heads,)
+
+
 def _freeze(config: ModelConfig, model: Any) -> None:
     """Exclude the weights that `freeze` names from training."""
     if config.freeze in ("backbone", "proj"):
@@ -246,8 +259,7 @@ def _freeze(config: ModelConfig, model: Any) -> None:
                 raise InputError(f"`freeze=proj` does not apply to `model={config.model}`: {error}") from error
             for layer in layers.values():
                 output_projection(layer).requires_grad_(True)
-        heads = model.get_classifier()
-        for head in heads if isinstance(heads, tuple) else (heads,):  # a distilled DeiT has two heads
+        for head in _heads(model):
             head.requires_grad_(True)
     elif config.freeze != "none":
         layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)

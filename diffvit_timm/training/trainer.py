@@ -258,7 +258,7 @@ class Trainer:
         if keeps_last or (val.accuracy, -val.loss) > state.best:
             state.best, state.epochs_since_best = (val.accuracy, -val.loss), 0
             if self.run:
-                self.run.save_best(self.learner.eval_model, self.splits.class_names)
+                self.run.save_best(self.learner.saved_model(), self.splits.class_names)
         # 3. Draw attention and take a checkpoint, if they are due.
         state.epochs_done = epoch + 1
         if self.pictures and self.run and every and state.epochs_done % every == 0:
@@ -338,6 +338,7 @@ class Trainer:
             "test_confusions": [[names[label], names[predicted], count] for label, predicted, count in test.confusions],
             "model": self.config.model.model,
             "attn": attention_kind(self.learner.net),
+            "lora": self.config.model.lora,
             "seed": self.config.run.seed,
             "conversion": self.conversion,
             "lambda": statistics.lambdas,

@@ -112,8 +112,10 @@ class EvaAdapter(EvaAttention):
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if self.qkv is not None:
-            bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
-            qkv = F.linear(x, self.qkv.weight, bias)
+            if self.q_bias is None:
+                qkv = self.qkv(x)
+            else:
+                qkv = F.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
             q, k, v = split_qkv(qkv, self.num_heads * self.head_dim, self.head_dim)
         else:
             q = split_heads(self.q_proj(x), self.head_dim)
