@@ -154,8 +154,8 @@ def _description(model: dict, records: Records) -> str:
         sentences.append("It was trained from random weights.")
     if rank := config.get("lora"):
         sentences.append(
-            f"Its blocks were fine-tuned with [LoRA](https://arxiv.org/abs/2106.09685) of rank {rank}, which is merged "
-            "into its weights."
+            f"Its blocks were fine-tuned with [LoRA](https://arxiv.org/abs/2106.09685) of rank {escaped(str(rank))}, "
+            "which is merged into its weights."
         )
     sentences.append(_conversion_report(conversion))
     return " ".join(sentence for sentence in sentences if sentence)

@@ -10,7 +10,7 @@ saved has the additions merged into its matrices, so that it is an ordinary netw
 """
 
 import copy
-import importlib.util
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,13 +32,15 @@ SMALL = 20e6  # parameters; see the advice below
 
 
 def require_peft(rank: int) -> None:
-    """Check that peft is installed, before anything is loaded.
+    """Check that peft can be imported, before anything is loaded.
 
     Raises:
-        InputError: it is not.
+        InputError: it cannot.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise InputError(f"`lora={rank}` needs peft: pip install 'diffvit_timm[lora]'")
+    try:
+        importlib.import_module("peft")
+    except ImportError as error:
+        raise InputError(f"`lora={rank}` needs peft ({error}): pip install 'diffvit_timm[lora]'") from error
 
 
 def add_lora(model: Any, rank: int, heads: Sequence[nn.Module]) -> None:

@@ -165,6 +165,17 @@ def test_a_picture_whose_name_has_spaces_and_brackets_is_linked(run_folder):
     assert "![attention](run/attention/epoch%201%20%28best%29.png)" in text
 
 
+def test_the_card_says_that_lora_was_used_and_its_rank(run_folder):
+    assert "LoRA" not in card_of(run_folder)[0]
+    change(run_folder, "config.yaml", lora=8)
+    sentence = (
+        "Its blocks were fine-tuned with [LoRA](https://arxiv.org/abs/2106.09685) of rank 8, which is merged into"
+    )
+    assert sentence in card_of(run_folder)[0]
+    change(run_folder, "config.yaml", lora="8 [here](evil)")
+    assert r"of rank 8 \[here\]" in card_of(run_folder)[0]
+
+
 def test_a_result_without_its_options_has_a_card(run_folder):
     (run_folder / "config.yaml").unlink()
     text, data = card_of(run_folder)

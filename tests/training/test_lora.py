@@ -1,7 +1,8 @@
 """Training by LoRA: what is trained, that it reaches the outputs, and that the saved network is an ordinary one."""
 
-import importlib.util
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from diffvit_timm.studies.coverage import small_random_network
 from diffvit_timm.training import lora as lora_module
 from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.lora import add_lora, from_merged, merged_copy
 from diffvit_timm.training.model import create_model
 from diffvit_timm.training.optim import build_optimizer
@@ -220,9 +222,8 @@ def test_a_small_network_is_advised_to_compare(capsys, monkeypatch):
 
 
 def test_a_missing_peft_is_one_error_before_anything_is_loaded(options, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
-    with pytest.raises(InputError, match=r"^`lora=4` needs peft: pip install 'diffvit_timm\[lora\]'$"):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"^`lora=4` needs peft \(.*\): pip install 'diffvit_timm\[lora\]'$"):
         train(options().replace(dataset="nowhere"), "lora")
 
 
@@ -239,6 +240,12 @@ def test_a_missing_peft_is_one_error_before_anything_is_loaded(options, monkeypa
 def test_options_that_contradict_lora_are_refused(options, more, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         options(**more)
+
+
+def test_a_sharded_model_is_refused(options):
+    accelerator = SimpleNamespace(is_fsdp2=True)
+    with pytest.raises(InputError, match=r"^`lora=4` does not work with a sharded model: leave it out$"):
+        Learner(options(), accelerator, network("ViT"), class_count=5, updates_per_epoch=4, updates=8)
 
 
 def test_random_weights_are_not_adapted(options):
