@@ -14,10 +14,10 @@ from ..data.config import DataConfig
 from ..errors import InputError, require_at_least
 from ..hub.places import folder_prefix
 from ..options import CheckedOptions, check_value, named
+from .optimizers import check_optimizer
 
 __all__ = ["DROPOUT_ARGUMENTS", "TRACKERS", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
-Optimizer = Literal["adamw", "nmuon"]
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")  # those of accelerate that were tried
 
 # Arguments of timm's transformers for dropout, as the ViT paper uses it (https://arxiv.org/abs/2010.11929, B.1).
@@ -115,10 +115,12 @@ class OptimConfig(CheckedOptions):
     """Batch size per process, summed over accumulation steps (accelerate: per step)."""
     grad_accum: int = 1
     """Accumulation steps per update, which split batch_size; raised automatically if the GPU runs out of memory."""
-    opt: Optimizer = "adamw"
-    """timm's optimizer; nmuon, with a larger learning rate, learns several times faster from scratch."""
+    opt: str = "adamw"
+    """Optimizer of timm, as in timm.optim.list_optimizers(): adamw, lion, lamb, sgd, ... nmuon, with a larger learning
+    rate, learns several times faster from scratch."""
     lr: float = 5e-4
-    """Peak learning rate of the head; layer_decay lowers it towards the stem."""
+    """Peak learning rate of the head; layer_decay lowers it towards the stem. The default is for adamw: lion needs a
+    smaller one (about a tenth), sgd a much larger one (about a hundred times)."""
     warmup_epochs: float = 0.5
     """Epochs of linear warm-up, which a cosine decay to zero follows."""
     warmup_steps: int = 0
@@ -170,6 +172,8 @@ class OptimConfig(CheckedOptions):
             "chooses an epoch: leave out `keep_weights=last`",
         )
         self.require("distill_weight", 0 < self.distill_weight <= 1, "must be in (0, 1]")
+        if not self.is_default("opt"):
+            check_optimizer(self.opt)
         self.require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds `batch_size={self.batch_size}`")
         for name, needed in (
             ("distill_weight", "teacher"), ("distill_temperature", "teacher"), ("lambda_target", "lambda_warmup")

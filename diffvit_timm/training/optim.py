@@ -14,6 +14,7 @@ from ..console import log0
 from ..layers.adapters.projections import input_projections, mlp_rows, output_projection
 from ..layers.base import Version2, differential_layers
 from .config import OptimConfig
+from .optimizers import momentum_of
 
 __all__ = ["build_optimizer", "build_scheduler", "warmup_cosine"]
 
@@ -31,7 +32,7 @@ def build_optimizer(model: Any, config: OptimConfig) -> torch.optim.Optimizer:
         config.opt,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        momentum=0.95,  # only Muon uses it
+        momentum=momentum_of(config.opt),  # timm passes it to the optimizers that have one
         fallback_list=head,
         fallback_no_weight_decay=True,
         layer_decay=config.layer_decay,
