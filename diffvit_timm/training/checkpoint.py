@@ -14,7 +14,7 @@ from ..console import log0
 from ..errors import InputError
 from ..files import atomic_folder, remove_folder
 
-__all__ = ["Checkpoints", "load_checkpoint"]
+__all__ = ["Checkpoints", "checkpoint_step", "load_checkpoint"]
 
 
 class Checkpoints:
@@ -33,7 +33,8 @@ class Checkpoints:
         """Return the complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"epoch-\d{5}-step-\d{9}", path.name))
+        found = (path for path in self.folder.iterdir() if re.fullmatch(r"epoch-\d{5}-step-\d{9}", path.name))
+        return sorted(found, key=checkpoint_step)
 
     def save(self, epochs: int, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> Path:
         """Write a checkpoint, unless there already is one of the same update.
@@ -65,8 +66,13 @@ class Checkpoints:
 
     def remove_after(self, path: Path) -> None:
         """Remove the checkpoints that are newer than `path`, from which a run continues and writes them again."""
-        for newer in (other for other in self.complete() if other.name > path.name):
+        for newer in (other for other in self.complete() if checkpoint_step(other) > checkpoint_step(path)):
             remove_folder(newer)
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return the number of updates in the name of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

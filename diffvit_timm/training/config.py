@@ -195,7 +195,9 @@ class RunConfig(CheckedOptions):
     output: str = "auto"
     """Run folder, new or empty; auto: runs/NAME-DATE-TIME."""
     resume: str = "never"
-    """never; auto: continue from the newest checkpoint in output, if any; or a run folder or checkpoint to continue."""
+    """never; auto: continue from the newest checkpoint in output, if any; or a run folder or checkpoint to continue. A
+    finished run continues if epochs or max_steps is larger than before: with its weights and optimizer, and with a new
+    warm-up and cosine for what is added (lr, warmup_epochs, warmup_steps and patience may change, too)."""
     checkpoint_every: float = 1.0
     """Epochs between two checkpoints (0.1: ten per epoch); 0: only after a signal."""
     keep_checkpoints: int = 1

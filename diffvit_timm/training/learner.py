@@ -23,6 +23,9 @@ from .teacher import distillation_loss
 
 __all__ = ["Learner"]
 
+# Entries of a group of the optimizer that follow from the option `lr`; some of timm's optimizers have the last one.
+RATES = ("lr", "initial_lr", "max_lr_snapshot")
+
 EMA = "ema."  # prefix of the averaged weights in a checkpoint
 
 
@@ -75,6 +78,7 @@ class Learner:
         optimizer = build_optimizer(model, optim)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         # The scheduler is not prepared, because accelerate would step it num_processes times per update.
+        self.updates_per_epoch, self.updates = updates_per_epoch, updates
         self.scheduler = build_scheduler(optimizer, optim, updates_per_epoch, updates)
         self.frozen = [module for module in model.modules() if _is_frozen(module)]
         self.mix = _batch_mix(optim.mixup, optim.cutmix, class_count)
@@ -196,14 +200,30 @@ class Learner:
             "scaler": scaler.state_dict() if scaler else None,
         }
 
-    def load_state_dict(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+    def load_state_dict(
+        self, weights: dict[str, Tensor], state: dict[str, Any], start: int = 0, restarts: bool = False
+    ) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            weights, state: what `state_dict` returned.
+            start: number of updates that were done when the present schedule started.
+            restarts: start the schedule now, with the learning rates of the present options.
+        """
         load_weights(self.net, {name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
         if self.ema:
             average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}
             self.ema.module.load_state_dict(average)
-        load_optimizer_state(self.net, self.optimizer.optimizer, state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        # Built before the optimizer's state is loaded, because it sets the learning rates.
+        optimizer = self.optimizer.optimizer
+        self.scheduler = build_scheduler(optimizer, self.config.optim, self.updates_per_epoch, self.updates - start)
+        rates = [{name: group[name] for name in RATES if name in group} for group in optimizer.param_groups]
+        load_optimizer_state(self.net, optimizer, state["optimizer"])
+        if restarts:
+            for group, own in zip(optimizer.param_groups, rates, strict=True):
+                group.update(own)
+        else:
+            self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

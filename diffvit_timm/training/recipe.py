@@ -18,6 +18,7 @@ from ..models.pretrained import check_model
 from .accelerator import make_accelerator, run_on_main
 from .config import TrainConfig
 from .dry_run import dry_run
+from .longer import is_finished
 from .model import check_source, conversion_method, create_model
 from .run_folder import RunFolder, open_run
 from .teacher import load_teacher
@@ -51,7 +52,7 @@ def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) 
     run = config.run
     if run.push_to_hub and is_main():
         check_repository(run.push_to_hub, run.hub_private)
-    if (output / "result.json").exists():
+    if is_finished(output, config.flat()):
         result = _finished_result(config, output)
     else:
         result = _train(config, output, checkpoint)

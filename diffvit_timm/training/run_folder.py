@@ -24,6 +24,7 @@ from ..options import named
 from ..output import claim_folder, new_folder, output_folder
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .longer import LENGTH_OPTIONS, check_longer, is_finished, keep_earlier_result
 
 __all__ = ["RunFolder", "environment", "open_run"]
 
@@ -61,8 +62,8 @@ def open_run(config: TrainConfig, name: str) -> Iterator[tuple[Path, Path | None
         The folder, which is removed at the end if nothing was written into it, and the checkpoint.
 
     Raises:
-        InputError: the folder is not empty, cannot be written or is in use, there is nothing to resume, or the folder
-            belongs to a run with other options.
+        InputError: the folder is not empty, cannot be written or is in use, there is nothing to resume, the folder
+            belongs to a run with other options, or `check_longer` refuses to train a finished run for longer.
     """
     run = config.run
     if run.resume == "never":
@@ -82,7 +83,7 @@ def open_run(config: TrainConfig, name: str) -> Iterator[tuple[Path, Path | None
             raise InputError(f"`resume={given}` is not a folder: give a run folder or one of its checkpoints")
         if run.output != "auto" and Path(run.output).expanduser().resolve() != folder.resolve():
             raise InputError(f"`output={run.output}` is not the folder of `resume={given}`: leave it out")
-        is_archived = (folder / "result.json").exists() and not os.access(folder, os.W_OK)  # nothing is written there
+        is_archived = is_finished(folder, config.flat()) and not os.access(folder, os.W_OK)  # nothing is written there
         with contextlib.nullcontext() if is_archived else claim_folder(folder, "resume"):
             yield folder, _given_checkpoint(given, folder, config)
 
@@ -101,26 +102,45 @@ def _given_checkpoint(given: Path, folder: Path, config: TrainConfig) -> Path | 
     checkpoints = [path for path in Checkpoints(folder).complete() if given in (folder, path)]
     if not checkpoints and not (folder / "result.json").exists():
         raise InputError(f"`resume={given}` is neither a complete checkpoint nor a run folder that has one")
+    there = _options_there(folder, config)
+    changed = _changed_options(there, config)
+    is_longer = {"epochs", "max_steps"} & set(changed) and set(changed) <= set(LENGTH_OPTIONS)
+    if is_longer and is_finished(folder, there):
+        end = check_longer(folder, config)
+        if end not in checkpoints:
+            raise InputError(f"`resume={given}` is not the end of the run: give {folder} to train it for longer")
+        return end
     _require_same_options(folder, config)
     return checkpoints[-1] if checkpoints else None
 
 
 def _require_same_options(folder: Path, config: TrainConfig) -> None:
-    way_out = "restore it from a copy, or start a new run with another `output`"
-    there, here = read_yaml(folder / "config.yaml", way_out), _plain(config)
-    # Options that did not exist when the run began have had their default values.
-    there = {**_plain(TrainConfig.from_flat(config.data.dataset, config.model.model)), **there}
+    there = _options_there(folder, config)
+    if changed := _changed_options(there, config):
+        here = _plain(config)
+        differences = "; ".join(f"{named(name, there[name])} there, {here.get(name)} here" for name in changed)
+        way_out = "give the same options, or another `output`"
+        if is_finished(folder, there) and set(changed) <= set(LENGTH_OPTIONS):
+            way_out += f"; to train it for longer, pass `resume={folder}` and more `epochs`"
+        raise InputError(
+            f"`resume={config.run.resume}`: {folder} is a run with other options: {differences}; {way_out}"
+        )
+
+
+def _options_there(folder: Path, config: TrainConfig) -> dict:
+    """Return the options of config.yaml. Those that did not exist when the run began have had their default values."""
+    there = read_yaml(folder / "config.yaml", "restore it from a copy, or start a new run with another `output`")
+    return {**_plain(TrainConfig.from_flat(config.data.dataset, config.model.model)), **there}
+
+
+def _changed_options(there: dict, config: TrainConfig) -> list[str]:
+    """Return the names of the options that differ and that must not."""
+    here = _plain(config)
     # The order of a stream also depends on the number of workers, and a folder of weights may have moved.
     free = set(FREE_OPTIONS) - ({"workers"} if config.data.stream else set())
     if Path(config.model.model).expanduser().is_dir() and not is_model(str(there["model"]).split(".")[0]):
         free.add("model")
-    changed = [name for name in there if name not in free and there[name] != here.get(name)]
-    if changed:
-        differences = "; ".join(f"{named(name, there[name])} there, {here.get(name)} here" for name in changed)
-        raise InputError(
-            f"`resume={config.run.resume}`: {folder} is a run with other options: {differences}; give the same "
-            "options, or another `output`"
-        )
+    return [name for name in there if name not in free and there[name] != here.get(name)]
 
 
 class RunFolder:
@@ -138,6 +158,7 @@ class RunFolder:
         self.advice = f"continue with `resume={path}` if it has a checkpoint"  # for the error of a full disk
         # written first, because resume=auto recognises a run by it
         write_atomically(path / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+        keep_earlier_result(path, config.flat())
         restore_folder(path / "best")
         self.rows = _read_rows(path / "metrics.jsonl", rows)
         write_atomically(path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))

@@ -20,6 +20,7 @@ class TrainState:
         seconds: seconds since the start, without the time between a checkpoint and its resume.
         train_seconds: seconds of the updates only.
         last_checkpoint: update of the newest checkpoint.
+        restarts: updates after which the run had ended, was trained for longer, and its schedule started anew.
     """
 
     step: int = 0
@@ -30,3 +31,9 @@ class TrainState:
     seconds: float = 0.0
     train_seconds: float = 0.0
     last_checkpoint: int = 0
+    restarts: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def schedule_start(self) -> int:
+        """Updates that were done when the present schedule of the learning rate started."""
+        return self.restarts[-1] if self.restarts else 0

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..console import log0, progress
+from ..console import counted, log0, progress
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
 from ..errors import DivergedError
@@ -31,6 +31,7 @@ from .config import TrainConfig
 from .curves import plot_training
 from .evaluation import evaluate
 from .learner import Learner
+from .longer import planned
 from .optim import warmup_updates
 from .predictions import draw_predictions
 from .resume import check_best, check_same_run, run_identity
@@ -172,13 +173,14 @@ class Trainer:
             f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads per process), "
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
-        if warmup_updates(config.optim, self.updates_per_epoch, self.updates) == self.updates:
+        length = self.updates - self.state.schedule_start
+        if warmup_updates(config.optim, self.updates_per_epoch, length) == length:
             steps, epochs = config.optim.warmup_steps, config.optim.warmup_epochs
-            length, option = (
+            warmup, option = (
                 (f"{steps:,} updates", "warmup_steps") if steps else (f"{epochs:g} epochs", "warmup_epochs")
             )
             log0(
-                f"the warm-up of {length} takes the whole training, which never reaches the learning rate "
+                f"the warm-up of {warmup} takes the whole training, which never reaches the learning rate "
                 f"{config.optim.lr:g}: lower {option}"
             )
         log0(COLUMNS)
@@ -287,6 +289,8 @@ class Trainer:
 
     def _finish(self) -> dict:
         """Test the best weights once, and write the result and the pictures."""
+        if self.config.run.checkpoint_every and self.state.step > self.state.last_checkpoint:
+            self._save_checkpoint()  # from the end of a run it can be trained for longer
         seconds = time.perf_counter() - self.started  # without the test
         self.learner.load_eval_weights(load_file(self.output / "best" / "model.safetensors"))
         state = self.state
@@ -296,6 +300,8 @@ class Trainer:
             "train_images": len(self.splits.train),
             "epochs": state.epochs_done,
             "updates": state.step,
+            "planned": planned(self.config.flat()),
+            "restarts": state.restarts,
             "seconds": round(seconds, 1),
             "images_per_second": round(state.step * self.batches.images_per_update / state.train_seconds, 1),
         }
@@ -378,6 +384,7 @@ class Trainer:
                 "state": {**vars(self.state), "seconds": time.perf_counter() - self.started},
                 "rows": len(self.run.rows),
                 "conversion": self.conversion,
+                "planned": planned(self.config.flat()),
             }
             self.checkpoints.save(self.state.epochs_done, self.state.step, weights, saved)
 
@@ -389,9 +396,24 @@ class Trainer:
             check_best(self.output / "best")
         if self.accelerator.is_main_process:
             self.checkpoints.remove_after(checkpoint)
-        self.learner.load_state_dict(weights, saved)
         self.state = TrainState(**saved["state"])
         self.state.losses = [loss.to(self.accelerator.device) for loss in self.state.losses]
-        self.conversion = saved["conversion"]
         log0(f"continuing from {checkpoint}: {self.state.epochs_done} epochs and {self.state.step} updates are done")
+        is_longer = saved.get("planned", planned(self.config.flat())) != planned(self.config.flat())
+        if is_longer:
+            self._restart_schedule()
+        self.learner.load_state_dict(weights, saved, self.state.schedule_start, is_longer)
+        self.conversion = saved["conversion"]
         return saved["rows"]
+
+    def _restart_schedule(self) -> None:
+        """Let the schedule of a run that had ended start anew for the updates that are added to it."""
+        state, optim = self.state, self.config.optim
+        state.restarts = [*state.restarts, state.step]
+        state.epochs_done, state.epochs_since_best = state.step // self.updates_per_epoch, 0
+        added = self.updates - state.step
+        warmup = warmup_updates(optim, self.updates_per_epoch, added)
+        log0(
+            f"the run had ended there, so its schedule starts anew for the {counted(added, 'added update')}: "
+            f"{counted(warmup, 'update')} of warm-up to the learning rate {optim.lr:g}, then a cosine decay to zero"
+        )
