@@ -3,6 +3,7 @@
 import shlex
 
 from ..console import log0
+from ..data.class_balance import reports_balanced
 
 __all__ = ["print_summary"]
 
@@ -18,6 +19,11 @@ def print_summary(result: dict) -> None:
     low, high = result["test_interval_95"]
     images = f"{result['test_images']:,} images, split: {result['test_split']}"
     lines = ["", f"Test accuracy: {result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}; {images})."]
+    if reports_balanced(result.get("class_imbalance"), result.get("class_balance", "none")):
+        lines.append(
+            f"Balanced accuracy (mean over the classes): {result['test_mean_per_class']:.2%}. The largest class has "
+            f"{result['class_imbalance']:.1f} times as many training images as the smallest."
+        )
     if "plain_twin_accuracy" in result:
         twin_low, twin_high = result["plain_twin_interval_95"]
         lines.append(

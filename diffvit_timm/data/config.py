@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import require_at_least
 from ..options import CheckedOptions
@@ -115,6 +115,9 @@ class DataConfig(DatasetConfig):
     """Smallest share of the image area that a random crop keeps."""
     repeated_augmentation: int = 1
     """Number of augmented views per image in an epoch; an epoch then uses fewer different images."""
+    class_balance: Literal["none", "sampler", "loss"] = "none"
+    """For classes of unequal size. sampler: draw each class equally often, with replacement; loss: weight the loss of
+    each class by the inverse of its size. The balanced accuracy (mean over the classes) then chooses the best epoch."""
     stream: int = 0
     """Stream the training images instead of storing them on disk, with this many images per epoch; 0: store them."""
     workers: int = 2
@@ -137,10 +140,12 @@ class DataConfig(DatasetConfig):
         self.require("samples_per_class", not both, "and `max_train_samples` exclude each other: give one of them")
         draws = bool(self.max_train_samples or self.samples_per_class)
         self.require("sample_seed", draws or not self.sample_seed, "has no effect without `samples_per_class`")
+        draws_copies = self.repeated_augmentation > 1 and self.class_balance == "sampler"
+        self.require("class_balance", not draws_copies, "and `repeated_augmentation` both draw the images: give one")
         if self.stream:
             self.require("dataset", not self.has_clutter, "needs stored images: leave out `stream`")
             for name in (
                 "max_train_samples", "samples_per_class", "repeated_augmentation", "test_share", "group_column",
-                "label_noise", "input_noise"
+                "label_noise", "input_noise", "class_balance",
             ):  # fmt: skip
                 self.require(name, self.is_default(name), "needs stored images: leave out `stream`")

@@ -67,6 +67,11 @@ class ImageDataset(_EpochDataset):
         self.transform = transform
         self.mode = MODES[in_chans]
 
+    @property
+    def labels(self) -> list[int]:
+        """The class index of every image."""
+        return self.split["label"][:]
+
     def __len__(self) -> int:
         return len(self.split)
 

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
 from ..console import counted, printable
+from ..data.class_balance import reports_balanced
 from ..models.generic import plain_name
 from .licences import DATA_LICENCES, licence_fields
 from .markdown import code_block, code_span, escaped
@@ -25,6 +26,12 @@ HAND_WRITTEN_MARK = "<!-- Text below this line is kept when the run is pushed ag
 
 PAPER = "[Differential Transformer](https://arxiv.org/abs/2410.05258)"
 VERSION_2 = "[Differential Transformer V2](https://huggingface.co/blog/microsoft/diff-attn-v2)"
+
+
+BALANCE = {
+    "sampler": " The training drew every class equally often.",
+    "loss": " The training weighted the loss of each class by the inverse of its size.",
+}
 
 
 def model_card(run: Path, records: Records, repo: str, files: Sequence[str], path_in_repo: str = "") -> str:
@@ -105,7 +112,7 @@ def _front_matter(model: dict, records: Records, repo: str) -> str:
             EvalResult(metric_type="accuracy", metric_value=round(result["test_accuracy"], 4),
                        metric_name=f"top-1 accuracy ({interval})", **shared),
             EvalResult(metric_type="accuracy", metric_value=round(result["test_mean_per_class"], 4),
-                       metric_name="mean accuracy per class", **shared),
+                       metric_name="balanced accuracy (mean over the classes)", **shared),
         ]  # fmt: skip
     tags = ["timm", "image-classification", "diffvit_timm"]
     if _attention(model, result) in ("diff", "diff_v2"):
@@ -211,7 +218,7 @@ def _results(records: Records) -> str:
     low, high = result["test_interval_95"]
     rows = [
         ("top-1 accuracy", f"{result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"),
-        ("mean accuracy per class", f"{result['test_mean_per_class']:.2%}"),
+        ("balanced accuracy (mean over the classes)", f"{result['test_mean_per_class']:.2%}"),
         ("loss", f"{result['test_loss']:.4f} nats"),
         ("test images", f"{result['test_images']:,} (split: {escaped(result['test_split'])}), evaluated once"),
     ]
@@ -221,6 +228,10 @@ def _results(records: Records) -> str:
         f"These are the results of one run with seed {result['seed']}. The interval reflects the number of test "
         "images. It does not include the variation between seeds."
     )
+    balance = result.get("class_balance", "none")
+    if reports_balanced(result.get("class_imbalance"), balance):
+        text += f" The largest class has {result['class_imbalance']:.1f} times as many training images as the smallest."
+        text += BALANCE.get(balance, "")
     if pairs := result.get("test_confusions"):
         confusions = "; ".join(
             f"{escaped(label)} classified as {escaped(predicted)} ({n})" for label, predicted, n in pairs

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.images import ImageDataset, SmallImages
-from ..data.sampler import RepeatedSampler
+from ..data.sampler import BalancedSampler, RepeatedSampler
 from ..data.stream import StreamedImages
 from ..errors import InputError
 from .config import TrainConfig
@@ -41,7 +41,11 @@ class TrainingBatches:
         batch_size, workers, repeats = config.optim.batch_size, config.data.workers, config.data.repeated_augmentation
         if batch_size > len(images):
             raise InputError(f"`batch_size={batch_size}` is more than the {len(images)} training images")
-        sampler = RepeatedSampler(len(images), repeats, config.run.data_seed) if repeats > 1 else None
+        sampler: Any = None
+        if repeats > 1:
+            sampler = RepeatedSampler(len(images), repeats, config.run.data_seed)
+        elif config.data.class_balance == "sampler" and not isinstance(images, StreamedImages):
+            sampler = BalancedSampler(images.labels, config.run.data_seed)
         shuffle = sampler is None and not self.is_stream
         self.loader: Any = accelerator.prepare(
             _loader(images, batch_size, workers, sampler=sampler, shuffle=shuffle, persistent_workers=workers > 0)

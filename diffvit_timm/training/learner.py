@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ..data.class_balance import weighted_cross_entropy
 from ..data.loading import model_data_config
 from .config import TrainConfig
 from .lambda_warmup import LambdaWarmup
@@ -40,6 +41,7 @@ class Learner:
         updates_per_epoch: number of updates per epoch.
         updates: number of updates of the training.
         teacher: network to distil from.
+        weights: weight of each class in the loss, from `class_weights`; None: all the same.
 
     Attributes:
         net: the network as it was given. What accelerate wraps or compiles shares its parameters.
@@ -60,6 +62,7 @@ class Learner:
         updates_per_epoch: int,
         updates: int,
         teacher: Any = None,
+        weights: Tensor | None = None,
     ) -> None:
         optim = config.optim
         if accelerator.is_fsdp2:
@@ -68,6 +71,7 @@ class Learner:
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher.to(accelerator.device) if teacher else None
+        self.weights = None if weights is None else weights.to(accelerator.device)
         self.net: Any = model
         self.lambda_warmup = None
         if optim.lambda_warmup:
@@ -167,7 +171,10 @@ class Learner:
         optim = self.config.optim
         with self.accelerator.autocast():
             logits = self.model(images)  # (B, classes)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=optim.label_smoothing)
+        if self.weights is None:
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=optim.label_smoothing)
+        else:
+            loss = weighted_cross_entropy(logits.float(), targets, self.weights, optim.label_smoothing)
         if self.teacher:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..console import counted, log0, progress
+from ..data.class_balance import class_weights, imbalance, reports_balanced
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
 from ..errors import DivergedError
@@ -91,8 +92,14 @@ class Trainer:
         self.stop = StopSignal()
 
         self._build_loaders(model)
+        labels = None if self.batches.is_stream else splits.train["label"][:]
+        self.imbalance = None if labels is None else imbalance(labels)
+        self.is_balanced = config.data.class_balance != "none"
+        self.shows_balanced = reports_balanced(self.imbalance, config.data.class_balance)
+        classes = len(splits.class_names)
+        weights = class_weights(labels, classes) if labels and config.data.class_balance == "loss" else None
         self.learner = Learner(
-            config, accelerator, model, len(splits.class_names), self.updates_per_epoch, self.updates, teacher
+            config, accelerator, model, classes, self.updates_per_epoch, self.updates, teacher, weights
         )
         self._build_observers(model)
 
@@ -173,6 +180,11 @@ class Trainer:
             f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads per process), "
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
+        if self.shows_balanced:
+            log0(
+                f"the largest class has {self.imbalance:.1f} times as many training images as the smallest "
+                f"(class_balance: {config.data.class_balance}); 'balanced' is the mean accuracy over the classes"
+            )
         length = self.updates - self.state.schedule_start
         if warmup_updates(config.optim, self.updates_per_epoch, length) == length:
             steps, epochs = config.optim.warmup_steps, config.optim.warmup_epochs
@@ -247,9 +259,12 @@ class Trainer:
         self.learner.gather_weights()
         statistics = self._statistics()
         lambdas, negative = statistics.lambdas, statistics.negative_mass
-        layers = {"lambda": lambdas, "negative_mass": negative}
+        layers: dict[str, Any] = {"lambda": lambdas, "negative_mass": negative}
+        if self.shows_balanced:
+            layers["val_mean_per_class"] = val.mean_per_class
         self._log(epoch=state.step / self.updates_per_epoch, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
-        columns = [f"epoch {epoch + 1}/{self.epochs}", f"val {val.accuracy:.2%}", f"val loss {val.loss:.3f}"]
+        columns = [f"epoch {epoch + 1}/{self.epochs}", f"val {val.accuracy:.2%}"]
+        columns += [f"balanced {val.mean_per_class:.2%}"] * self.shows_balanced + [f"val loss {val.loss:.3f}"]
         if lambdas:
             columns.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
         log0("  ".join([*columns, f"{time.perf_counter() - self.started:.0f} s"]))
@@ -257,8 +272,9 @@ class Trainer:
         state.epochs_since_best += 1
         keeps_last = self.config.optim.keep_weights == "last"
         # accuracies on few images are often equal: the lower loss decides
-        if keeps_last or (val.accuracy, -val.loss) > state.best:
-            state.best, state.epochs_since_best = (val.accuracy, -val.loss), 0
+        score = val.mean_per_class if self.is_balanced else val.accuracy
+        if keeps_last or (score, -val.loss) > state.best:
+            state.best, state.best_accuracy, state.epochs_since_best = (score, -val.loss), val.accuracy, 0
             if self.run:
                 self.run.save_best(self.learner.saved_model(), self.splits.class_names)
         # 3. Draw attention and take a checkpoint, if they are due.
@@ -296,7 +312,7 @@ class Trainer:
         state = self.state
         result = {
             **self.test(),
-            "val_accuracy": state.best[0],
+            "val_accuracy": state.best_accuracy if self.is_balanced else state.best[0],
             "train_images": len(self.splits.train),
             "epochs": state.epochs_done,
             "updates": state.step,
@@ -337,6 +353,8 @@ class Trainer:
             "test_accuracy": test.accuracy,
             "test_interval_95": test.interval,
             "test_mean_per_class": test.mean_per_class,
+            "class_imbalance": self.imbalance,
+            "class_balance": self.config.data.class_balance,
             "test_loss": test.loss,
             "test_images": test.images,
             "fingerprints": self.splits.fingerprints,
