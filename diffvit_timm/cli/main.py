@@ -30,6 +30,7 @@ COMMANDS = {
     "study ablation": "vary one thing over many trainings",
     "study compare": "compare trainings at their best learning rates by a protocol, over paired seeds",
     "study presets": "train the networks of several presets, and draw their losses together",
+    "study rates": "find a learning rate by several short trainings",
     "study scaling": "measure how the loss falls with the size of the model",
     "export": "write a network as ONNX or torch.export",
     "push": "push a run to the Hub",

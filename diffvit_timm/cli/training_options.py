@@ -9,7 +9,7 @@ from ..training.config import TrainConfig
 from .flags import option_fields
 from .parser import parse_options
 
-__all__ = ["TRAIN_FIELDS", "parse_training"]
+__all__ = ["TRAIN_FIELDS", "parse_training", "training_arguments"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,3 +27,18 @@ def parse_training(arguments: list[str]) -> TrainConfig:
         InputError: as `parse_options`.
     """
     return parse_options(_Training, arguments, prog="diffvit train").train
+
+
+def training_arguments(config: TrainConfig) -> list[str]:
+    """Return the arguments of `diffvit train` that give these options; those with default values are left out."""
+    default = TrainConfig.from_flat(config.data.dataset, config.model.model).flat()
+    arguments = ["--dataset", config.data.dataset, "--model", config.model.model]
+    for name, value in config.flat().items():
+        flag = "--" + name.replace("_", "-")
+        if value == default[name]:
+            continue
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            arguments += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return arguments

@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..console import is_main, log0
@@ -25,7 +27,7 @@ from .teacher import load_teacher
 from .trackers import check_trackers
 from .trainer import Trainer
 
-__all__ = ["train"]
+__all__ = ["build", "train"]
 
 
 def train(config: TrainConfig, name: str) -> dict:
@@ -75,8 +77,38 @@ def _finished_result(config: TrainConfig, output: Path) -> dict:
     return result
 
 
+class Parts(NamedTuple):
+    """What a training is made of: arguments of `Trainer`."""
+
+    accelerator: Accelerator
+    model: Any
+    splits: Splits
+    conversion: dict | None
+    teacher: Any
+
+
 def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     """Train in a run folder, or do a dry run or a test instead; returns the result."""
+    accelerator, model, splits, conversion, teacher = build(config, output, is_new=not checkpoint)
+    if config.run.dry_run:
+        return dry_run(config, accelerator, model, splits, conversion, teacher)
+    trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
+    result = _test_only(trainer) if config.run.eval_only else trainer.fit(checkpoint)
+    accelerator.end_training()
+    return result
+
+
+def build(config: TrainConfig, output: Path, is_new: bool = True) -> Parts:
+    """Load the data, and create or convert the model, after all checks that need neither.
+
+    Args:
+        config: options of the training.
+        output: run folder.
+        is_new: whether the weights will be used, and not replaced by those of a checkpoint.
+
+    Raises:
+        InputError: bad input.
+    """
     # 1. Check everything that can be checked before data is loaded.
     accelerator = make_accelerator(config.run, output, config.optim.ema)
     is_own = check_source(config.model)
@@ -91,24 +123,18 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     if not config.run.eval_only:
         run_on_main(accelerator, lambda: check_images(splits, config.data.workers))
     set_seed(config.run.seed)
-    model, report = create_model(config.model, splits, report=accelerator.is_main_process and not checkpoint)
+    model, report = create_model(config.model, splits, report=accelerator.is_main_process and is_new)
     if report:
         log0(str(report))
     teacher = load_teacher(config.optim.teacher, model, splits.class_names) if config.optim.teacher else None
-    if config.model.head_init == "probe" and not checkpoint:
+    if config.model.head_init == "probe" and is_new:
         from .probe import fit_linear_probe  # not above: scikit-learn is slow to import
 
         fit_linear_probe(model, splits, accelerator)
-    # 3. Train and test.
     conversion = (
         {"method": conversion_method(config.model, attention_kind(model)), **report.summary()} if report else None
     )
-    if config.run.dry_run:
-        return dry_run(config, accelerator, model, splits, conversion, teacher)
-    trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
-    result = _test_only(trainer) if config.run.eval_only else trainer.fit(checkpoint)
-    accelerator.end_training()
-    return result
+    return Parts(accelerator, model, splits, conversion, teacher)
 
 
 def _load_splits(config: DataConfig) -> Splits:

@@ -30,9 +30,10 @@ RAISED_BY = {
     "data/config.py": having("augment"), "errors.py": having("device"), "hub/export.py": ["export"],
     "data/masks.py": ["segment"],
     "studies/ablation.py": ["study ablation"], "studies/runs.py": ["study ablation", "study scaling"],
-    "studies/scaling.py": ["study scaling"], "studies/inference_speed.py": ["benchmark models"],
-    "training/segmentation.py": ["segment"], "models/segmentation.py": ["segment"],
-    "studies/trainer_speed.py": ["benchmark training"], "training": having("epochs"), "zero_shot": ["compare clip"],
+    "studies/rates.py": ["study rates"], "studies/scaling.py": ["study scaling"],
+    "studies/inference_speed.py": ["benchmark models"], "studies/trainer_speed.py": ["benchmark training"],
+    "training/segmentation.py": ["segment"], "models/segmentation.py": ["segment"], "training": having("epochs"),
+    "zero_shot": ["compare clip"],
 } | {f"cli/commands/{command.replace(' ', '_')}.py": [command] for command in REQUIRED}  # fmt: skip
 
 

@@ -67,7 +67,7 @@ PRESETS = (
             "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, probes, robustness",
         ),
         (["benchmark", "--help"], "diffvit benchmark needs a second word: models, attention, training, gpu"),
-        (["study", "scalling"], "diffvit study needs a second word: ablation, compare, presets, scaling"),
+        (["study", "scalling"], "diffvit study needs a second word: ablation, compare, presets, rates, scaling"),
         (["train", "--learning-rate", "1e-3"], "--learning-rate is not an option of diffvit train: did you mean --lr?"),
         (["train", "--image-size=224"], "--image-size is not an option of diffvit train: did you mean --img-size?"),
         (["train", "--epoch", "3"], "--epoch is not an option of diffvit train: did you mean --epochs?"),
