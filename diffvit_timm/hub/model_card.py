@@ -255,7 +255,14 @@ def _training(records: Records) -> str:
     duration = f" and took {counted(round(result['seconds'] / 60), 'minute')}" if "seconds" in result else ""
     shown = {name: value for name, value in config.items() if name != "output"}
     options = yaml.safe_dump(shown, sort_keys=False, width=10**6)  # in ASCII: invisible characters as escapes
-    ran = f"It ran on {escaped(hardware)}{duration}, with {escaped(versions)}."
+    longer = ""
+    if restarts := result.get("restarts"):
+        places = ", ".join(f"{update:,}" for update in restarts)
+        longer = (
+            f" This command trained a finished run for longer: the schedule of the learning rate started anew after "
+            f"update {places} of {result['updates']:,}."
+        )
+    ran = f"It ran on {escaped(hardware)}{duration}, with {escaped(versions)}.{longer}"
     return f"""## Training
 
 This command produced the run:

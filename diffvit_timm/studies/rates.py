@@ -169,6 +169,11 @@ def _try_rate(config: TrainConfig, parts: "Parts", folder: Path) -> Rate:
         def _finish(self) -> dict:
             return self.run.rows[-1] if self.run else {}
 
+        def _stop_if_asked(self, together: bool) -> None:
+            if self.stop.number:
+                log0("the same command continues the study")
+                raise SystemExit(128 + self.stop.number)
+
     start, row = time.perf_counter(), dict[str, Any]()
     model = copy.deepcopy(parts.model)
     try:

@@ -215,8 +215,8 @@ def test_a_reader_that_leaves_ends_the_command_without_a_traceback(words):
         ("convert", "diffvit convert needs SOURCE and OUT"),
         ("train --dataset x --model y --lr abc", "--lr: could not convert string to float: 'abc'"),
         (
-            "train --dataset x --model y --opt foo",
-            "invalid choice 'foo' for argument '--opt'. Expected one of ('adamw', ",
+            "train --dataset x --model y --attn foo",
+            "invalid choice 'foo' for argument '--attn'. Expected one of ('model', ",
         ),
         ("train --dataset x --model y stray", "unrecognized options: stray"),
         ("train --dataset x --model y --lr", "missing value for argument '--lr'. Expected 1 values"),

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shlex
+import signal
 
 import pytest
 import torch
@@ -147,3 +149,22 @@ def test_arguments_of_a_configuration_make_it_again():
     )  # fmt: skip
     assert parse_training(training_arguments(config)) == config
     assert json.dumps(training_arguments(TrainConfig.from_flat("x", "y"))) == '["--dataset", "x", "--model", "y"]'
+
+
+def test_a_study_that_a_signal_ends_keeps_its_rates_and_continues(rates, tmp_path, monkeypatch, capsys):
+    update, count = Learner.update, [0]
+
+    def signalled(self, images, labels, step):
+        count[0] += 1
+        if count[0] == 15:  # in the second training
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, images, labels, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", signalled)
+        with pytest.raises(SystemExit) as stop:
+            rates("--rates", "1e-4", "1e-2")
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "the same command continues the study" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "rates" / "rates.json").read_text())["rates"]) == 1
+    assert len(rates("--rates", "1e-4", "1e-2")["rates"]) == 3

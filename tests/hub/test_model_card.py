@@ -181,3 +181,33 @@ def test_a_result_without_its_options_has_a_card(run_folder):
     text, data = card_of(run_folder)
     assert "90.00% (95 % interval" in text
     assert data.datasets is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        (
+            dict(class_imbalance=18.0, class_balance="none"),
+            "18.0 times as many training images as the smallest. The most",
+        ),
+        (dict(class_imbalance=18.0, class_balance="sampler"), "The training drew every class equally often."),
+        (
+            dict(class_imbalance=1.0, class_balance="loss"),
+            "weighted the loss of each class by the inverse of its size.",
+        ),
+        (
+            dict(restarts=[24, 40], updates=60),
+            "the schedule of the learning rate started anew after update 24, 40 of 60.",
+        ),
+    ],
+)
+def test_unequal_classes_and_a_longer_training_are_said(run_folder, entries, sentence):
+    assert sentence not in card_of(run_folder)[0]
+    change(run_folder, "result.json", **entries)
+    assert sentence in card_of(run_folder)[0]
+
+
+def test_classes_of_nearly_equal_size_and_those_of_a_stream_are_not_mentioned(run_folder):
+    for ratio in (1.4, None):
+        change(run_folder, "result.json", class_imbalance=ratio, class_balance="none", restarts=[])
+        assert "as many training images" not in card_of(run_folder)[0]
