@@ -36,7 +36,6 @@ def commands_of(page):
 
 def test_the_python_snippets_run_as_they_stand(hub_cache, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
     names = {}
     assert len(snippets("python")) == 3
@@ -46,9 +45,6 @@ def test_the_python_snippets_run_as_they_stand(hub_cache, tmp_path, monkeypatch)
     assert names["patches"].shape == names["relevance"].shape == (2, 14, 14)
     assert names["difference"].shape == (2, 3, 197, 197)
     assert len(names["classifier"].model.config.id2label) == 37
-    trained = {name for name, parameter in names["lora"].named_parameters() if parameter.requires_grad}
-    assert any("lora_A" in name for name in trained)
-    assert any("head" in name for name in trained)
 
 
 def test_version_2_of_the_first_snippet_computes_the_sources_outputs(hub_cache):
