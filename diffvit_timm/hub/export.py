@@ -7,7 +7,7 @@ NAME.onnx: a protobuf file cannot have more than 2 GB.
 The file also has all that is needed to use it, as text by these keys:
     class_names      JSON list of the class names, in the order of the outputs, which are logits; [] if not known
     preprocessing    JSON object: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode
-    model            architecture of the network in timm
+    model            architecture in timm; for a converted network, that of the plain network
     attention        diff, diff_v2, gated, dna, or plain for any other
     diffvit_timm     version of the package that wrote the file
 They are the `metadata_props` of an ONNX file, which onnxruntime returns as
@@ -71,10 +71,12 @@ def export_metadata(model: Any) -> dict[str, str]:
         InputError: the model reads neither grey nor colour images.
     """
     config = model_data_config(model)
+    base = getattr(model, "_model_args", {}).get("base")  # of a converted network, with its tag
+    architecture = str(base or model.pretrained_cfg.get("architecture") or type(model).__name__)
     return {
         "class_names": json.dumps(class_names(model) or []),
         "preprocessing": json.dumps({name: config[name] for name in PREPROCESSING}),
-        "model": str(model.pretrained_cfg.get("architecture") or type(model).__name__),
+        "model": architecture.partition(".")[0],
         "attention": attention_kind(model),
         "diffvit_timm": __version__,
     }

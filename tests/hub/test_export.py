@@ -10,7 +10,7 @@ from PIL import Image
 from timm.utils.onnx import onnx_export
 from torch import nn
 
-from diffvit_timm import __version__, differential_layers
+from diffvit_timm import __version__, differential_layers, from_vit
 from diffvit_timm.cli import main
 from diffvit_timm.errors import InputError
 from diffvit_timm.hub import export
@@ -117,6 +117,14 @@ def test_the_metadata_says_what_the_network_is(tiny_model, tmp_path):
     assert written == {
         "class_names": "[]", "model": "diffvit_tiny_patch16", "attention": "diff_v2", "diffvit_timm": __version__
     }  # fmt: skip
+
+
+def test_a_converted_network_is_named_after_its_source():
+    plain = timm.create_model("deit_tiny_patch16_224", img_size=32, depth=1)
+    assert export_metadata(plain)["model"] == "deit_tiny_patch16_224"
+    metadata = export_metadata(from_vit(plain))
+    assert (metadata["model"], metadata["attention"]) == ("deit_tiny_patch16_224", "diff")
+    assert json.loads(metadata["class_names"])[0] == "tench, Tinca tinca"
 
 
 @pytest.mark.parametrize(
