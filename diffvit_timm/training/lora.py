@@ -23,7 +23,6 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..layers.adapters import known_layers
 from ..layers.adapters.projections import input_projections, output_projection
-from ..layers.base import differential_layers
 from ..layers.hooks import evaluating
 
 __all__ = ["add_lora", "from_merged", "merged_copy", "require_peft"]
@@ -59,15 +58,23 @@ def add_lora(model: Any, rank: int, heads: Sequence[nn.Module]) -> None:
     """
     from peft import LoraConfig, inject_adapter_in_model  # not above: it takes seconds, and is an extra
 
-    targets = _targets(model, rank, heads)
+    try:
+        layers = known_layers(model)
+    except ValueError as error:
+        raise InputError(f"`lora={rank}` does not apply to the network {type(model).__name__}: {error}") from error
+    targets = _targets(model, layers, heads)
+    if unused := _not_called(model, targets):
+        raise InputError(
+            f"`lora={rank}` does not apply to the network {type(model).__name__}, which uses the weight of {unused[0]} "
+            "without calling this layer: leave it out, or use `freeze`"
+        )
     size = sum(p.numel() for p in model.parameters())
     pattern = "|".join(map(re.escape, targets))
-    # The matrices of a network of torch.float16 or bfloat16 have additions of float32, as peft makes them.
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern), model)
     added = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
     for head in heads:
         head.requires_grad_(True)
-    for layer in differential_layers(model):
+    for layer in layers.values():
         for name, parameter in layer.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name.startswith("lambda_"))
     log0(f"LoRA of rank {rank} in {counted(len(targets), 'layer')}: {added / 1e6:.2f} M parameters")
@@ -79,27 +86,23 @@ def add_lora(model: Any, rank: int, heads: Sequence[nn.Module]) -> None:
         )
 
 
-def _targets(model: Any, rank: int, heads: Sequence[nn.Module]) -> list[str]:
-    """Return the names of the layers that get LoRA, in the order of the network."""
-    try:
-        layers = known_layers(model)
-    except ValueError as error:
-        raise InputError(f"`lora={rank}` does not apply to the network {type(model).__name__}: {error}") from error
+def _targets(model: Any, layers: Mapping[str, nn.Module], heads: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Return the layers that get LoRA by their names: the projections of attention, and the other layers of blocks.
+
+    Args:
+        model: timm model.
+        layers: its attention layers by their names.
+        heads: its classifiers.
+    """
     stacks = tuple({_stack(name) for name in layers})
     projections = {part for layer in layers.values() for part in (*input_projections(layer), output_projection(layer))}
     others = {part for layer in layers.values() if not _has_mlp(layer) for part in layer.modules()} - projections
     others |= {part for head in heads for part in head.modules()}
-    targets = {
+    return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(stacks) and module not in others
     }
-    if unused := _not_called(model, targets):
-        raise InputError(
-            f"`lora={rank}` does not apply to the network {type(model).__name__}, which uses the weight of {unused[0]} "
-            "without calling this layer: leave it out, or use `freeze`"
-        )
-    return list(targets)
 
 
 def _stack(name: str) -> str:
@@ -117,12 +120,10 @@ def _not_called(model: Any, modules: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of the modules that a forward pass of one image does not call."""
     called: set[nn.Module] = set()
     hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in modules.values()]
-    parameter = next(model.parameters())
+    image = next(model.parameters()).new_zeros(1, *model_data_config(model)["input_size"])  # (1, C, H, W)
     try:
         with evaluating(model):
-            model(
-                torch.zeros(1, *model_data_config(model)["input_size"], dtype=parameter.dtype, device=parameter.device)
-            )
+            model(image)
     finally:
         for hook in hooks:
             hook.remove()

@@ -105,6 +105,13 @@ def test_only_lora_the_head_and_lambda_are_trained(attn, lambdas):
     assert trained_names(model) == expected | {"head.weight", "head.bias"}
 
 
+def test_the_lambda_of_timms_own_differential_layers_is_trained_too():
+    model = timm.create_model("vit_dlittle_patch16_reg1_gap_256", img_size=32, **SMALL)
+    add_lora(model, 2, [model.head])
+    lambdas = {f"blocks.{i}.attn.lambda_{name}" for i in range(2) for name in ("q1", "k1", "q2", "k2")}
+    assert lambdas <= trained_names(model)
+
+
 def test_the_learning_rate_falls_from_block_to_block_as_without_lora():
     model = network("ViT", "diff")
     add_lora(model, 2, [model.head])
