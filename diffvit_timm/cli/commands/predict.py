@@ -111,11 +111,15 @@ class Tally:
             self.known += 1
             self.right += result.predicted[0][0] == result.true[0]
 
-    def __str__(self) -> str:
+    def result(self) -> str:
+        """Return how many images are right, in words."""
         text = f"{self.right:,} of {self.known:,} right" if self.known else "true classes not known"
         if 0 < self.known < self.images:
             text += f", {self.images - self.known:,} of unknown class"
-        return f"{counted(self.images, 'image')} with their predictions: {text}"
+        return text
+
+    def __str__(self) -> str:
+        return f"{counted(self.images, 'image')} with their predictions: {self.result()}"
 
 
 def main(options: Options) -> None:
@@ -151,7 +155,8 @@ def main(options: Options) -> None:
         log0(f"{options.csv}: {tally}")
     if options.picture is not None and drawn:
         title = model_title(short_names([options.model])[0], network)
-        save_figure(plot_predictions(drawn, f"Predictions of {title}\n{tally}"), options.picture.expanduser())
+        heading = f"Predictions of {title}\n{counted(tally.images, 'image')}: {tally.result()}"
+        save_figure(plot_predictions(drawn, heading), options.picture.expanduser())
         log0(f"{options.picture}: {tally}")
     if options.json:
         print(json.dumps(predictions))
