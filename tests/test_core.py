@@ -5,8 +5,8 @@ import sys
 
 # What the extras install and the core must do without. The blocked modules behave as if they were not installed.
 EXTRAS = (
-    "accelerate", "albumentations", "cv2", "datasets", "matplotlib", "open_clip", "onnx", "pandas", "psutil", "pyarrow",
-    "rich", "scipy", "sklearn", "tyro"
+    "accelerate", "albumentations", "cv2", "datasets", "gradio", "matplotlib", "open_clip", "onnx", "pandas", "psutil",
+    "pyarrow", "rich", "scipy", "sklearn", "tyro"
 )  # fmt: skip
 
 BLOCKED = f"""

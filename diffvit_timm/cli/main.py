@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "convert a pretrained ViT, and report what the conversion kept",
     "predict": "name the most likely classes of images",
     "explain": "draw what a model attends to on images",
+    "explore": "open a local web page that shows what models attend to on your images",
     "segment": "train a semantic segmentation head on networks, and compare them",
     "compare conversions": "measure what each conversion keeps, before any training",
     "compare coverage": "list which pretrained transformers of timm convert, and how exactly",

@@ -28,6 +28,7 @@ __all__ = [
     "attention_entropy",
     "head_statistics",
     "layer_statistics",
+    "negative_mass",
     "prefix_share",
     "stack_heads",
 ]
@@ -67,14 +68,25 @@ def layer_statistics(model: nn.Module, images: Tensor | Iterable[Tensor]) -> Lay
         q, k, _, lam, bias = layer.branches(*call.args, **call.kwargs)
         map1, map2 = differential_maps(q, k, layer.branch_dims, layer.scale, bias)  # (B, H, N, N) each
         attention = (map1 - lam * map2).float()
-        # The share of each head's whole map, (B, H).
-        mass = attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
+        mass = negative_mass(attention)
         means = torch.stack([lam.mean(), mass.mean(), torch.ones_like(mass.mean())])
         sums[index] += means.cpu().double() * len(q)  # images, or windows of images
 
     observe_layers(model, layers, images, add_batch)
-    lambdas, negative_mass = (sums[:, :2] / sums[:, 2:]).T.tolist()
-    return LayerStatistics(lambdas, negative_mass)
+    lambdas, masses = (sums[:, :2] / sums[:, 2:]).T.tolist()
+    return LayerStatistics(lambdas, masses)
+
+
+def negative_mass(attention: Tensor) -> Tensor:
+    """Compute the share of sum |A| that is below zero, over the whole map of each head.
+
+    Args:
+        attention: A1 - lambda A2, (B, H, N, N).
+
+    Returns:
+        The share of each image and head, (B, H).
+    """
+    return attention.clamp(max=0).sum(dim=(-2, -1)).abs() / attention.abs().sum(dim=(-2, -1))
 
 
 class HeadStatistics(NamedTuple):

@@ -39,8 +39,8 @@ REQUIRED = {
     "compare faithfulness": "--models y", "compare probes": "y", "compare robustness": "y",
     "benchmark models": "--model y", "benchmark attention": "", "benchmark training": "",
     "benchmark gpu": "--output x", "study ablation": "", "study compare": "FILE --output x", "study presets": "mnist",
-    "study scaling": "", "study rates": "--dataset x --model y", "segment": "y --dataset x", "push": "RUN REPO",
-    "pull": "REPO OUT",
+    "study scaling": "", "study rates": "--dataset x --model y", "explore": "y", "segment": "y --dataset x",
+    "push": "RUN REPO", "pull": "REPO OUT",
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The explorer: a local web page that shows where one or two networks look on an image."""
