@@ -120,7 +120,7 @@ class OptimConfig(CheckedOptions):
     rate, learns several times faster from scratch."""
     lr: float = 5e-4
     """Peak learning rate of the head; layer_decay lowers it towards the stem. The default is for adamw: lion needs a
-    smaller one (about a tenth), sgd a much larger one (about a hundred times)."""
+    smaller one (a third to a tenth), sgd a much larger one. diffvit study rates finds one."""
     warmup_epochs: float = 0.5
     """Epochs of linear warm-up, which a cosine decay to zero follows."""
     warmup_steps: int = 0
@@ -196,8 +196,9 @@ class RunConfig(CheckedOptions):
     """Run folder, new or empty; auto: runs/NAME-DATE-TIME."""
     resume: str = "never"
     """never; auto: continue from the newest checkpoint in output, if any; or a run folder or checkpoint to continue. A
-    finished run continues if epochs or max_steps is larger than before: with its weights and optimizer, and with a new
-    warm-up and cosine for what is added (lr, warmup_epochs, warmup_steps and patience may change, too)."""
+    finished run continues if epochs or max_steps, which include what is done, are larger than before: with its last
+    weights and its optimizer, and with a new warm-up and cosine for what is added. lr, warmup_epochs, warmup_steps and
+    patience may change, too."""
     checkpoint_every: float = 1.0
     """Epochs between two checkpoints (0.1: ten per epoch); 0: only after a signal."""
     keep_checkpoints: int = 1

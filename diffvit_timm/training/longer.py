@@ -54,7 +54,7 @@ def check_longer(folder: Path, config: TrainConfig) -> Path:
     name, done = ("max_steps", "updates") if optim.max_steps else ("epochs", "epochs")
     new = f"start a new run from its weights: `model={folder}` with another `output`"
     if "planned" not in result:
-        raise InputError(f"`resume={config.run.resume}` was not trained, or by another version: {new}")
+        raise InputError(f"`resume={config.run.resume}` is a test, or a run of another version: {new}")
     if getattr(optim, name) <= result[done]:
         raise InputError(
             f"`{name}={getattr(optim, name)}`: {folder} is finished after {result[done]} {done}: to train it for "
