@@ -65,7 +65,7 @@ def relative_files(folder):
 @pytest.mark.parametrize(
     ("name", "damage", "way_out"),
     [
-        ("config.yaml", "half", "start a new run with another `output`"),
+        ("config.yaml", "garbage", "start a new run with another `output`"),
         ("config.yaml", "missing", "choose a new folder"),
         ("metrics.jsonl", "other encoding", "delete it to continue without its rows"),
         ("best/config.json", "garbage", "start a new run with another `output`"),
