@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.hf_api import RepoSibling
@@ -11,17 +12,21 @@ from huggingface_hub.hf_api import RepoSibling
 from ..console import log0
 from .connection import HubError, hub_api
 
-__all__ = ["Content", "differs", "fetch", "listing", "size_of"]
+__all__ = ["Content", "RepoType", "differs", "fetch", "listing", "size_of"]
 
 Content = Path | bytes  # of a file
+RepoType = Literal["model", "space"]
 
 
-def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, RepoSibling]]:
+def listing(
+    repo: str, revision: str | None = None, repo_type: RepoType = "model"
+) -> tuple[str, dict[str, RepoSibling]]:
     """List the files of a repository.
 
     Args:
         repo: USER/NAME.
         revision: branch, tag or commit; None for the newest commit.
+        repo_type: type of the repository.
 
     Returns:
         The commit of the revision, and what the Hub says about each file, by its path.
@@ -29,7 +34,7 @@ def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, Repo
     Raises:
         TypeError: the answer is not a list of files; also any error of huggingface_hub.
     """
-    info = hub_api().model_info(repo, revision=revision, files_metadata=True)
+    info: Any = hub_api().repo_info(repo, revision=revision, repo_type=repo_type, files_metadata=True)
     files = info.siblings or []
     # huggingface_hub does not check the types of an answer.
     if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)) or not all(
@@ -39,13 +44,14 @@ def listing(repo: str, revision: str | None = None) -> tuple[str, dict[str, Repo
     return str(info.sha), {file.rfilename: file for file in files}
 
 
-def fetch(repo: str, file: RepoSibling, commit: str) -> Path:
+def fetch(repo: str, file: RepoSibling, commit: str, repo_type: RepoType = "model") -> Path:
     """Download a file into the cache, or find it there. A damaged file is downloaded once more.
 
     Args:
         repo: USER/NAME.
         file: entry of `listing`.
         commit: commit that was listed.
+        repo_type: type of the repository.
 
     Returns:
         Path of the file in the cache.
@@ -54,7 +60,7 @@ def fetch(repo: str, file: RepoSibling, commit: str) -> Path:
         HubError: it is still damaged; also any error of huggingface_hub.
     """
     for force in (False, True):
-        path = Path(hf_hub_download(repo, file.rfilename, revision=commit, force_download=force))
+        path = Path(hf_hub_download(repo, file.rfilename, revision=commit, repo_type=repo_type, force_download=force))
         if not differs(path, file):
             return path
         if not force:

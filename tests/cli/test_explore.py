@@ -27,11 +27,15 @@ def with_gradio(monkeypatch):
         (["a", "--host", "192.0.2.1"], "--port 7860 of 192.0.2.1 cannot be used"),
         (["a", "--device", "cuda:99"], "--device cuda:99 cannot be used: "),
         (["vit_tinyest"], "MODELS vit_tinyest is not known to timm"),
+        (["a", "--private"], "--private is for a Space, and --space is not given: leave it out"),
+        (["a", "--space", "me/look"], "MODELS a is not on the Hub, so a Space cannot load it: push it first"),
+        (["a", "--space", "me/look", "--device", "cuda"], "--device cuda is for a page on this machine, and not for a"),
         (["diffvit_nano"], "MODELS diffvit_nano has no pretrained weights"),
     ],
 )
 def test_bad_input_is_one_line(refusal, with_gradio, free_port, words, message):
-    port = [] if "--port" in words or "192.0.2.1" in words or not words else ["--port", free_port]
+    has_port = {"--port", "--space", "192.0.2.1"} & {*words} or not words
+    port = [] if has_port else ["--port", free_port]
     assert refusal("explore", *words, *port).startswith(message)
 
 

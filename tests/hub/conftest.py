@@ -19,7 +19,7 @@ import json, os, sys
 answers, sys.stdout = sys.stdout, sys.stderr
 import timm, torch, diffvit_timm
 from pathlib import Path
-from diffvit_timm.hub import connection, publishing as publish
+from diffvit_timm.hub import connection, publishing as publish, spaces
 connection.FIRST_WAIT = 0.01
 for line in sys.stdin:
     names = {**globals(), "result": None}

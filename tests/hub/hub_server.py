@@ -21,6 +21,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_of_the_user"
+REPO = "(models|spaces)/([^/]+/[^/]+)"  # in the paths of the API
 
 
 @dataclasses.dataclass
@@ -60,7 +61,7 @@ class Hub(ThreadingHTTPServer):
     """The repositories and the planned faults.
 
     Attributes:
-        repos: commits of each repository, (oid, {path: bytes}), the newest last.
+        repos: commits of each repository, (oid, {path: bytes}), the newest last; a Space is spaces/USER/NAME.
         private: whether each repository was created as private.
         faults: the first that fits a request is applied to it; one that is used up is removed.
         pause: seconds between two bytes of a trickle.
@@ -193,14 +194,16 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             request = json.loads(body)
             name = f"{request['organization'] or 'me'}/{request['name']}"
-            if name.startswith("them/"):
+            if request.get("type") == "space":
+                name = f"spaces/{name}"
+            if name.removeprefix("spaces/").startswith("them/"):
                 self._answer(403, {"error": "You don't have the rights to create a model under this namespace"})
                 return
             exists = name in self.server.repos
             self.server.repos.setdefault(name, [("0" * 40, {})])
             self.server.private.setdefault(name, request.get("private") or request.get("visibility") == "private")
             self._answer(409 if exists else 200, {"url": f"{self.server.url}/{name}", "name": name})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
+        elif match := re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)/preupload/(.+)", path):
             files = json.loads(body)["files"]
             modes = {f["path"]: "lfs" if _is_large(f["path"]) else "regular" for f in files}
             answer = [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]
@@ -212,12 +215,12 @@ class Handler(BaseHTTPRequestHandler):
                 actions = {"upload": {"href": f"{self.server.url}/objects/{request['oid']}"}}
                 objects.append({**request, **({} if exists else {"actions": actions})})
             self._answer(200, {"transfer": "basic", "objects": objects})
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
-            self._commit(match[1], body)
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path):
-            self._info(match[1], match[2])
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
-            self._info(match[1], "main")
+        elif match := re.fullmatch(rf"/api/{REPO}/commit/(.+)", path):
+            self._commit(_key(match), body)
+        elif match := re.fullmatch(rf"/api/{REPO}/revision/(.+)", path):
+            self._info(_key(match), match[3])
+        elif match := re.fullmatch(rf"/api/{REPO}", path):
+            self._info(_key(match), "main")
         else:
             self._answer(404, {"error": f"{self.command} {path} is not known here"})
 
@@ -255,12 +258,21 @@ class Handler(BaseHTTPRequestHandler):
             siblings = [
                 {"rfilename": path, "size": len(data), **_hashes(path, data)} for path, data in found[1].items()
             ]
-            self._answer(200, {"id": repo, "sha": found[0], "siblings": siblings, "private": False, "tags": []})
+            self._answer(
+                200,
+                {
+                    "id": repo.removeprefix("spaces/"),
+                    "sha": found[0],
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                },
+            )
         else:
             self._answer(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
 
     def _resolve(self, path: str) -> None:
-        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        match = re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         repo, revision, name = match.groups()
         found = self._at(repo, revision)
         if found is None:
@@ -271,6 +283,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             data = found[1][name]
             self._answer(200, data, {"X-Repo-Commit": found[0], "ETag": f'"{_sha1(data)}"'})
+
+
+def _key(match: re.Match) -> str:
+    """Return the name of a repository in `Hub.repos`, from a match of REPO."""
+    return match[2] if match[1] == "models" else f"spaces/{match[2]}"
 
 
 def _is_large(path: str) -> bool:
