@@ -91,7 +91,7 @@ def parse_options(
     argv = [part for word in (sys.argv[1:] if argv is None else argv) for part in _split_equals(word)]
     fields = option_fields(options_type)
     _check_values(argv, fields)
-    argv = _expand_presets(argv, fields, prog)
+    argv = _expand_presets([*_options_of_run(argv, fields), *argv], fields, prog)
     _check_flags(argv, fields, positional_names(options_type), prog)
     return _call_tyro(options_type, argv, description, prog)
 
@@ -171,6 +171,17 @@ def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str]
             meant = SYNONYMS[name] if SYNONYMS.get(name) in known else close[0] if close else None
             advice = f"did you mean --{meant}?" if meant else f"{prog} --help lists its options"
             raise InputError(f"--{printable(name)} is not an option of {prog}: {advice}")
+
+
+def _options_of_run(argv: list[str], fields: dict[str, Any]) -> list[str]:
+    """Return the --config of the run that `--resume FOLDER` continues, if the command line has no preset of its own."""
+    if "resume" not in fields or {"--config", "--demo"} & set(argv) or "--resume" not in argv[:-1]:
+        return []
+    given = Path(argv[len(argv) - 1 - argv[::-1].index("--resume") + 1]).expanduser()  # the last one counts
+    folder = given.parent.parent if given.parent.name == "checkpoints" else given
+    file = folder / "config.yaml"
+    # A run that was moved is no longer at its `output`.
+    return ["--config", str(file), "--output", "auto"] if file.is_file() else []
 
 
 def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[str]:

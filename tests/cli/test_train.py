@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from diffvit_timm.cli.commands.train import Options
 from diffvit_timm.cli.parser import parse_options, preset_names
@@ -73,3 +74,23 @@ def test_help_loads_nothing_that_a_training_needs():
     for title in ("data options", "model options", "optim options", "run options"):
         assert f"─ {title} ─" in out
     assert out.splitlines()[-1] == "[]"
+
+
+def test_resume_alone_continues_a_run_under_its_own_options_also_for_longer_and_after_a_move(
+    diffvit, image_folder, tmp_path
+):
+    tiny = ["--model", "diffvit_nano", "--no-pretrained", "--img-size", 16, "--batch-size", 8, "--lr", 0.002]
+    first = diffvit(
+        "train", "--dataset", image_folder, *tiny, "--epochs", 1, "--workers", 0, "--output", tmp_path / "run"
+    )
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = diffvit("train", "--resume", tmp_path / "moved")
+    assert again["test_accuracy"] == first["test_accuracy"]
+    longer = diffvit("train", "--resume", tmp_path / "moved", "--epochs", 2)
+    assert (longer["epochs"], longer["restarts"]) == (2, [4])
+    saved = yaml.safe_load((tmp_path / "moved" / "config.yaml").read_text())
+    assert (saved["lr"], saved["img_size"], saved["epochs"]) == (0.002, [16], 2)
+
+
+def test_resume_of_a_folder_without_a_run_still_asks_for_the_dataset(refusal, tmp_path):
+    assert refusal("train", "--resume", tmp_path).startswith("diffvit train needs --dataset and --model")

@@ -6,7 +6,8 @@
     diffvit train --config pets --attn plain                  # the plain twin under the same options
     diffvit train --config pets --model vit_small_patch16_dinov3.lvd1689m --attn diff_v2 --img-size 224    # another ViT
     diffvit train --config cifar10_micro                      # from scratch
-    diffvit train --config RUN/config.yaml --resume RUN --epochs 20    # train a finished run for longer, 20 in all
+    diffvit train --resume RUN                                # continue a run, under its own options
+    diffvit train --resume RUN --epochs 20                    # or train a finished one for longer, 20 epochs in all
     diffvit train --config pets --trackers wandb              # curves and pictures in W&B; first: pip install wandb
     accelerate launch -m diffvit_timm train --config pets     # on several GPUs
 
