@@ -13,7 +13,8 @@ from ..models.diffvit import FROM_SCRATCH
 from ..models.pretrained import build_model_on_meta, check_name
 from ..options import named
 from ..output import new_folder
-from ..training.config import ModelConfig, TrainConfig
+from ..training.config import TrainConfig
+from ..training.model_config import ModelConfig
 from .results import Run, difference
 from .runs import HEAD_WIDTH, Plan, StudyConfig, require_study_folder
 

@@ -25,7 +25,8 @@ from ..files import read_json, write_atomically
 from ..inspection.colours import BLUE, VERMILION
 from ..inspection.saving import save_figure
 from ..options import CheckedOptions
-from ..training.config import RunConfig, TrainConfig
+from ..training.config import TrainConfig
+from ..training.run_config import RunConfig
 from .runs import require_one_process
 
 if TYPE_CHECKING:

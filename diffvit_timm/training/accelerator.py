@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, DistributedType
 
 from ..errors import InputError
-from .config import RunConfig
+from .run_config import RunConfig
 from .trackers import check_trackers
 
 __all__ = ["make_accelerator", "run_on_main"]

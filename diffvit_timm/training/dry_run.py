@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from ..console import log0
 from ..data.splits import Splits
 from ..models.pretrained import load_model
-from .config import RunConfig, TrainConfig
+from .config import TrainConfig
+from .run_config import RunConfig
 from .trainer import Trainer
 
 __all__ = ["dry_run"]

@@ -19,8 +19,8 @@ from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model
 from ..options import named
-from .config import DROPOUT_ARGUMENTS, ModelConfig
 from .lora import add_lora, require_peft
+from .model_config import DROPOUT_ARGUMENTS, ModelConfig
 
 __all__ = ["check_network", "check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..console import log0
 from ..layers.adapters.projections import input_projections, mlp_rows, output_projection
 from ..layers.base import Version2, differential_layers
-from .config import OptimConfig
+from .optim_config import OptimConfig
 from .optimizers import momentum_of
 
 __all__ = ["build_optimizer", "build_scheduler", "warmup_cosine"]

@@ -14,7 +14,10 @@ from diffvit_timm.data.config import DataConfig
 from diffvit_timm.errors import InputError
 from diffvit_timm.options import LIMITS
 from diffvit_timm.studies.scaling import ScalingConfig
-from diffvit_timm.training.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.model_config import ModelConfig
+from diffvit_timm.training.optim_config import OptimConfig
+from diffvit_timm.training.run_config import RunConfig
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.layers.base import FROM_SCRATCH_ONLY, attention_kind
 from diffvit_timm.layers.denoising import DenoisingAttention
 from diffvit_timm.models.pretrained import load_model, save_pretrained
-from diffvit_timm.training.config import ModelConfig
 from diffvit_timm.training.model import check_source
+from diffvit_timm.training.model_config import ModelConfig
 
 ARMS = pytest.mark.parametrize("attn", FROM_SCRATCH_ONLY)
 

@@ -9,7 +9,7 @@ import torch
 
 from diffvit_timm.training import accelerator as module
 from diffvit_timm.training.accelerator import make_accelerator
-from diffvit_timm.training.config import RunConfig
+from diffvit_timm.training.run_config import RunConfig
 
 LAUNCHERS = {"torchrun": "LOCAL_RANK", "accelerate launch": "ACCELERATE_MIXED_PRECISION"}
 

@@ -6,7 +6,8 @@ import pytest
 
 from diffvit_timm.cli.parser import parse_options
 from diffvit_timm.errors import InputError
-from diffvit_timm.training.config import ModelConfig, TrainConfig
+from diffvit_timm.training.config import TrainConfig
+from diffvit_timm.training.model_config import ModelConfig
 
 REQUIRED = ["--dataset", "pets", "--model", "diffvit_tiny_patch16"]
 PETS = TrainConfig.from_flat("pets", "diffvit_tiny_patch16")

@@ -5,8 +5,8 @@ import torch
 from timm.optim import list_optimizers
 
 from diffvit_timm.errors import InputError
-from diffvit_timm.training.config import OptimConfig
 from diffvit_timm.training.optim import build_optimizer, build_scheduler
+from diffvit_timm.training.optim_config import OptimConfig
 from diffvit_timm.training.optimizers import REFUSED, check_optimizer
 from diffvit_timm.training.sharding import full_optimizer_state, full_weights, load_optimizer_state, load_weights
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.accelerator import make_accelerator
-from diffvit_timm.training.config import RunConfig
+from diffvit_timm.training.run_config import RunConfig
 
 # The program sets up FSDP2 by hand, because accelerate only does so with GPUs.
 PROCESSES = """

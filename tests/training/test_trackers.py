@@ -13,8 +13,9 @@ from accelerate.tracking import GeneralTracker
 
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import trackers as module
-from diffvit_timm.training.config import TRACKERS, TrainConfig
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.recipe import train
+from diffvit_timm.training.run_config import TRACKERS
 from diffvit_timm.training.trackers import check_trackers, start_trackers
 
 SHAPE = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
