@@ -40,7 +40,7 @@ def plot_segmentations(
     base = matplotlib.colormaps["tab20"] if count <= 20 else matplotlib.colormaps["turbo"].resampled(count)
     colours = [base(i % base.N) for i in range(count)]
     columns = 1 + len(masks)
-    figure = Figure(figsize=(2.2 * columns, 1.4 + 2.1 * len(images)), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 1.4 + 2.1 * len(images)), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(len(images), columns, squeeze=False)
     for row, image in enumerate(images):
