@@ -1,5 +1,6 @@
 """What the page shows, as files: one picture (PNG) and its numbers (NPZ)."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from .view import NetworkView, Patch, Point, QueryMaps
 
 __all__ = ["plot_query", "write_files"]
 
+LABEL = 36  # characters in a line beside the image
 PANELS = 6  # the image, A1, A2, their difference, rollout, relevance
 
 
@@ -67,10 +69,13 @@ def plot_query(name: str, views: Sequence[NetworkView], point: Point, layer: int
     axes = figure.subplots(len(views), PANELS, squeeze=False)
     for row, view in zip(axes, views, strict=True):
         patch = view.query_patch(point)
-        _draw_image(row[0], view, patch, name)
+        _draw_image(row[0], view, name)
         maps = view.query_maps(patch, layer, head) if view.has(layer, head) else None
         for axis, panel in zip(row[1:], [*_map_panels(maps), *_heat_panels(view, patch)], strict=True):
             axis.set_axis_off() if panel is None else _draw_map(axis, view, *panel)
+        for axis in row[:-1]:  # the relevance is that of the output, whatever the query
+            if axis.axison:
+                _mark(axis, view, patch)
     return figure
 
 
@@ -99,18 +104,23 @@ def _heat_panels(view: NetworkView, patch: Patch) -> list[Panel | None]:
     ]
 
 
-def _draw_image(axis: Axes, view: NetworkView, patch: Patch, name: str) -> None:
-    """Draw the image with the part that the network sees, the query, and the prediction."""
+def _draw_image(axis: Axes, view: NetworkView, name: str) -> None:
+    """Draw the image with the part that the network sees, and the prediction."""
     draw_picture(axis, Picture(view.image, view.box, name))
-    axis.set_ylabel(view.network.title, fontsize=8, wrap=True)
+    axis.set_ylabel(textwrap.fill(view.network.title, LABEL), fontsize=8)
     prediction = "no head" if not view.network.classes else "{} {:.0%}".format(*view.top_classes(1)[0])
     axis.set_title(prediction, fontsize=8)
-    if patch is not None:
-        left, top, right, bottom = view.box
-        width, height = (right - left) / view.grid[1], (bottom - top) / view.grid[0]
-        corner = (left + patch[1] * width, top + patch[0] * height)
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", lw=2.5))
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="black", lw=1))
+
+
+def _mark(axis: Axes, view: NetworkView, patch: Patch) -> None:
+    """Draw a frame around the patch that is the query."""
+    if patch is None:
+        return
+    left, top, right, bottom = view.box
+    width, height = (right - left) / view.grid[1], (bottom - top) / view.grid[0]
+    corner = (left + patch[1] * width, top + patch[0] * height)
+    for colour, line_width in (("white", 2.5), ("black", 1.0)):  # visible on dark and on bright images
+        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, lw=line_width))
 
 
 def _draw_map(

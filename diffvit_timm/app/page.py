@@ -16,6 +16,7 @@ from .view import Point
 
 __all__ = ["explorer_page"]
 
+HOUR = (3600, 3600)  # files are deleted that often and at that age, in seconds
 MEAN = "mean over the heads"
 FIRST = (
     "Choose an image. Then click a patch of it, or move over it with the arrow keys: the maps show what it attends to."
@@ -33,7 +34,7 @@ def explorer_page(session: Session, folder: Path) -> gr.Blocks:
     networks = session.networks
     depths = [len(network.heads) for network in networks]
     heads = [MEAN, *(f"head {i}" for i in range(max(max(network.heads) for network in networks)))]
-    with gr.Blocks(title="diffvit explore", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="diffvit explore", analytics_enabled=False, delete_cache=HOUR, fill_width=True) as page:
         gr.HTML(introduction_html(networks), elem_classes="explorer")
         file = gr.File(label="Image", height=130, elem_id="file")  # emptied at once, so that another image can follow
         message = gr.HTML(message_html(FIRST), html_template=LIVE, elem_id="message", elem_classes="explorer")
@@ -83,7 +84,7 @@ class _Handlers:
             views = self.session.views(path)
         except InputError as error:
             hidden = gr.Column(visible=False), "", "", "", "", None, _no_files()
-            return None, None, message_html(_sentence(str(error)), is_error=True), *hidden
+            return None, None, message_html(f"This image cannot be shown: {error}.", is_error=True), *hidden
         return (
             None, path, self._message(path, None), gr.Column(visible=True), photo_html(views[0], next(self.numbers)),
             predictions_html(views), maps_html(views, None, layer, _head(head)), layers_html(views, layer), None,
@@ -119,7 +120,9 @@ class _Handlers:
         if path is None:
             return message_html("There is nothing to write yet: choose an image first.", is_error=True), _no_files()
         paths = write_files(self.folder, Path(path).stem, self.session.views(path), point, layer, _head(head))
-        return message_html("The files are below."), gr.File([str(one) for one in paths], visible=True)
+        return message_html("The files are below."), gr.File(
+            [str(one) for one in paths], visible=True, interactive=False
+        )
 
     def _message(self, path: str, point: Point, more: str = "") -> str:
         words = query_words(self.session.views(path)[0], point)
@@ -133,7 +136,3 @@ def _no_files() -> gr.File:
 
 def _head(choice: str) -> int | None:
     return None if choice == MEAN else int(choice.removeprefix("head "))
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."

@@ -97,7 +97,7 @@ def serving(
 
         page = explorer_page(Session(networks), Path(folder))
         _, url, _ = page.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,  # as an address of IPv6 stands in a URL
             server_port=port,
             share=False,
             quiet=True,

@@ -5,6 +5,7 @@ from ..inspection.colours import BLUE
 __all__ = ["CSS", "PHOTO_SCRIPT"]
 
 CSS = f"""
+.gradio-container main {{ width: 100%; max-width: 1300px; margin: 0 auto; }}
 .explorer h3 {{ margin: 0 0 .3em; font-size: 1.05em; overflow-wrap: anywhere; }}
 .explorer p {{ margin: .2em 0 .6em; }}
 .explorer section {{ margin-bottom: 1em; }}

@@ -148,13 +148,16 @@ def look(network: ExploredNetwork, image: Image.Image) -> NetworkView:
         image: decoded image.
 
     Raises:
-        InputError: nothing is left of the image after the transform, because it is too long and narrow.
+        InputError: the image has one row or column of pixels, or nothing is left of it after the transform, because it
+            is too long and narrow.
     """
     image = image.convert(network.mode)
     try:
         box = patched_box(image.size, network.transform, patch_embedding(network.model))
     except ValueError as error:
         raise InputError(f"the image is too long and narrow for {network.name}: {error}") from error
+    if box.right <= box.left or box.bottom <= box.top:
+        raise InputError(f"the image has {image.width} x {image.height} pixels, which are too few: use a larger one")
     pixels = network.transform(image)[None].to(network.device)  # (1, C, H, W)
     relevant = None
     if network.model.num_classes:

@@ -128,7 +128,7 @@ def test_a_bad_file_is_a_message_in_the_page_and_a_good_one_follows(opened, phot
     bad = photo.with_name("bad.png")
     bad.write_text("no image")
     opened.set_input_files("#file input[type=file]", str(bad))
-    says(opened, "Bad.png does not decode (no format that Pillow reads)")
+    says(opened, "This image cannot be shown: bad.png does not decode (no format that Pillow reads)")
     playwright.expect(opened.locator("#maps")).to_be_hidden()
     opened.set_input_files("#file input[type=file]", str(photo))
     playwright.expect(opened.locator("#maps figure")).to_have_count(8)

@@ -46,7 +46,8 @@ def test_a_bad_file_is_a_message_and_hides_the_image_before_it(handlers, photo):
     file, path, message, body, *texts, point, files = handlers.open(str(photo), 1, pages.MEAN)
     assert (file, path) == (None, None)
     assert message == (
-        '<p class="message error">Photo.png does not decode (no format that Pillow reads): fix it or leave it out.</p>'
+        '<p class="message error">This image cannot be shown: photo.png does not decode (no format that Pillow reads): '
+        "fix it or leave it out.</p>"
     )
     assert texts == [""] * 4
     assert point is None

@@ -140,6 +140,12 @@ def test_a_bad_file_is_one_sentence_without_the_folder_of_the_page(networks, pho
     assert str(photo.parent) not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
+def test_an_image_of_one_row_or_column_is_refused(networks, size):
+    with pytest.raises(InputError, match=rf"^the image has {size[0]} x {size[1]} pixels, which are too few"):
+        look(networks["first"], Image.new("RGB", size))
+
+
 def test_an_image_of_which_nothing_is_left_is_named(networks):
     network = dataclasses.replace(networks["first"], transform=create_transform((3, 32, 32), crop_mode="border"))
     with pytest.raises(InputError, match=r"^the image is too long and narrow for first: "):
