@@ -16,7 +16,7 @@ from .view import Point
 
 __all__ = ["explorer_page"]
 
-HOUR = (3600, 3600)  # files are deleted that often and at that age, in seconds
+DAY = (86_400, 86_400)  # files are deleted that often and at that age, in seconds
 MEAN = "mean over the heads"
 FIRST = (
     "Choose an image. Then click a patch of it, or move over it with the arrow keys: the maps show what it attends to."
@@ -34,7 +34,7 @@ def explorer_page(session: Session, folder: Path) -> gr.Blocks:
     networks = session.networks
     depths = [len(network.heads) for network in networks]
     heads = [MEAN, *(f"head {i}" for i in range(max(max(network.heads) for network in networks)))]
-    with gr.Blocks(title="diffvit explore", analytics_enabled=False, delete_cache=HOUR, fill_width=True) as page:
+    with gr.Blocks(title="diffvit explore", analytics_enabled=False, delete_cache=DAY, fill_width=True) as page:
         gr.HTML(introduction_html(networks), elem_classes="explorer")
         file = gr.File(label="Image", height=130, elem_id="file")  # emptied at once, so that another image can follow
         message = gr.HTML(message_html(FIRST), html_template=LIVE, elem_id="message", elem_classes="explorer")
