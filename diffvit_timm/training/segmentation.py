@@ -1,6 +1,5 @@
 """Train a segmentation head, and its backbone if wanted, and test it."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..errors import DivergedError, InputError
 from ..inspection.iou import Segmentations
 from ..layers.hooks import evaluating
 from ..models.segmentation import SegmentationNetwork, resize
+from .precision import autocast
 from .segmentation_config import SegmentationOptions
 
 __all__ = ["measure_segmentation", "predict_masks", "train_segmentation"]
@@ -68,7 +68,7 @@ def train_segmentation(
     for epoch in range(options.epochs):
         images.epoch, losses = epoch, []
         for batch, masks in track(loader, f"{label}: epoch {epoch + 1} of {options.epochs}", len(loader)):
-            with _autocast(device, options.precision):
+            with autocast(device, options.precision):
                 logits = network(batch.to(device))
             loss = F.cross_entropy(resize(logits.float(), masks.shape[-2:]), masks.to(device), ignore_index=IGNORED)
             losses.append(loss.item())
@@ -112,12 +112,6 @@ class _Augmentation:
         return result["image"], result["mask"]
 
 
-def _autocast(device: str, precision: str) -> contextlib.AbstractContextManager:
-    if precision == "no":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
 def measure_segmentation(
     network: SegmentationNetwork, splits: MaskedSplits, options: SegmentationOptions, device: str, label: str = ""
 ) -> Segmentations:
@@ -144,7 +138,7 @@ def predict_masks(
     loader = DataLoader(images, options.batch_size, num_workers=options.workers, collate_fn=collate)
     with evaluating(network):
         for batch, masks in track(loader, f"{label}: test", len(loader)):
-            with _autocast(device, options.precision):
+            with autocast(device, options.precision):
                 logits = network(batch.to(device)).float()
             for own, mask in zip(logits, masks, strict=True):
                 yield _classes(own, mask.shape).cpu().numpy(), mask.numpy()

@@ -9,14 +9,12 @@ images choose k, the learning rate or the penalty, and the test images are class
 first network, on the same test images. Features are computed once and kept for later calls.
 """
 
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from huggingface_hub import cached_assets_path
 
@@ -30,6 +28,7 @@ from ...models.pretrained import build_model_on_meta, check_model, load_model, s
 from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.probing import ProbeResult, network_features, plot_probes, probe_network, probe_rows
+from ...training.precision import autocast
 from ..tables import points_with_interval, share_with_interval
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def _compare(options: Options, names: list[str], cache: Path | None, folder: Pat
     results: list[ProbeResult] = []
     for name, given in zip(names, options.models, strict=True):
         model = load_model(given, parameter="models")
-        with _autocast(options):  # not around the probes, whose weights it would round
+        with autocast(options.device, options.precision):  # not around the probes, whose weights it would round
             found = network_features(name, model, splits, options.features, cache, options.device)
         results += probe_network(name, found, splits, options.probes, options.device)
     rows = probe_rows(results, np.asarray(splits.test["label"][:]))
@@ -131,13 +130,6 @@ def _cache_folder(given: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     require_writable(folder, f"`cache={given}`")
     return folder
-
-
-def _autocast(options: Options) -> contextlib.AbstractContextManager:
-    if options.precision == "no":
-        return contextlib.nullcontext()
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float16
-    return torch.autocast(torch.device(options.device).type, dtype)
 
 
 def _print_table(rows: list[dict[str, Any]], where: str) -> None:
