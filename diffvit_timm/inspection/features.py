@@ -14,7 +14,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..data.fingerprint import fingerprint
 from ..data.loading import image_batches, model_data_config
 from ..errors import InputError
@@ -119,11 +118,11 @@ def stored_features(
 
     The name of a file has a checksum of all that the features depend on: the weights and buffers, the structure of the
     network, the preprocessing, the images and labels (see `fingerprint`), the kind of device, the precision, and the
-    versions of this package, timm and torch.
+    versions of timm and torch. It says nothing of this package's own version.
 
     Args:
         model, split, wanted, device, label: as in `extract_features`.
-        folder: existing folder of the files.
+        folder: existing folder of the files; each version of this package needs one of its own.
 
     Returns:
         As `extract_features`.
@@ -164,7 +163,7 @@ def _key(model: nn.Module, split: "Dataset", device: Any) -> str:
     digest = hashlib.sha256()
     kind = torch.device(device).type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-    versions = [__version__, timm.__version__, torch.__version__]
+    versions = [timm.__version__, torch.__version__]
     about = [str(model), model_data_config(model), fingerprint(split), kind, precision, versions]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     # Also the buffers that are not saved, such as lambda_init.

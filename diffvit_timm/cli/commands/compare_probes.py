@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from huggingface_hub import cached_assets_path
 
+from ... import __version__
 from ...console import log0
 from ...data.config import VAL_SHARE, DatasetConfig
 from ...errors import InputError, require_at_least, require_device
@@ -119,13 +120,14 @@ def _choose_images(options: Options, splits: "Splits") -> "Splits":
 
 
 def _cache_folder(given: str) -> Path | None:
+    """Return the folder of the features that this version computes; None to keep none."""
     if given == "none":
         return None
     if given == "auto":
-        return cached_assets_path("diffvit_timm", namespace="features")
-    folder = Path(given).expanduser()
-    if folder.is_file():
+        return cached_assets_path("diffvit_timm", namespace="features", subfolder=__version__)
+    if Path(given).expanduser().is_file():
         raise InputError(f"`cache={given}` is a file: choose a folder")
+    folder = Path(given).expanduser() / __version__
     with disk_errors("the features", folder, "choose another `cache`"):
         folder.mkdir(parents=True, exist_ok=True)
     require_writable(folder, f"`cache={given}`")
