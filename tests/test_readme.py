@@ -61,6 +61,8 @@ def test_every_command_of_a_page_is_one_that_the_console_command_parses(page, tm
     monkeypatch.chdir(tmp_path)
     for image in ("cat.jpg", "dog.jpg", "IMAGE.jpg"):
         (tmp_path / image).touch()
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "config.yaml").write_text("dataset: pets\nmodel: diffvit_tiny_patch16\n")
     for words in commands_of(page):
         name = next(command for command in COMMANDS if words[: len(command.split())] == command.split())
         module = importlib.import_module(f"diffvit_timm.cli.commands.{name.replace(' ', '_')}")
