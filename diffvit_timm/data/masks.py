@@ -11,6 +11,7 @@ are not counted, neither in training nor in the test.
 import contextlib
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
+from ..console import track
 from ..errors import InputError
 from .datasets import load_all_splits
 from .decoding import decode_image
@@ -88,6 +90,9 @@ def _load_pairs(folder: Path, name: str) -> Dataset:
             raise InputError(f"`dataset={name}`: {folder} has no folder {kind}")
         files = [path for path in sorted((folder / kind).iterdir()) if path.is_file() and path.name[0] != "."]
         found.append({path.stem: path for path in files})
+        if len(found[-1]) < len(files):
+            stem = Counter(path.stem for path in files).most_common(1)[0][0]
+            raise InputError(f"`dataset={name}`: {folder / kind} has several files named {stem}: keep one")
     images, masks = found
     for kind, other, stems in ((IMAGES, MASKS, images.keys() - masks), (MASKS, IMAGES, masks.keys() - images)):
         if stems:
@@ -128,7 +133,8 @@ def _load_columns(name: str, mask_column: str, dataset_config: str | None) -> di
 def _class_names(folder: Path, name: str, train: Dataset) -> list[str]:
     """Return the names of classes.txt; without it, the values of the training masks from 0 to the largest."""
     file = folder / "classes.txt"
-    largest = max(_largest_value(row["mask"], f"mask {i} of train") for i, row in enumerate(train))
+    masks = track(enumerate(train), "reading the training masks", len(train))
+    largest = max(_largest_value(row["mask"], f"mask {i} of train") for i, row in masks)
     if not file.is_file():
         if not largest:
             raise InputError(f"`dataset={name}`: all training masks have only the value 0, so there is one class")
