@@ -45,6 +45,12 @@ SYNONYMS = {
     "smoothing": "label-smoothing", "steps": "max-steps", "wd": "weight-decay",
 }  # fmt: skip
 
+# Options of other programs for which there is a command here.
+COMMANDS_INSTEAD = {
+    "probe": "compare probes", "knn": "compare probes", "linear-probe": "compare probes", "lr-sweep": "study rates",
+    "lr-find": "study rates", "find-lr": "study rates", "lr-finder": "study rates",
+}  # fmt: skip
+
 OptionsT = TypeVar("OptionsT")
 
 
@@ -170,6 +176,8 @@ def _check_flags(argv: list[str], fields: dict[str, Any], positionals: list[str]
             close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
             meant = SYNONYMS[name] if SYNONYMS.get(name) in known else close[0] if close else None
             advice = f"did you mean --{meant}?" if meant else f"{prog} --help lists its options"
+            if name in COMMANDS_INSTEAD:
+                advice = f"diffvit {COMMANDS_INSTEAD[name]} does this"
             raise InputError(f"--{printable(name)} is not an option of {prog}: {advice}")
 
 

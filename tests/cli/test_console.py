@@ -297,6 +297,8 @@ def test_a_value_that_is_not_a_number_is_bad_input(capsys):
         (["--compil"], "--compil is not an option of diffvit command: did you mean --compile?"),
         (["--source", "x"], "--source is not an option of diffvit command: diffvit command --help lists its options"),
         (["--no-lr"], "--no-lr is not an option of diffvit command"),
+        (["--probe", "knn"], "--probe is not an option of diffvit command: diffvit compare probes does this"),
+        (["--lr-sweep"], "--lr-sweep is not an option of diffvit command: diffvit study rates does this"),
         (["--demo"], "--demo is not an option of diffvit command"),
         (["--config"], "--config needs a preset ("),
         (["--config", "--lr", "1"], "--config needs a preset ("),
