@@ -4,9 +4,9 @@
     diffvit segment PLAIN DIFF --dataset FOLDER --head conv --fine-tune             # two networks, all weights
     diffvit segment RUN --dataset USER/NAME --mask-column annotation
 
-FOLDER has train/images/1.jpg with train/masks/1.png, and the same below test. The pixels of a mask are class indices;
-255 is not counted. All networks get the same images, augmentation and number of updates. Differences are those to the
-first network, on the same test images. The last weights are tested and saved.
+FOLDER has train/images/1.jpg with train/masks/1.png, and the same below test. The pixels of a mask are class indices,
+and those of value 255 do not count. All networks get the same images, augmentation and number of updates. Differences
+are those to the first network, on the same test images. The last weights are tested and saved.
 """
 
 import dataclasses
