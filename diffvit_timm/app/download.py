@@ -1,4 +1,4 @@
-"""What the page shows, as files: one picture (PNG) and its numbers (NPZ)."""
+"""Write what the page shows into files: one picture (PNG) and its numbers (NPZ)."""
 
 import textwrap
 from collections.abc import Sequence

@@ -67,7 +67,7 @@ def explorer_page(session: Session, folder: Path) -> gr.Blocks:
 
 
 class _Handlers:
-    """What the page does when the user does something. The methods return new values of components.
+    """The reactions of the page to its user. Each method returns the new values of components.
 
     Args:
         session, folder: as in `explorer_page`.
@@ -79,7 +79,7 @@ class _Handlers:
         self.numbers = itertools.count()  # of the photographs
 
     def open(self, path: str, layer: int, head: str) -> tuple:
-        """Show an image; bad files get a message in the place of everything else."""
+        """Show an image, or only a message if the file cannot be shown."""
         try:
             views = self.session.views(path)
         except InputError as error:

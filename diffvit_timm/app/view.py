@@ -23,7 +23,7 @@ Patch = tuple[int, int] | None  # row and column of the patch that is the query;
 
 
 class QueryMaps(NamedTuple):
-    """What one query token attends to in one layer: maps on the grid of patches.
+    """The attention of one query token in one layer, as maps on the grid of patches.
 
     Attributes:
         map1: A1, (rows, columns); for plain attention its only map.
@@ -42,7 +42,7 @@ class QueryMaps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NetworkView:
-    """What a network predicts for an image, and all its attention maps.
+    """The predictions of a network for an image, and all its attention maps.
 
     Shapes: L layers, H heads, N tokens. Everything is on the CPU.
 

@@ -40,7 +40,7 @@ class LabelledFeatures(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What a probe says.
+    """The predictions of a probe, and the setting that it chose.
 
     Attributes:
         setting: the chosen setting, such as 'k=20'.

@@ -120,7 +120,8 @@ class DifferentialLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of the layer: its kind, heads and branch widths, and its lambda.
 
-        Version 1 shows lambda as it is now. Lambda of version 2 depends on the tokens, so it shows lambda_init.
+        For version 1 this is the present value of lambda. Lambda of version 2 depends on the tokens, so lambda_init is
+        shown.
         """
         return layer_repr(self)
 

@@ -93,7 +93,7 @@ class Learner:
 
     @property
     def eval_model(self) -> Any:
-        """The network that is evaluated: with averaged weights, unsharded, or as it is trained."""
+        """The network that is evaluated: that with averaged weights, the unsharded one, or the one that is trained."""
         if self.ema:
             return self.ema.module
         return self.net if self.unsharded is None else self.unsharded

@@ -78,7 +78,7 @@ def _finished_result(config: TrainConfig, output: Path) -> dict:
 
 
 class Parts(NamedTuple):
-    """What a training is made of: arguments of `Trainer`."""
+    """The parts of a training, which are arguments of `Trainer`."""
 
     accelerator: Accelerator
     model: Any

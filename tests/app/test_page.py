@@ -1,4 +1,4 @@
-"""What the page does when the user does something, without a browser."""
+"""The reactions of the page to its user, without a browser."""
 
 import asyncio
 import types

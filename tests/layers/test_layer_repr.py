@@ -13,7 +13,7 @@ from diffvit_timm.layers.adapters import ADAPTERS
 
 
 def lines(model):
-    """What print(model) shows of each differential layer: name of the class -> line, of the last such layer."""
+    """Return the line of print(model) for each class of differential layers: that of its last layer."""
     return dict(re.findall(r"\((?:attn|\d+)\): (\w+)\(\n +(attn=.*)", str(model)))
 
 
