@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..console import track
 from ..errors import InputError
-from .datasets import load_all_splits
+from .datasets import VAL_NAMES, load_all_splits
 from .decoding import decode_image
 from .folders import SPLITS
 from .images import MODES
@@ -34,7 +34,7 @@ __all__ = ["IGNORED", "MaskedImages", "MaskedSplits", "decode_mask", "load_masks
 
 IGNORED = 255  # mask value of pixels without a class
 MASK_COLUMNS = ("mask", "masks", "annotation", "label", "segmentation", "segmentation_mask")
-TEST_NAMES = ("test", "validation", "valid", "val")
+TEST_NAMES = ("test", *VAL_NAMES)
 IMAGES, MASKS = "images", "masks"
 
 

@@ -1,7 +1,7 @@
 """Intersection over union of segmentations, with intervals over the images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Segmentations:
     true: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[np.ndarray, np.ndarray]], classes: int, ignored: int) -> "Segmentations":
+    def of(cls, pairs: Iterable[tuple[np.ndarray, np.ndarray]], classes: int, ignored: int) -> "Segmentations":
         """Count the pixels of pairs of a prediction and a mask of class indices, (H, W) each."""
         counts = []
         for predicted, true in pairs:

@@ -44,8 +44,7 @@ class SegmentationNetwork(nn.Module):
         backbone.reset_classifier(0)
         self.backbone, self.layers, self.frozen = backbone, layers, frozen
         width = self._width()
-        make: Any = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, classes, 1)) if head == "linear" else None
-        self.head: nn.Module = make or _conv_head(width, classes)
+        self.head = _linear_head(width, classes) if head == "linear" else _conv_head(width, classes)
         self.backbone.requires_grad_(not frozen)
 
     def _width(self) -> int:
@@ -85,6 +84,10 @@ class SegmentationNetwork(nn.Module):
 def resize(maps: Tensor, size: Any) -> Tensor:
     """Interpolate maps, (B, C, h, w), bilinearly to a size (H, W)."""
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size=tuple(size), mode="bilinear")
+
+
+def _linear_head(width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, classes, 1))
 
 
 def _conv_head(width: int, classes: int) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """Train a segmentation head, and its backbone if wanted, and test it."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,8 +114,13 @@ class _Augmentation:
 
 
 def measure_segmentation(
-    network: SegmentationNetwork, splits: MaskedSplits, options: SegmentationOptions, device: str, label: str = ""
-) -> Segmentations:
+    network: SegmentationNetwork,
+    splits: MaskedSplits,
+    options: SegmentationOptions,
+    device: str,
+    label: str = "",
+    shown: int = 0,
+) -> tuple[Segmentations, list[np.ndarray]]:
     """Compare the predictions of the test images with their masks, at the size of the masks.
 
     Args:
@@ -123,9 +129,15 @@ def measure_segmentation(
         options: precision, batch size and workers.
         device: device to compute on.
         label: show progress under this label.
+        shown: number of predicted masks to return.
+
+    Returns:
+        The counted pixels, and the predicted masks of the first images, (H, W) each.
     """
     pairs = predict_masks(network, splits, options, device, label)
-    return Segmentations.of(list(pairs), len(splits.class_names), IGNORED)
+    first = list(itertools.islice(pairs, shown))
+    counts = Segmentations.of(itertools.chain(first, pairs), len(splits.class_names), IGNORED)
+    return counts, [predicted for predicted, _ in first]
 
 
 @torch.inference_mode()

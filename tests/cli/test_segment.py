@@ -62,7 +62,7 @@ def test_the_saved_parts_give_the_tested_network(diffvit, weights, squares, tmp_
     backbone = timm.create_model(f"local-dir:{tmp_path}/out/net/backbone", pretrained=True)
     network = SegmentationNetwork(backbone, 2, "conv", layers=2)
     network.head.load_state_dict(load_file(tmp_path / "out" / "net" / "head.safetensors"))
-    counts = measure_segmentation(network, load_masks(str(squares)), SegmentationOptions(batch_size=8), "cpu")
+    counts, _ = measure_segmentation(network, load_masks(str(squares)), SegmentationOptions(batch_size=8), "cpu")
     assert counts.pixel_accuracy == pytest.approx(rows[0]["pixel_accuracy"], abs=1e-4)
 
 

@@ -114,7 +114,7 @@ def _train_and_test(
     options: Options, name: str, network: SegmentationNetwork, splits: "MaskedSplits", folder: Path
 ) -> tuple["Segmentations", list]:
     """Train, save and test a network; returns the counted pixels, and the first predicted masks."""
-    from ...training.segmentation import measure_segmentation, predict_masks, train_segmentation
+    from ...training.segmentation import measure_segmentation, train_segmentation
 
     place = folder / name.replace("/", "-")
 
@@ -128,9 +128,7 @@ def _train_and_test(
     with disk_errors("the weights", place, "free space and start again"):
         save_pretrained(network.backbone, place / "backbone", None)
         save_file(network.head.state_dict(), place / "head.safetensors")
-    few = dataclasses.replace(splits, test=splits.test.select(range(min(SHOWN, len(splits.test)))))
-    shown = [predicted for predicted, _ in predict_masks(network, few, options.training, options.device, name)]
-    return measure_segmentation(network, splits, options.training, options.device, name), shown
+    return measure_segmentation(network, splits, options.training, options.device, name, SHOWN)
 
 
 def _row(
