@@ -11,7 +11,15 @@ from datasets import Dataset
 from ..errors import InputError
 from .fingerprint import fingerprint
 
-__all__ = ["SPLIT_SEED", "EvaluationSplit", "Splits", "hold_out", "take_per_class", "take_stratified"]
+__all__ = [
+    "SPLIT_SEED",
+    "EvaluationSplit",
+    "Splits",
+    "hold_out",
+    "require_every_class",
+    "take_per_class",
+    "take_stratified",
+]
 
 SPLIT_SEED = 0  # every training seed has the same validation split
 MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which are held out
@@ -36,6 +44,22 @@ class Splits:
     def fingerprints(self) -> dict[str, str]:
         """The fingerprint of each split, by which a run recognises its data."""
         return {role: fingerprint(getattr(self, role)) for role in ("train", "val", "test")}
+
+
+def require_every_class(splits: Splits, given: str) -> None:
+    """Check that every class has training images.
+
+    Args:
+        splits: stored splits.
+        given: what needs them, for the error.
+
+    Raises:
+        InputError: a class has none.
+    """
+    missing = sorted(set(range(len(splits.class_names))) - set(splits.train["label"][:]))
+    if missing:
+        names = ", ".join(splits.class_names[label] for label in missing)
+        raise InputError(f"{given} needs training images of every class, but {names} has none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
-__all__ = ["Accuracy", "bootstrap_interval", "mean_per_class", "wilson_interval"]
+__all__ = ["Accuracy", "bootstrap_interval", "mean_per_class", "paired_differences", "wilson_interval"]
 
 CONFUSIONS = 5  # number of confused pairs of classes to report
 RESAMPLES = 2000  # of the bootstrap
@@ -28,6 +28,24 @@ def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         random_state=np.random.default_rng(0)
     )  # fmt: skip
     return result.confidence_interval
+
+
+def paired_differences(scores: np.ndarray, base: np.ndarray | None) -> list[dict[str, float | None]]:
+    """Return the difference of each column to that of the base with its interval, paired by image.
+
+    Args:
+        scores: scores of a network, (images, k).
+        base: those of the network to compare with; None for that network itself, whose differences are None.
+
+    Returns:
+        For each column `difference`, `difference_low` and `difference_high`.
+    """
+    keys = ("difference", "difference_low", "difference_high")
+    if base is None:
+        return [dict.fromkeys(keys)] * scores.shape[1]
+    change = scores - base
+    columns = (change.mean(axis=0), *bootstrap_interval(change))
+    return [dict(zip(keys, map(float, values), strict=True)) for values in zip(*columns, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

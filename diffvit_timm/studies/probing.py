@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..console import log0
-from ..errors import InputError
-from ..inspection.accuracy import bootstrap_interval, mean_per_class, wilson_interval
+from ..inspection.accuracy import mean_per_class, paired_differences, wilson_interval
 from ..inspection.colours import LINES
 from ..inspection.features import Feature, extract_features, stored_features
 from ..inspection.probes import Fit, LabelledFeatures, Probe, run_probe
@@ -29,7 +28,7 @@ SplitFeatures = dict[str, dict[Feature, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """What one probe says about one kind of features of one network.
+    """The result of one probe on one kind of features of one network.
 
     Attributes:
         model: name of the network.
@@ -85,14 +84,8 @@ def probe_network(
         splits: its splits: train is learned from, val chooses the setting of each probe, and test is classified.
         probes: what to run.
         device: device of the probes.
-
-    Raises:
-        InputError: a class without training images.
     """
     labels = {role: np.asarray(getattr(splits, role)["label"][:]) for role in ROLES}
-    if missing := sorted(set(range(len(splits.class_names))) - set(labels["train"].tolist())):
-        names = ", ".join(splits.class_names[label] for label in missing)
-        raise InputError(f"`dataset` needs training images of every class, but {names} has none")
     results = []
     for kind, probe in itertools.product(found["train"], probes):
         train, val = (LabelledFeatures(found[role][kind], labels[role]) for role in ("train", "val"))
@@ -128,17 +121,9 @@ def probe_rows(results: Sequence[ProbeResult], labels: np.ndarray) -> list[dict[
             "images": len(right), "accuracy": float(right.mean()), "low": low, "high": high,
             "mean_per_class": mean_per_class(right, labels),
         }  # fmt: skip
-        rows.append(row | _difference(right, base))
+        others = None if right is base else base[:, None].astype(np.float64)
+        rows.append(row | paired_differences(right[:, None].astype(np.float64), others)[0])
     return rows
-
-
-def _difference(right: np.ndarray, base: np.ndarray) -> dict[str, float | None]:
-    """Return the difference of two accuracies on the same images, with its interval; None for the base itself."""
-    if right is base:
-        return dict.fromkeys(("difference", "difference_low", "difference_high"))
-    change = (right.astype(np.float64) - base)[:, None]
-    low, high = bootstrap_interval(change)
-    return {"difference": float(change.mean()), "difference_low": float(low[0]), "difference_high": float(high[0])}
 
 
 def plot_probes(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

@@ -24,7 +24,7 @@ from ..data.decoding import decode_image
 from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import InputError
-from ..inspection.accuracy import Accuracy, bootstrap_interval
+from ..inspection.accuracy import Accuracy, bootstrap_interval, paired_differences
 from ..inspection.calibration import calibration_error
 from ..layers.hooks import evaluating
 from ..zero_shot.class_names import class_outputs, class_scores
@@ -216,7 +216,7 @@ def robustness_rows(outcomes: Mapping[str, Outcomes], listed: Sequence[Condition
         low, high = bootstrap_interval(scores[:, -1:])
         mean = {"accuracy": float(scores[:, -1].mean()), "low": low[0], "high": high[0]}
         mean |= {key: float(np.mean([cell[key] for cell in corrupted])) for key in ("nll", "ece")}
-        paired = _differences(scores, None if own is first else _scores(first, listed))
+        paired = paired_differences(scores, None if own is first else _scores(first, listed))
         for condition, cell, difference in zip([*listed, MEAN], [*cells, mean], paired, strict=True):
             rows.append({"model": name, **condition._asdict(), "images": len(scores), **cell, **difference})
     return rows
@@ -235,13 +235,3 @@ def _scores(own: Outcomes, listed: Sequence[Condition]) -> np.ndarray:
     """Return whether each image is right under each condition, and its mean over all corruptions, (images, V + 1)."""
     corrupted = [condition != CLEAN for condition in listed]
     return np.vstack([own.right, own.right[corrupted].mean(axis=0)]).T.astype(np.float64)
-
-
-def _differences(scores: np.ndarray, base: np.ndarray | None) -> list[dict[str, float | None]]:
-    """Return the difference of each column to that of the base with its interval, paired by row."""
-    keys = ("difference", "difference_low", "difference_high")
-    if base is None:
-        return [dict.fromkeys(keys)] * scores.shape[1]
-    change = scores - base
-    columns = (change.mean(axis=0), *bootstrap_interval(change))
-    return [dict(zip(keys, map(float, values), strict=True)) for values in zip(*columns, strict=True)]

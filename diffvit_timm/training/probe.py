@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from ..console import log0
-from ..data.splits import Splits
+from ..data.splits import Splits, require_every_class
 from ..errors import InputError
 from ..inspection.features import extract_features
 from ..inspection.probes import fit_logistic_regressions, standardisation
@@ -38,10 +38,7 @@ def fit_linear_probe(model: Any, splits: Splits, accelerator: Accelerator) -> fl
     head = model.get_classifier()
     if not isinstance(head, nn.Linear):
         raise InputError(f"`head_init=probe` needs a linear head, but the head of this model is {type(head).__name__}")
-    missing = sorted(set(range(len(splits.class_names))) - set(splits.train["label"][:]))
-    if missing:
-        names = ", ".join(splits.class_names[label] for label in missing)
-        raise InputError(f"`head_init=probe` needs training images of every class, but {names} has none")
+    require_every_class(splits, "`head_init=probe`")
     with accelerator.autocast():
         x, x_val = (
             extract_features(model, split, ["head"], accelerator.device, f"probe: {name}")["head"]

@@ -109,13 +109,14 @@ def _compare(options: Options, names: list[str], cache: Path | None, folder: Pat
 
 def _choose_images(options: Options, splits: "Splits") -> "Splits":
     """Draw the wanted numbers of training and test images, with the class proportions of the dataset."""
-    from ...data.splits import take_stratified  # not above: --help does not wait for datasets
+    from ...data.splits import require_every_class, take_stratified  # not above: --help does not wait for datasets
 
     for name, role in (("max_train_samples", "train"), ("images", "test")):
         split, count = getattr(splits, role), getattr(options, name)
         options.require(name, count <= len(split), f"exceeds the {len(split)} {role} images")
         if count:
             splits = dataclasses.replace(splits, **{role: take_stratified(split, count)})
+    require_every_class(splits, f"`dataset={options.data.dataset}`")
     return splits
 
 
