@@ -99,6 +99,16 @@ class CheckedOptions:
         if not holds:
             raise InputError(f"{named(name, getattr(self, name))} {rule}")
 
+    def require_image_size(self, name: str) -> None:
+        """Check that an option is empty, one positive number of pixels, or a height and a width.
+
+        Raises:
+            InputError: it is not.
+        """
+        sizes = getattr(self, name)
+        is_size = len(sizes) <= 2 and all(size > 0 for size in sizes)
+        self.require(name, is_size, "must be one positive number of pixels, or height and width")
+
     def require_default(self, name: str, reason: str) -> None:
         """Check that an option was not given.
 

@@ -12,7 +12,7 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.attention_maps import CapturedAttention, capture_attention, check_heat_maps
 from ..inspection.naming import model_title
-from ..models.pretrained import check_model, class_names, load_model, short_names
+from ..models.pretrained import check_model, class_names, load_model, short_names, size_arguments
 
 __all__ = ["ExploredNetwork", "load_networks"]
 
@@ -66,8 +66,7 @@ def load_networks(
 
 
 def _load(name: str, short_name: str, device: str, img_size: Sequence[int], parameter: str) -> ExploredNetwork:
-    size: dict[str, Any] = {"img_size": tuple(img_size) if len(img_size) == 2 else img_size[0]} if img_size else {}
-    model = load_model(name, parameter=parameter, **size).eval()
+    model = load_model(name, parameter=parameter, **size_arguments(img_size)).eval()
     try:
         check_heat_maps(model)
     except TypeError as error:

@@ -46,6 +46,7 @@ __all__ = [
     "resolve_model_name",
     "save_pretrained",
     "short_names",
+    "size_arguments",
 ]
 
 MODEL_FORMS = "a timm model name (with its tag), hf-hub:NAME, a folder of weights, or a run folder"
@@ -183,6 +184,13 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
         if has_weights:
             require_finite(model.state_dict())
     return model
+
+
+def size_arguments(img_size: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments of `load_model` for an image size: none, one number of pixels, or height and width."""
+    if not img_size:
+        return {}
+    return {"img_size": tuple(img_size) if len(img_size) == 2 else img_size[0]}
 
 
 def build_model_on_meta(name: str, parameter: str = "model", **kwargs: Any) -> Any:

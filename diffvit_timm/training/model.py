@@ -17,7 +17,7 @@ from ..layers.adapters import known_layers
 from ..layers.adapters.projections import output_projection
 from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
-from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model
+from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model, size_arguments
 from ..options import named
 from .lora import add_lora, require_peft
 from .model_config import DROPOUT_ARGUMENTS, ModelConfig
@@ -164,8 +164,7 @@ def _target_attention(config: ModelConfig, is_own: bool) -> str | None:
 
 def _model_arguments(config: ModelConfig) -> dict[str, Any]:
     """Return the arguments of timm.create_model that the configuration names."""
-    size = {"img_size": config.img_size if len(config.img_size) > 1 else config.img_size[0]} if config.img_size else {}
-    return {**config.keyword_arguments, **size}
+    return {**config.keyword_arguments, **size_arguments(config.img_size)}
 
 
 def _check_conversion(config: ModelConfig, is_own: bool) -> None:

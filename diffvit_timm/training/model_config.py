@@ -59,8 +59,7 @@ class ModelConfig(CheckedOptions):
         require_at_least(1, calibration_images=self.calibration_images)
         for name in ("drop_path", "dropout"):
             self.require(name, 0 <= getattr(self, name) < 1, "must be in [0, 1)")
-        sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
-        self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
+        self.require_image_size("img_size")
         known = self.freeze in ("none", "backbone", "proj") or re.fullmatch("[0-9]+", self.freeze) is not None
         self.require("freeze", known, "must be none, backbone, proj or a number of blocks")
         self.require("lora", self.lora >= 0, "must not be negative")

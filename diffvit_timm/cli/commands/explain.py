@@ -22,7 +22,7 @@ from ...inspection.layout import patch_embedding
 from ...inspection.pictures import PICTURES, draw_image, draw_models
 from ...inspection.rollout import Part
 from ...inspection.views import ModelView, view_images
-from ...models.pretrained import check_model, load_model, short_names
+from ...models.pretrained import check_model, load_model, short_names, size_arguments
 from ...options import CheckedOptions
 from ...output import output_folder
 from ..images import read_image
@@ -51,8 +51,7 @@ class Options(CheckedOptions):
         self.require(
             "images", len(set(names)) == len(names), "must have different names, which their pictures take: rename one"
         )
-        sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
-        self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
+        self.require_image_size("img_size")
         self.require(
             "compare", len({self.model, *self.compare}) == 1 + len(self.compare),
             f"and `model={self.model}` name a model twice: give each model once",
@@ -83,8 +82,7 @@ def _explain(options: Options, folder: Path) -> dict:
 
 def _load(name: str, parameter: str, img_size: tuple[int, ...]) -> Any:
     """Load a network whose attention can be drawn, in evaluation mode."""
-    size: dict[str, Any] = {"img_size": img_size if len(img_size) == 2 else img_size[0]} if img_size else {}
-    network = load_model(name, parameter=parameter, **size).eval()
+    network = load_model(name, parameter=parameter, **size_arguments(img_size)).eval()
     try:
         CapturedAttention(network)
         patch_embedding(network)

@@ -44,8 +44,7 @@ class Options(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("models", 1 <= len(self.models) <= 2, "must be one or two models")
-        sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
-        self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
+        self.require_image_size("img_size")
         if self.space is not None:
             for name in ("img_size", "device", "host", "port"):
                 self.require_default(name, "is for a page on this machine, and not for a Space")

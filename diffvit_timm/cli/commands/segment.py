@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ...console import log0
 from ...errors import require_device
 from ...files import disk_errors, write_atomically, write_csv
-from ...models.pretrained import check_model, load_model, save_pretrained, short_names
+from ...models.pretrained import check_model, load_model, save_pretrained, short_names, size_arguments
 from ...models.segmentation import SegmentationNetwork
 from ...options import CheckedOptions
 from ...output import output_folder
@@ -58,8 +58,7 @@ class Options(CheckedOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("models", bool(self.models), "is empty: name at least one")
-        sizes = len(self.img_size) <= 2 and all(size > 0 for size in self.img_size)
-        self.require("img_size", sizes, "must be one positive number of pixels, or height and width")
+        self.require_image_size("img_size")
 
 
 def main(options: Options) -> dict:
@@ -101,10 +100,7 @@ def _compare(options: Options, names: list[str], folder: Path) -> dict:
 
 def _network(options: Options, given: str, classes: int) -> SegmentationNetwork:
     """Load a network, and give it a head that is the same for every network of this width."""
-    size: dict[str, Any] = {}
-    if options.img_size:
-        size["img_size"] = options.img_size * 2 if len(options.img_size) == 1 else options.img_size
-    backbone = load_model(given, parameter="models", **size)
+    backbone = load_model(given, parameter="models", **size_arguments(options.img_size))
     torch.manual_seed(options.training.seed)
     training = options.training
     return SegmentationNetwork(backbone, classes, training.head, training.layers, not training.fine_tune)
