@@ -1,11 +1,13 @@
-"""Make a small dataset for semantic segmentation: handwritten digits on photographs, with a mask for each image.
+"""Make a small dataset of handwritten digits on photographs, with a mask and the list of digits of each image.
 
     python recipes/digit_masks.py --output digits-on-pets
     python recipes/digit_masks.py --digits FOLDER --photographs FOLDER --output digits-on-pets --train 200 --test 100
+    diffvit train --dataset digits-on-pets --model diffvit_tiny_patch16.deit_in1k
     diffvit segment vit_tiny_patch16_224.augreg_in21k_ft_in1k --dataset digits-on-pets --augment crop
 
-The masks are exact: the ink of a digit d has the class d, and everything else is background. Digits and photographs of
-the test images are those of the test splits.
+The masks are exact: the ink of a digit d has the class d, and everything else is background. The table metadata.csv
+beside the images says which digits are on each of them, for a classifier with several labels per image. Digits and
+photographs of the test images are those of the test splits.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from PIL import Image
 
 from diffvit_timm.data.config import DatasetConfig
 from diffvit_timm.data.decoding import decode_image
+from diffvit_timm.files import csv_file
 from diffvit_timm.output import claim_new_folder
 
 INK = 96  # grey value from which a pixel of a digit is ink
@@ -42,17 +45,21 @@ class Options:
 
 def main(options: Options) -> None:
     digits, photographs = DatasetConfig(options.digits).load(), DatasetConfig(options.photographs).load()
+    names = [f"digit {name}" for name in digits.class_names]
     with claim_new_folder(options.output) as folder:
         for number, (split, count) in enumerate((("train", options.train), ("test", options.test))):
             for kind in ("images", "masks"):
                 (folder / split / kind).mkdir(parents=True)
             rng = np.random.default_rng((0, number))
-            for i in range(count):
-                image, mask = make_image(getattr(digits, split), getattr(photographs, split), options, rng)
-                Image.fromarray(image).save(folder / split / "images" / f"{i:04d}.jpg", quality=92)
-                Image.fromarray(mask).save(folder / split / "masks" / f"{i:04d}.png")
-        names = ["background", *(f"digit {name}" for name in digits.class_names)]
-        Path(folder, "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+            with csv_file(folder / split / "images" / "metadata.csv", ["file_name", *names]) as write_row:
+                for i in range(count):
+                    image, mask = make_image(getattr(digits, split), getattr(photographs, split), options, rng)
+                    Image.fromarray(image).save(folder / split / "images" / f"{i:04d}.jpg", quality=92)
+                    Image.fromarray(mask).save(folder / split / "masks" / f"{i:04d}.png")
+                    shown = {name: digit in mask for digit, name in enumerate(names, start=1)}
+                    write_row({"file_name": f"{i:04d}.jpg", **shown})
+        lines = "\n".join(["background", *names, ""])
+        Path(folder, "classes.txt").write_text(lines, encoding="utf-8")
     print(f"{folder}: {options.train} training and {options.test} test images")
 
 

@@ -12,7 +12,8 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.attention_maps import CapturedAttention, capture_attention, check_heat_maps
 from ..inspection.naming import model_title
-from ..models.pretrained import check_model, class_names, load_model, short_names, size_arguments
+from ..models.outputs import class_names
+from ..models.pretrained import check_model, load_model, short_names, size_arguments
 
 __all__ = ["ExploredNetwork", "load_networks"]
 

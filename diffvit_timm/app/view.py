@@ -14,6 +14,7 @@ from ..inspection.layout import patch_embedding
 from ..inspection.overlay import Box, patched_box
 from ..inspection.rollout import class_relevance, rollout
 from ..inspection.statistics import negative_mass
+from ..models.outputs import probabilities
 from .network import ExploredNetwork
 
 __all__ = ["NetworkView", "Patch", "Point", "QueryMaps", "look"]
@@ -162,7 +163,7 @@ def look(network: ExploredNetwork, image: Image.Image) -> NetworkView:
     relevant = None
     if network.model.num_classes:
         relevant, logits, captured = class_relevance(network.model, pixels)
-        shares = logits[0].float().softmax(dim=-1).cpu()
+        shares = probabilities(network.model, logits[0]).cpu()
     else:
         with capture_attention(network.model) as captured, torch.no_grad():
             network.model(pixels)

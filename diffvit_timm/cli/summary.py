@@ -2,10 +2,12 @@
 
 import shlex
 
-from ..console import log0
+from ..console import log0, printable
 from ..data.class_balance import reports_balanced
 
 __all__ = ["print_summary"]
+
+WORST = 3  # classes to name if each has a precision of its own
 
 
 def print_summary(result: dict) -> None:
@@ -18,8 +20,14 @@ def print_summary(result: dict) -> None:
         return
     low, high = result["test_interval_95"]
     images = f"{result['test_images']:,} images, split: {result['test_split']}"
-    lines = ["", f"Test accuracy: {result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}; {images})."]
-    if reports_balanced(result.get("class_imbalance"), result.get("class_balance", "none")):
+    metric = "accuracy" if "test_accuracy" in result else "mean average precision"
+    value = result[f"test_{metric.replace(' ', '_')}"]
+    lines = ["", f"Test {metric}: {value:.2%} (95 % interval {low:.2%} to {high:.2%}; {images})."]
+    if precisions := result.get("test_average_precisions"):
+        known = sorted((value, name) for name, value in precisions.items() if value is not None)
+        worst = ", ".join(f"{printable(name)} {value:.2%}" for value, name in known[:WORST])
+        lines.append(f"The classes with the least average precision: {worst}.")
+    elif reports_balanced(result.get("class_imbalance"), result.get("class_balance", "none")):
         lines.append(
             f"Balanced accuracy (mean over the classes): {result['test_mean_per_class']:.2%}. The largest class has "
             f"{result['class_imbalance']:.1f} times as many training images as the smallest."

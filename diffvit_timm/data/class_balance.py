@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["class_weights", "imbalance", "reports_balanced", "weighted_cross_entropy"]
+__all__ = ["class_weights", "imbalance", "positive_weights", "reports_balanced", "weighted_cross_entropy"]
 
 IMBALANCED = 2.0  # from this ratio on, the balanced accuracy is reported, too
 
@@ -45,6 +45,20 @@ def class_weights(labels: Sequence[int], class_count: int) -> Tensor:
     counts = torch.bincount(torch.as_tensor(labels), minlength=class_count)
     present = counts > 0
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def positive_weights(targets: Tensor) -> Tensor:
+    """Return the weight of the images that have a class, for the loss of several labels per image.
+
+    Args:
+        targets: (n, classes), 1 for each class of a training image, and 0 for the others.
+
+    Returns:
+        (classes,), images without the class / images with it; 1 for a class that no image has. It is the `pos_weight`
+        of torch's binary_cross_entropy_with_logits.
+    """
+    count = targets.sum(0)
+    return torch.where(count > 0, (len(targets) - count) / count.clamp(min=1), 1.0)
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:

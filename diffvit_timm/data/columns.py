@@ -4,6 +4,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
+from .labels import class_label, class_names
 
 __all__ = ["UNDECODED", "check_group_column", "find_image_column", "find_label_column", "select_columns"]
 
@@ -36,18 +37,22 @@ def find_image_column(name: str, features: Features, column: str, parameter: str
     return column
 
 
-def find_label_column(name: str, features: Features, column: str) -> str:
+def find_label_column(name: str, features: Features, column: str, multi_label: bool = False) -> str:
     """Return the name of the label column, if it has two classes or more.
 
     Args:
         name, features: as in `find_image_column`.
         column: column that the user named; 'auto' for label, fine_label, or the only column of class labels.
+        multi_label: whether it may be a column of lists of class labels.
 
     Raises:
-        InputError: it is not a column of class labels, there is not exactly one, or it has only one class.
+        InputError: it is not a column of class labels, there is not exactly one, it has only one class, or it has
+            several labels per image where one is needed.
     """
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    none = "datasets' class_encode_column makes one"
+    labels = [column for column, feature in features.items() if class_label(feature)]
+    none = "make one by class_encode_column of datasets"
+    if multi_label:
+        none += ", or name columns of true and false, e.g. `label_column=red,green`"
     if list(features) == ["image"]:
         none = "its images are in no class folder; put them into CLASS/"
     if column == "auto":
@@ -59,7 +64,12 @@ def find_label_column(name: str, features: Features, column: str) -> str:
     if column not in labels:
         advice = f"choose one of {labels}" if labels else f"it has none; {none}"
         raise InputError(f"`label_column={column}` is not a class label of {name}: {advice}")
-    if features[column].num_classes < 2:
+    if not (multi_label or isinstance(features[column], ClassLabel)):
+        raise InputError(
+            f"`label_column={column}` of {name} has a list of labels per image, but this needs one label per image: "
+            "choose another column or dataset; diffvit train takes such lists"
+        )
+    if len(class_names(features[column])) < 2:
         raise InputError(f"`dataset={name}` has only one class: a classifier needs two or more")
     return column
 

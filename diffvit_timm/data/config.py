@@ -40,7 +40,9 @@ class DatasetConfig(CheckedOptions):
     image_column: str = "auto"
     """Column of the images; auto: the only image column."""
     label_column: str = "auto"
-    """Column of the class labels; auto: label, or fine_label (CIFAR-100), or else the only column of class labels."""
+    """Column of the class labels; auto: label, or fine_label (CIFAR-100), or else the only column of class labels. For
+    several labels per image (diffvit train): a column of lists of labels, or columns of true and false, as A,B,C; auto
+    takes all of those if there are no class labels."""
     test_share: float = 0.0
     """Share of the training images to test on, instead of the dataset's test split; 0: use the test split."""
     group_column: str | None = None
@@ -55,13 +57,25 @@ class DatasetConfig(CheckedOptions):
                     object.__setattr__(self, name, value)  # frozen for everybody else
         self.require("test_share", 0 <= self.test_share < 1, "must be in [0, 1)")
 
-    def load(self, stream: int = 0, val_share: float = VAL_SHARE) -> "Splits":
-        """Load the splits; arguments and errors as in `load_splits` and `clutter_splits`."""
+    def load(self, stream: int = 0, val_share: float = VAL_SHARE, multi_label: bool = False) -> "Splits":
+        """Load the splits; arguments and errors as in `load_splits` and `clutter_splits`.
+
+        Digits among distractors have one label per image.
+        """
         from .datasets import load_splits  # not above: parsing options does not need datasets
 
         name = self.dataset.removesuffix(CLUTTER) if self.has_clutter else self.dataset
         columns = self.image_column, self.label_column
-        splits = load_splits(name, *columns, stream, self.test_share, self.group_column, self.dataset_config, val_share)
+        splits = load_splits(
+            name,
+            *columns,
+            stream,
+            self.test_share,
+            self.group_column,
+            self.dataset_config,
+            val_share,
+            multi_label and not self.has_clutter,
+        )
         if not self.has_clutter:
             return splits
         from .clutter import clutter_splits

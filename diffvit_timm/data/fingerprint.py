@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..console import track
+from .labels import is_multi_label
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def fingerprint(split: "Dataset | Stream") -> str:
             digest.update(_content(row["image"]))
             digest.update(str(row["label"]).encode())
         return digest.hexdigest()[:DIGITS]
-    digest.update(np.asarray(split["label"][:], np.int64).tobytes())
+    labels = split["label"][:]
+    digest.update(str(labels).encode() if is_multi_label(split.features) else np.asarray(labels, np.int64).tobytes())
     digest.update(_image_sizes(split).tobytes())
     for content in _contents(split, np.linspace(0, len(split) - 1, min(len(split), SAMPLE)).astype(int)):
         digest.update(hashlib.sha256(content).digest())

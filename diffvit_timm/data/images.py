@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from .augment import Transform
 from .decoding import decode_image
+from .labels import target_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,20 +67,21 @@ class ImageDataset(_EpochDataset):
         self.split = split
         self.transform = transform
         self.mode = MODES[in_chans]
+        self.target = target_of(split.features)
 
     @property
     def labels(self) -> list[int]:
-        """The class index of every image."""
+        """The class index of every image; only of a split with one label per image."""
         return self.split["label"][:]
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         row = self.split[index % len(self.split)]
         seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]
         image = decode_image(row["image"], self.mode, f"image {index} of split {self.split.split}")
-        return self.transform(image, int(seed)), row["label"]
+        return self.transform(image, int(seed)), self.target(row["label"])
 
 
 def _identity(batch: Any) -> Any:
@@ -91,7 +93,7 @@ class SmallImages(_EpochDataset):
 
     Args:
         pixels: (n, C, H, W), uint8.
-        labels: (n,), class indices.
+        labels: (n,), class indices; or (n, classes) for several labels per image, as `label_targets` returns them.
         steps: augmentation steps, all of them in BATCHED.
         mean, std: one number per channel, for images in [0, 1].
         seed: seed of the augmentation, which depends only on seed, epoch and index.
@@ -109,12 +111,12 @@ class SmallImages(_EpochDataset):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
-        return images[0], int(labels[0])
+        return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the normalised images (B, C, H, W) and the labels (B,). A DataLoader calls this for a whole batch."""
+        """Return the normalised images (B, C, H, W) and their labels. A DataLoader calls this for a whole batch."""
         rows = torch.tensor(indices) % len(self)
         images = self.pixels[rows]
         draws = self._draws(indices) if self.steps else torch.empty(0, 5)  # (B, 5)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import torch
 from timm.data import resolve_data_config
 from timm.models import get_model_input_config
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from ..errors import InputError
 from .augment import eval_transform, train_transform
 from .decoding import decode_image
 from .images import BATCHED, SMALL, ImageDataset, SmallImages, decode_all
+from .labels import label_targets
 from .steps import parse_policy
 from .stream import Stream, StreamedImages
 
@@ -75,7 +75,7 @@ def _in_memory(split: "Dataset", steps: tuple[str, ...], model_config: dict, see
     pixels = decode_all(split, model_config["input_size"][0])
     if pixels is None:
         return None
-    return SmallImages(pixels, torch.tensor(split["label"][:]), steps, model_config["mean"], model_config["std"], seed)
+    return SmallImages(pixels, label_targets(split), steps, model_config["mean"], model_config["std"], seed)
 
 
 def _is_small(split: "Dataset", model_config: dict) -> bool:

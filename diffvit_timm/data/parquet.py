@@ -13,12 +13,13 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features
+from datasets import Features
 
 from ..console import counted, log0
 from ..errors import InputError
 from .folders import SPLITS
 from .image_files import files_below
+from .labels import class_label
 
 __all__ = ["check_class_names", "has_metadata", "has_parquet_files", "load_parquet_folder"]
 
@@ -78,9 +79,9 @@ def check_class_names(
     """
     for split, paths in _split_files(folder, dataset_config).items():
         for path in paths:
-            labels = Features.from_arrow_schema(pq.read_schema(path)).get(label_column)
+            labels = class_label(Features.from_arrow_schema(pq.read_schema(path)).get(label_column))
             # A file without class names, of numbers only, takes those of the others.
-            if isinstance(labels, ClassLabel) and labels.names != expected:
+            if labels is not None and labels.names != expected:
                 raise InputError(
                     f"`dataset={folder}`: the class names of {split} differ from those of {first} in the file "
                     f"{path.name}: write all files with the same class names in the same order"

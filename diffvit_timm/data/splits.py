@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+import math
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..errors import InputError
 from .fingerprint import fingerprint
+from .labels import is_multi_label, rarest_classes
 
 __all__ = [
     "SPLIT_SEED",
@@ -27,7 +29,9 @@ MAX_FOLDS = 20  # groups are dealt into at most this many folds, some of which a
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The three splits of a dataset, with the columns 'image' (undecoded bytes or path) and 'label' (class index).
+    """The three splits of a dataset, with the columns 'image' (undecoded bytes or path) and 'label'.
+
+    A label is a class index, or a list of them if images may have any number of classes.
 
     Attributes:
         train: stored images, or a `Stream`.
@@ -39,6 +43,11 @@ class Splits:
     val: Dataset
     test: Dataset
     class_names: list[str]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes: its 'label' is a list of class indices."""
+        return is_multi_label(self.test.features)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -80,6 +89,8 @@ class EvaluationSplit:
 def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
     """Divide a split in two, with the same class proportions in both parts as far as whole groups allow.
 
+    An image with several labels counts as one of its rarest class.
+
     Args:
         data: split with the column 'label'; rows with the same value in a column 'group' stay together.
         share: share of the images to hold out, in (0, 1).
@@ -95,13 +106,29 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
         if "group" in data.column_names:
             held = _choose_groups(data, share)
             return data.select(np.setdiff1d(np.arange(len(data)), held)), data.select(np.sort(held))
-        parts = data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
+        parts = _divide_evenly(data, share)
     except ValueError as error:
         raise InputError(
             f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error} Add "
             "images, or validation and test splits"
         ) from error
     return parts["train"], parts["test"]
+
+
+def _divide_evenly(data: Dataset, share: float) -> DatasetDict:
+    """Divide a split into the parts 'train' and 'test', stratified by the labels."""
+    if not is_multi_label(data.features):
+        return data.train_test_split(test_size=share, stratify_by_column="label", seed=SPLIT_SEED)
+    found, strata = np.unique(rarest_classes(data, least=math.ceil(1 / share)), return_inverse=True)
+    # `datasets` stratifies by a column of class labels only.
+    data = data.add_column("stratum", strata.tolist(), feature=ClassLabel(num_classes=len(found)))
+    parts = data.train_test_split(test_size=share, stratify_by_column="stratum", seed=SPLIT_SEED)
+    return parts.remove_columns("stratum")
+
+
+def _strata(data: Dataset) -> np.ndarray:
+    """Return the class of each row, (n,), or the rarest of its classes."""
+    return rarest_classes(data) if is_multi_label(data.features) else np.array(data["label"][:])
 
 
 def take_per_class(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
@@ -125,7 +152,7 @@ def take_stratified(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Datase
     """Draw rows at random, with the class proportions of the split.
 
     Every class keeps at least one row. If `count` is smaller than the number of classes, the largest classes keep one
-    row each.
+    row each. An image with several labels counts as one of its rarest class.
 
     Args:
         data: split with the column 'label'.
@@ -137,7 +164,7 @@ def take_stratified(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Datase
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
-    labels = np.array(data["label"][:])[order]
+    labels = _strata(data)[order]
     classes, sizes = np.unique(labels, return_counts=True)
     kept = _proportional(sizes, count, rng)
     rows = np.concatenate([np.flatnonzero(labels == name)[:number] for name, number in zip(classes, kept, strict=True)])
@@ -165,7 +192,7 @@ def _choose_groups(data: Dataset, share: float) -> np.ndarray:
     fraction = Fraction(share).limit_denominator(max_folds)
     fold_count = fraction.denominator if 0 < fraction < 1 else max_folds
     splitter = StratifiedGroupKFold(fold_count, shuffle=True, random_state=SPLIT_SEED)
-    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), data["label"][:], data["group"][:])]
+    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), _strata(data), data["group"][:])]
     return np.concatenate(_closest_folds(folds, share * len(data)))
 
 

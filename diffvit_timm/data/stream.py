@@ -12,6 +12,7 @@ from ..errors import InputError
 from .augment import Transform
 from .decoding import decode_image
 from .images import MODES
+from .labels import target_of
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -55,6 +56,7 @@ class StreamedImages:
         self.rows = CheckedRows(shuffled.repeat(None).map(_add_position, with_indices=True))
         self.length = len(stream)
         self.transform = transform
+        self.target = target_of(stream.rows.features)
         self.mode = MODES[in_chans]
         self.seed = seed
 
@@ -62,12 +64,12 @@ class StreamedImages:
         return self.length
 
     def collate(self, rows: list[dict[str, Any]]) -> list[Tensor]:
-        """Decode, transform and stack rows -> images (B, C, H, W) and labels (B,).
+        """Decode, transform and stack rows -> images (B, C, H, W), and labels (B,) or (B, classes).
 
         This happens after the shuffling, so that the buffer holds undecoded images. In distributed training, the first
         process reads the images of all processes.
         """
-        return default_collate([(self._image(row), row["label"]) for row in rows])
+        return default_collate([(self._image(row), self.target(row["label"])) for row in rows])
 
     def _image(self, row: dict[str, Any]) -> Tensor:
         position = row["position"]

@@ -6,6 +6,7 @@ NAME.onnx: a protobuf file cannot have more than 2 GB.
 
 The file also has all that is needed to use it, as text by these keys:
     class_names      JSON list of the class names, in the order of the outputs, which are logits; [] if not known
+    activation       softmax, or sigmoid if an image may have any number of classes: it makes logits probabilities
     preprocessing    JSON object: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode
     model            architecture in timm; for a converted network, that of the plain network
     attention        diff, diff_v2, gated, dna, or plain for any other
@@ -34,7 +35,7 @@ from ..data.loading import model_data_config
 from ..errors import InputError
 from ..files import disk_errors, require_writable
 from ..layers.base import attention_kind
-from ..models.pretrained import class_names
+from ..models.outputs import class_names, is_multi_label_model
 
 __all__ = ["Exported", "Format", "check_output", "export_metadata", "export_model"]
 
@@ -75,6 +76,7 @@ def export_metadata(model: Any) -> dict[str, str]:
     architecture = str(base or model.pretrained_cfg.get("architecture") or type(model).__name__)
     return {
         "class_names": json.dumps(class_names(model) or []),
+        "activation": "sigmoid" if is_multi_label_model(model) else "softmax",
         "preprocessing": json.dumps({name: config[name] for name in PREPROCESSING}),
         "model": architecture.partition(".")[0],
         "attention": attention_kind(model),

@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
 from ..console import counted, printable
-from ..data.class_balance import reports_balanced
 from ..models.generic import plain_name
+from ..models.saved_config import MULTI_LABEL
+from .card_results import Metric, result_metrics, results_section
 from .licences import DATA_LICENCES, licence_fields
 from .markdown import code_block, code_span, escaped
 from .redaction import Records, weights_folder
@@ -28,10 +29,11 @@ PAPER = "[Differential Transformer](https://arxiv.org/abs/2410.05258)"
 VERSION_2 = "[Differential Transformer V2](https://huggingface.co/blog/microsoft/diff-attn-v2)"
 
 
-BALANCE = {
-    "sampler": " The training drew every class equally often.",
-    "loss": " The training weighted the loss of each class by the inverse of its size.",
-}
+DRAWN = (
+    " from the wrong and from the right ones, with the three likeliest classes. A wrong image has a cross, its true "
+    "class and a dashed frame."
+)
+DRAWN_OF_SEVERAL = ", with the three likeliest classes. The bars of the classes that an image has are blue and hatched."
 
 
 def model_card(run: Path, records: Records, repo: str, files: Sequence[str], path_in_repo: str = "") -> str:
@@ -50,14 +52,15 @@ def model_card(run: Path, records: Records, repo: str, files: Sequence[str], pat
         The text of README.md, with its YAML front matter.
     """
     model = json.loads((weights_folder(run) / "config.json").read_text(encoding="utf-8"))
+    has_one = not _is_multi_label(model)
     sections = [
         _front_matter(model, records, repo),
         f"# {(path_in_repo or repo).split('/')[-1]}\n\n{_description(model, records)}",
         _usage(model, repo, path_in_repo),
-        _results(records),
+        results_section(records),
         _training(records),
-        _figures(files),
-        _limits(records),
+        _figures(files, has_one),
+        _limits(records, has_one),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -88,6 +91,11 @@ def _needs_package(model: dict) -> bool:
     return model["architecture"].startswith("diffvit")
 
 
+def _is_multi_label(model: dict) -> bool:
+    """Return whether an image may have any number of the classes."""
+    return model.get("problem_type") == MULTI_LABEL
+
+
 def _attention(model: dict, result: dict) -> str:
     """Return the kind of attention: 'diff', 'diff_v2' or 'plain'."""
     if attn := result.get("attn") or model.get("model_args", {}).get("attn"):
@@ -100,19 +108,18 @@ def _attention(model: dict, result: dict) -> str:
 def _front_matter(model: dict, records: Records, repo: str) -> str:
     results, result = [], records.result
     if result:
-        low, high = result["test_interval_95"]
         shared: dict[str, Any] = dict(
             task_type="image-classification",
             dataset_type=records.hub_dataset or "folder",
             dataset_name=printable(records.dataset) or "folder",
             dataset_split=result["test_split"],
         )
-        interval = f"95 % interval {low:.4f} to {high:.4f}, {result['test_images']} images, seed {result['seed']}"
         results = [
-            EvalResult(metric_type="accuracy", metric_value=round(result["test_accuracy"], 4),
-                       metric_name=f"top-1 accuracy ({interval})", **shared),
-            EvalResult(metric_type="accuracy", metric_value=round(result["test_mean_per_class"], 4),
-                       metric_name="balanced accuracy (mean over the classes)", **shared),
+            EvalResult(
+                metric_type=metric.kind, metric_value=round(metric.value, 4), metric_name=_full_name(metric, result),
+                **shared,
+            )
+            for metric in result_metrics(result)
         ]  # fmt: skip
     tags = ["timm", "image-classification", "diffvit_timm"]
     if _attention(model, result) in ("diff", "diff_v2"):
@@ -128,6 +135,15 @@ def _front_matter(model: dict, records: Records, repo: str) -> str:
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def _full_name(metric: Metric, result: dict) -> str:
+    """Return the name of a metric, with its interval if it has one."""
+    if metric.interval is None:
+        return metric.name
+    low, high = metric.interval
+    interval = f"95 % interval {low:.4f} to {high:.4f}, {result['test_images']} images, seed {result['seed']}"
+    return f"{metric.name} ({interval})"
 
 
 def _licence(model: dict, config: dict) -> dict[str, Any]:
@@ -199,6 +215,7 @@ def _usage(model: dict, repo: str, path_in_repo: str) -> str:
         command = shlex.join(["diffvit", "pull", repo, "OUT", "--path-in-repo", path_in_repo])
         explanation += f"Fetch this run from its folder in the repository:\n\n{code_block(command, 'sh')}\n\n"
     mode = "L" if model["pretrained_cfg"]["input_size"][0] == 1 else "RGB"
+    activation = ".sigmoid()" if _is_multi_label(model) else ".softmax(-1)"
     names = '\nnames = model.pretrained_cfg["label_names"]' if model.get("label_names") else ""
     return f"""## Use
 
@@ -208,42 +225,8 @@ def _usage(model: dict, repo: str, path_in_repo: str) -> str:
 model = timm.create_model("{name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 image = Image.open("image.jpg").convert("{mode}")
-probabilities = model(transform(image)[None]).softmax(-1)  # (1, {int(model["num_classes"])}){names}
+probabilities = model(transform(image)[None]){activation}  # (1, {int(model["num_classes"])}){names}
 ```"""
-
-
-def _results(records: Records) -> str:
-    if not (result := records.result):
-        return ""
-    low, high = result["test_interval_95"]
-    rows = [
-        ("top-1 accuracy", f"{result['test_accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"),
-        ("balanced accuracy (mean over the classes)", f"{result['test_mean_per_class']:.2%}"),
-        ("loss", f"{result['test_loss']:.4f} nats"),
-        ("test images", f"{result['test_images']:,} (split: {escaped(result['test_split'])}), evaluated once"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    text = f"## Results\n\n| | {escaped(records.dataset)} |\n|---|---|\n{table}\n\n"
-    text += (
-        f"These are the results of one run with seed {result['seed']}. The interval reflects the number of test "
-        "images. It does not include the variation between seeds."
-    )
-    balance = result.get("class_balance", "none")
-    if reports_balanced(result.get("class_imbalance"), balance):
-        text += f" The largest class has {result['class_imbalance']:.1f} times as many training images as the smallest."
-        text += BALANCE.get(balance, "")
-    if pairs := result.get("test_confusions"):
-        confusions = "; ".join(
-            f"{escaped(label)} classified as {escaped(predicted)} ({n})" for label, predicted, n in pairs
-        )
-        text += f" The most frequent errors, with the number of images: {confusions}."
-    if result.get("lambda"):
-        text += (
-            f"\n\nThe second attention map is subtracted with the weight lambda, which is {min(result['lambda']):.3f} "
-            f"to {max(result['lambda']):.3f} in the layers of this model. Up to {max(result['negative_mass']):.1%} of "
-            "a layer's attention, by absolute value, is negative."
-        )
-    return text
 
 
 def _training(records: Records) -> str:
@@ -278,14 +261,14 @@ This command produced the run:
 </details>"""
 
 
-def _figures(files: Sequence[str]) -> str:
+def _figures(files: Sequence[str], has_one: bool) -> str:
+    """Return the pictures; `has_one` as in `_limits`."""
     pictures = [name for name in files if name.startswith("run/attention/")]
     text = "## Training curves\n\n![training curves](run/training.png)" if "run/training.png" in files else ""
     if "run/predictions.png" in files:
         text += (
-            "\n\n## Predictions\n\n![predictions](run/predictions.png)\n\nTest images, drawn at random from the wrong "
-            "and from the right ones, with the three likeliest classes. A wrong image has a cross, its true class and "
-            "a dashed frame."
+            "\n\n## Predictions\n\n![predictions](run/predictions.png)\n\nTest images, drawn at random"
+            f"{DRAWN if has_one else DRAWN_OF_SEVERAL}"
         )
     if pictures:
         text += (
@@ -296,12 +279,13 @@ def _figures(files: Sequence[str]) -> str:
     return text.strip()
 
 
-def _limits(records: Records) -> str:
+def _limits(records: Records, has_one: bool) -> str:
+    """Return the limits of the model; `has_one` says whether every image has exactly one class."""
     config, result = records.config, records.result
     dataset = escaped(records.dataset) or "its training data"
     licence = DATA_LICENCES.get(records.hub_dataset or "", "the one that its authors chose")
     sentences = [
-        f"The model knows only the classes of {dataset}, and it assigns one of them to every image.",
+        f"The model knows only the classes of {dataset}{', and it assigns one of them to every image' * has_one}.",
         "It was tested on images that resemble its training images." if result else "",
         f"It was not tested for fairness or safety. The licence of the dataset is {licence}.",
     ]

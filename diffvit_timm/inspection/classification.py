@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.decoding import decode_image
 from ..errors import InputError
+from ..models.outputs import is_multi_label_model, probabilities
 
 __all__ = ["Classified", "classify_files"]
 
@@ -49,7 +50,8 @@ def classify_files(
         network: classifier in evaluation mode.
         transform: transform of one image to (C, H, W).
         mode: PIL mode of the images.
-        names: class names. The name of an image's folder is its true class, if exactly one class has this name.
+        names: class names. The name of an image's folder is its true class, if exactly one class has this name, and
+            the network was trained for one class per image.
         paths: image files.
         top: number of likeliest classes per image.
         batch_size: number of images that are read and classified together.
@@ -57,14 +59,14 @@ def classify_files(
     """
     device = next(network.parameters()).device
     index = {name: number for number, name in enumerate(names)}
-    unique = {name for name, count in Counter(names).items() if count == 1}
+    unique = {name for name, count in Counter(names).items() if count == 1 and not is_multi_label_model(network)}
     loader = DataLoader(_ImageFiles(paths, transform, mode), batch_size, num_workers=workers, collate_fn=list)
     for batch in loader:
         images = [image for _, image in batch if isinstance(image, Tensor)]
         shares: Iterator[Tensor] = iter(())
         if images:
             with torch.inference_mode():
-                shares = iter(network(torch.stack(images).to(device)).float().softmax(-1).cpu())  # (B, classes)
+                shares = iter(probabilities(network, network(torch.stack(images).to(device))).cpu())  # (B, classes)
         for path, image in batch:
             if not isinstance(image, Tensor):
                 yield Classified(path, error=image)

@@ -15,7 +15,7 @@ from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..layers.pos_embed import PosEmbed2d
-from ..models.pretrained import class_names
+from ..models.outputs import class_names, probabilities
 from .attention_maps import CapturedAttention, capture_attention, has_windows
 from .figures import Picture
 from .layout import patch_embedding
@@ -176,10 +176,9 @@ def output_maps(captured: CapturedAttention) -> list[OutputMaps]:
 def _predictions(model: Any, logits: Tensor) -> list[str]:
     """Write the most likely class of each image, and its probability."""
     names = class_names(model)
-    probabilities, classes = logits.softmax(dim=-1).max(dim=-1)
+    shares, classes = probabilities(model, logits).max(dim=-1)
     return [
-        f"{names[c] if names else f'class {c}'} {p:.0%}"
-        for p, c in zip(probabilities.tolist(), classes.tolist(), strict=True)
+        f"{names[c] if names else f'class {c}'} {p:.0%}" for p, c in zip(shares.tolist(), classes.tolist(), strict=True)
     ]
 
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model, parse_model_name, save_for_hf, split_model_name_tag
 from timm.models._hub import download_from_hf
 from torch import nn
 
 from ..checksums import CHECKSUMS, check_unchanged
-from ..console import printable, shortened
+from ..console import shortened
 from ..conversion.surgery import check_method
 from ..errors import InputError
 from ..layers.base import attention_kind
@@ -33,7 +32,8 @@ from .diffvit import GENERIC, timm_architecture
 from .finite_weights import require_finite
 from .layer_names import decode_layers, encode_layers, names_layer
 from .meta_device import build_on_meta, check_size
-from .saved_config import check_config, read_label_names
+from .outputs import is_multi_label_model, set_multi_label
+from .saved_config import MULTI_LABEL, SavedLabels, check_config
 
 __all__ = [
     "brings_weights",
@@ -41,7 +41,6 @@ __all__ = [
     "check_convertible",
     "check_model",
     "check_name",
-    "class_names",
     "load_model",
     "resolve_model_name",
     "save_pretrained",
@@ -175,12 +174,14 @@ def load_model(name: str, pretrained: bool = True, parameter: str = "model", hin
     timm_name = resolve_model_name(name, parameter)
     has_weights = pretrained or timm_name.startswith(tuple(OWN_WEIGHTS))
     with _creation_errors(name, timm_name, parameter, hint):
-        label_names = _check_saved(timm_name)
+        labels = _check_saved(timm_name)
         if timm_name.startswith("local-dir:"):
             check_unchanged(Path(timm_name.removeprefix("local-dir:")))
         model: Any = timm.create_model(timm_name, pretrained=has_weights, **decode_layers(kwargs))
-        if label_names is not None:
-            model.pretrained_cfg["label_names"] = label_names
+        if labels and labels.names is not None:
+            model.pretrained_cfg["label_names"] = labels.names
+        if labels and labels.is_multi_label:
+            set_multi_label(model)
         if has_weights:
             require_finite(model.state_dict())
     return model
@@ -246,14 +247,14 @@ def _creation_errors(name: str, timm_name: str, parameter: str, hint: str = "") 
         raise InputError(f"`{parameter}={name}` cannot be created: {shortened(reason, ERROR_LENGTH)}") from error
 
 
-def _check_saved(timm_name: str) -> list[str] | None:
+def _check_saved(timm_name: str) -> SavedLabels | None:
     """Check a saved model before anything is allocated: its config, and that its size fits the machine and its files.
 
     Args:
         timm_name: result of `resolve_model_name`. A model that timm names is not checked.
 
     Returns:
-        The class names that are saved with the model, or None.
+        The labels of a saved model.
 
     Raises:
         ValueError: a wrong config, or a network that is too large; also any error of timm.create_model.
@@ -262,12 +263,12 @@ def _check_saved(timm_name: str) -> list[str] | None:
     if source is None:
         return None
     config = Path(place) / "config.json" if source == "local-dir" else Path(download_from_hf(place, "config.json"))
-    label_names = check_config(config)
+    labels = check_config(config)
     network = build_on_meta(f"local-dir:{config.parent}")
     if not hasattr(network, "num_classes"):
         raise ValueError("its config.json describes a feature extractor, which has no outputs")
     check_size(network, Path(place) if source == "local-dir" else None)
-    return label_names
+    return labels
 
 
 def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
@@ -290,23 +291,6 @@ def short_names(given: Sequence[str], parameter: str = "model") -> list[str]:
     return [one if short.count(one) == 1 else name for one, name in zip(short, given, strict=True)]
 
 
-def class_names(model: Any) -> list[str] | None:
-    """Return the class names of a timm model: those saved with it, or ImageNet's if the number of classes matches.
-
-    Args:
-        model: a model from `load_model` or timm.create_model.
-
-    Returns:
-        One name per output, with control characters as escapes, or None if the names are not known.
-    """
-    names = model.pretrained_cfg.get("label_names")
-    subset = infer_imagenet_subset(model)
-    if names and len(names) == model.num_classes:
-        names = read_label_names(names if isinstance(names, dict) else list(names), model.num_classes)
-        return None if names is None else [printable(name) for name in names]
-    return ImageNetInfo(subset).label_descriptions(detailed=False) if subset else None
-
-
 def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str] | None = None) -> None:
     """Write config.json and model.safetensors, which timm.create_model('local-dir:FOLDER', pretrained=True) loads.
 
@@ -324,7 +308,9 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
             f"a {type(model).__name__} that was built without timm.create_model cannot be saved, because no name "
             "rebuilds it: create it by timm.create_model"
         )
-    model_config = {"label_names": label_names} if label_names else None
+    model_config: dict[str, Any] = {"label_names": label_names} if label_names else {}
+    if is_multi_label_model(model):
+        model_config["problem_type"] = MULTI_LABEL
     model_args = encode_layers(getattr(model, "_model_args", {}))
     _require_json(model_args)
     named = {name: value for name, value in model_args.items() if names_layer(value)}
@@ -333,6 +319,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, label_names: list[str]
     config = json.loads(path.read_text())
     # num_classes is also at the top level, and the TimmWrapper of transformers 5 fails if it gets it twice.
     config.get("model_args", {}).pop("num_classes", None)
+    config["pretrained_cfg"].pop("problem_type", None)  # it is at the top level, where transformers has it
     if attention_kind(model) == "plain":
         _name_timms_own(model, config)
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -5,13 +5,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from timm.models import PretrainedCfg, is_model, split_model_name_tag
 
 from ..console import log0, shortened
 
-__all__ = ["check_config", "read_label_names"]
+__all__ = ["MULTI_LABEL", "SavedLabels", "check_config", "read_label_names"]
+
+MULTI_LABEL = "multi_label_classification"  # the problem_type of transformers for any number of classes per image
+PROBLEM_TYPES = ("single_label_classification", MULTI_LABEL)
 
 MAX_FILE_SIZE = 2**24  # bytes
 MAX_NUMBER = 10**6  # largest whole number in model_args
@@ -23,17 +26,29 @@ COUNTS = ("depth", "depths", "embed_dim", "img_size", "in_chans", "num_heads", "
 
 LIMITS = {"depth": MAX_DEPTH, "depths": MAX_DEPTH, "img_size": MAX_SIDE}
 
-KNOWN_ENTRIES = {field.name for field in dataclasses.fields(PretrainedCfg)}
+KNOWN_ENTRIES = {field.name for field in dataclasses.fields(PretrainedCfg)} | {"problem_type"}
 
 
-def check_config(path: Path) -> list[str] | None:
+class SavedLabels(NamedTuple):
+    """What a config.json says of the outputs.
+
+    Attributes:
+        names: the class names, in the order of the outputs; None if the file has none.
+        is_multi_label: whether an image may have any number of the classes.
+    """
+
+    names: list[str] | None
+    is_multi_label: bool
+
+
+def check_config(path: Path) -> SavedLabels:
     """Check the entries of a config.json.
 
     Args:
         path: path of the file.
 
     Returns:
-        The class names, in the order of the outputs; None if the file has none.
+        The labels of the model.
 
     Raises:
         ValueError: the first entry that is wrong, its value, and what it must be.
@@ -56,11 +71,15 @@ def check_config(path: Path) -> list[str] | None:
     else:
         settings = config  # timm's older form
     # The entries at the top replace those of pretrained_cfg.
-    top = {name: config[name] for name in ("num_classes", "label_names") if name in config}
+    top = {name: config[name] for name in ("num_classes", "label_names", "problem_type") if name in config}
     settings = {**settings, **top}
     _check_settings(settings)
     _check_arguments(args, settings)
-    return read_label_names(settings.get("label_names", settings.get("labels")), settings.get("num_classes"))
+    problem = settings.get("problem_type")
+    if problem is not None and problem not in PROBLEM_TYPES:
+        raise _wrong("problem_type", problem, f"one of {', '.join(PROBLEM_TYPES)}")
+    names = read_label_names(settings.get("label_names", settings.get("labels")), settings.get("num_classes"))
+    return SavedLabels(names, problem == MULTI_LABEL)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

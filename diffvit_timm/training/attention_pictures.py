@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
@@ -45,16 +46,22 @@ class AttentionPictures:
         except TypeError as error:
             raise InputError(f"`attention_every`: {error}") from error
         self.folder, self.what = folder, what
-        rows = list(split.shuffle(seed=0).take(min(IMAGES, len(split))))
+        # The relevance is that of one class: of an image with several, the first. Images without any are left out.
+        shuffled = split.shuffle(seed=0)
+        labels = [np.atleast_1d(label) for label in shuffled["label"][:]]
+        chosen = [row for row, own in enumerate(labels) if len(own)][:IMAGES]
+        if not chosen:
+            raise InputError(f"`attention_every`: none of the {len(split)} validation images has a class to draw")
+        rows = list(shuffled.select(chosen))
+        self.labels = torch.tensor([int(labels[row][0]) for row in chosen])
         config = model_data_config(model)
         mode = MODES[config["input_size"][0]]
         images = [decode_image(row["image"], mode, f"an image of {split.split}") for row in rows]
         transform: Any = create_transform(**config, is_training=False)
         self.batch = torch.stack([transform(image) for image in images])
-        self.labels = torch.tensor([row["label"] for row in rows])
         self.pictures = [
-            Picture(image, patched_box(image.size, transform, patch_embedding(model)), class_names[row["label"]])
-            for image, row in zip(images, rows, strict=True)
+            Picture(image, patched_box(image.size, transform, patch_embedding(model)), class_names[label])
+            for image, label in zip(images, self.labels.tolist(), strict=True)
         ]
 
     def draw(self, model: nn.Module, name: str, accelerator: Accelerator, step: int) -> None:

@@ -8,18 +8,24 @@ from matplotlib.ticker import PercentFormatter
 from ..inspection.colours import BLUE, GREEN, VERMILION
 from ..inspection.saving import save_figure
 
+TITLES = {
+    "val_accuracy": "Validation accuracy (top-1)",
+    "val_mean_average_precision": "Validation mean average precision",
+}
+
 
 def plot_training(rows: list[dict], path: Path, title: str) -> None:
     """Plot the rows of metrics.jsonl.
 
     Args:
-        rows: rows with `epoch` and either `train_loss` and `lr` (after updates) or `val_loss` and `val_accuracy` (after
-            validations); rows after whole epochs also have `lambda`.
+        rows: rows with `epoch` and either `train_loss` and `lr` (after updates) or `val_loss` and a score (after
+            validations), which is `val_accuracy` or `val_mean_average_precision`; rows after whole epochs also have
+            `lambda`.
         path: path of the PNG file.
         title: model, attention and dataset.
     """
     updates = [row for row in rows if "train_loss" in row]
-    validations = [row for row in rows if "val_accuracy" in row]
+    validations = [row for row in rows if "val_loss" in row]
     epochs = [row for row in validations if "lambda" in row]
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     figure.suptitle(title, wrap=True)
@@ -31,8 +37,9 @@ def plot_training(rows: list[dict], path: Path, title: str) -> None:
     loss.set_title("Loss (nats; train includes regularisation)")
     loss.legend()
 
-    accuracy.plot(places, [row["val_accuracy"] for row in validations], "o-", color=VERMILION)
-    accuracy.set_title("Validation accuracy (top-1)")
+    metric = next(name for name in TITLES if all(name in row for row in validations))
+    accuracy.plot(places, [row[metric] for row in validations], "o-", color=VERMILION)
+    accuracy.set_title(TITLES[metric])
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
 
     rate.plot([row["epoch"] for row in updates], [row["lr"] for row in updates], color=GREEN)

@@ -4,26 +4,31 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..console import progress
-from ..inspection.accuracy import Accuracy
+from .objective import Objective
 
 __all__ = ["evaluate"]
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Any, loader: DataLoader, accelerator: Accelerator, label: str, after_batch: Callable[[], None] | None = None
-) -> Accuracy:
-    """Measure the accuracy of a network; every image counts once.
+    model: Any,
+    loader: DataLoader,
+    objective: Objective,
+    accelerator: Accelerator,
+    label: str,
+    after_batch: Callable[[], None] | None = None,
+) -> Any:
+    """Return the score of a network on a split: an `Accuracy` or a `MultiLabelScore`. Every image counts once.
 
     Args:
         model: network, which is put into evaluation mode.
         loader: prepared loader from `evaluation_batches`.
+        objective: what the network learns, from `make_objective`.
         accelerator: accelerator of the run.
         label: name of the split, for the progress.
         after_batch: function to call after every batch.
@@ -34,9 +39,9 @@ def evaluate(
         for images, labels in loader:
             with accelerator.autocast():
                 logits = model(images)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none")
-            columns.append(accelerator.gather_for_metrics((logits.argmax(-1), labels, losses)))
+            rows = objective.outputs(logits), labels, objective.losses(logits, labels)
+            columns.append(accelerator.gather_for_metrics(rows))
             advance("")
             if after_batch:
                 after_batch()
-    return Accuracy.of(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))
+    return objective.score(*(torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)))

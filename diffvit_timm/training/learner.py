@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..data.class_balance import weighted_cross_entropy
 from ..data.loading import model_data_config
 from .config import TrainConfig
 from .lambda_warmup import LambdaWarmup
 from .lora import from_merged, merged_copy
 from .memory import find_accum_steps
+from .objective import Objective
 from .optim import build_optimizer, build_scheduler
 from .sharding import full_optimizer_state, full_weights, load_optimizer_state, load_weights
 from .teacher import distillation_loss
@@ -37,11 +36,10 @@ class Learner:
         config: options of the training.
         accelerator: accelerator from `make_accelerator`.
         model: network to train, in place.
-        class_count: number of classes.
+        objective: what the network learns, from `make_objective`.
         updates_per_epoch: number of updates per epoch.
         updates: number of updates of the training.
         teacher: network to distil from.
-        weights: weight of each class in the loss, from `class_weights`; None: all the same.
 
     Attributes:
         net: the network as it was given. What accelerate wraps or compiles shares its parameters.
@@ -58,11 +56,10 @@ class Learner:
         config: TrainConfig,
         accelerator: Accelerator,
         model: nn.Module,
-        class_count: int,
+        objective: Objective,
         updates_per_epoch: int,
         updates: int,
         teacher: Any = None,
-        weights: Tensor | None = None,
     ) -> None:
         optim = config.optim
         if accelerator.is_fsdp2:
@@ -71,7 +68,7 @@ class Learner:
         self.config = config
         self.accelerator = accelerator
         self.teacher = teacher.to(accelerator.device) if teacher else None
-        self.weights = None if weights is None else weights.to(accelerator.device)
+        self.objective = objective
         self.net: Any = model
         self.lambda_warmup = None
         if optim.lambda_warmup:
@@ -85,7 +82,7 @@ class Learner:
         self.updates_per_epoch, self.updates = updates_per_epoch, updates
         self.scheduler = build_scheduler(optimizer, optim, updates_per_epoch, updates)
         self.frozen = [module for module in model.modules() if _is_frozen(module)]
-        self.mix = _batch_mix(optim.mixup, optim.cutmix, class_count)
+        self.mix = _batch_mix(optim.mixup, optim.cutmix, objective.classes)
         # The average of the weights (Polyak and Juditsky 1992) follows faster in early updates.
         self.ema = ModelEmaV3(model, decay=optim.ema, use_warmup=True) if optim.ema else None
         self.accum_steps = optim.grad_accum
@@ -126,7 +123,7 @@ class Learner:
 
         Args:
             images: (B, C, H, W), this process's part of the batch.
-            labels: (B,), class indices.
+            labels: (B,), class indices; or (B, classes), 1 for each class of an image and 0 for the others.
             step: number of updates done before this one.
 
         Returns:
@@ -167,14 +164,11 @@ class Learner:
         return total
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy with the labels, and with the teacher if there is one; a scalar, in nats."""
+        """Return the loss of the labels, and that of the teacher if there is one; a scalar, in nats."""
         optim = self.config.optim
         with self.accelerator.autocast():
             logits = self.model(images)  # (B, classes)
-        if self.weights is None:
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=optim.label_smoothing)
-        else:
-            loss = weighted_cross_entropy(logits.float(), targets, self.weights, optim.label_smoothing)
+        loss = self.objective.loss(logits, targets)
         if self.teacher:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(images)

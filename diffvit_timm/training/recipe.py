@@ -10,12 +10,14 @@ from accelerate.utils import set_seed
 from ..console import is_main, log0
 from ..data.checks import check_images
 from ..data.config import DataConfig
+from ..data.labels import shown_classes
 from ..data.noise import with_input_noise, with_label_noise
 from ..data.splits import Splits, take_per_class, take_stratified
 from ..errors import InputError
 from ..files import read_json, read_yaml
 from ..hub.publishing import check_repository, push_run
 from ..layers.base import attention_kind
+from ..models.outputs import set_multi_label
 from ..models.pretrained import check_model
 from .accelerator import make_accelerator, run_on_main
 from .config import TrainConfig
@@ -29,13 +31,16 @@ from .trainer import Trainer
 
 __all__ = ["build", "train"]
 
+ONE_LABEL = "needs one label per image, but the images of this dataset have lists of labels"
 
-def train(config: TrainConfig, name: str) -> dict:
+
+def train(config: TrainConfig, name: str, multi_label: bool = False) -> dict:
     """Run a whole training.
 
     Args:
         config: options of the training.
         name: name of the run folder with `output=auto`.
+        multi_label: whether the images of the dataset may have lists of labels. Their result has no accuracy.
 
     Returns:
         The result, as in result.json, with the run folder as `output`; a dry run returns its estimate.
@@ -45,30 +50,31 @@ def train(config: TrainConfig, name: str) -> dict:
     """
     check_trackers(config.run.trackers)
     with open_run(config, name) as (output, checkpoint):
-        result = _train_and_push(config, output, checkpoint)
+        result = _train_and_push(config, output, checkpoint, multi_label)
     return result if config.run.dry_run else {**result, "output": str(output)}
 
 
-def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
+def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool) -> dict:
     """Train in a run folder that is claimed, unless the run is finished, and push it; returns the result."""
     run = config.run
     if run.push_to_hub and is_main():
         check_repository(run.push_to_hub, run.hub_private)
     if is_finished(output, config.flat()):
-        result = _finished_result(config, output)
+        result = _finished_result(config, output, multi_label)
     else:
-        result = _train(config, output, checkpoint)
+        result = _train(config, output, checkpoint, multi_label)
     if run.push_to_hub and is_main():
         url = push_run(output, run.push_to_hub, run.hub_private, "push_to_hub", run.path_in_repo)
         log0(f"pushed to {url}")
     return result
 
 
-def _finished_result(config: TrainConfig, output: Path) -> dict:
+def _finished_result(config: TrainConfig, output: Path, multi_label: bool) -> dict:
     """Return the result of a finished run. If its dataset has another name, its images must be the same."""
     result = read_json(output / "result.json", "delete it to test the best weights again")
     there = read_yaml(output / "config.yaml", "restore it from a copy").get("dataset", config.data.dataset)
-    if there != config.data.dataset and _load_splits(config.data).fingerprints != result.get("fingerprints"):
+    is_moved = there != config.data.dataset
+    if is_moved and _load_splits(config.data, multi_label).fingerprints != result.get("fingerprints"):
         raise InputError(
             f"`dataset={config.data.dataset}` has other images than `dataset={there}`, with which {output} was "
             "trained: choose another `output`"
@@ -87,9 +93,9 @@ class Parts(NamedTuple):
     teacher: Any
 
 
-def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
+def _train(config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool) -> dict:
     """Train in a run folder, or do a dry run or a test instead; returns the result."""
-    accelerator, model, splits, conversion, teacher = build(config, output, is_new=not checkpoint)
+    accelerator, model, splits, conversion, teacher = build(config, output, not checkpoint, multi_label)
     if config.run.dry_run:
         return dry_run(config, accelerator, model, splits, conversion, teacher)
     trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
@@ -98,13 +104,14 @@ def _train(config: TrainConfig, output: Path, checkpoint: Path | None) -> dict:
     return result
 
 
-def build(config: TrainConfig, output: Path, is_new: bool = True) -> Parts:
+def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: bool = False) -> Parts:
     """Load the data, and create or convert the model, after all checks that need neither.
 
     Args:
         config: options of the training.
         output: run folder.
         is_new: whether the weights will be used, and not replaced by those of a checkpoint.
+        multi_label: whether the images of the dataset may have lists of labels.
 
     Raises:
         InputError: bad input.
@@ -119,11 +126,15 @@ def build(config: TrainConfig, output: Path, is_new: bool = True) -> Parts:
     if config.optim.teacher:
         check_model(config.optim.teacher, parameter="teacher")
     # 2. Load the data, and create or convert the model. Every rank draws the same head.
-    splits = _load_splits(config.data)
+    splits = _load_splits(config.data, multi_label)
+    if splits.is_multi_label:
+        config.optim.require_default("teacher", ONE_LABEL)
+        config.model.require_default("head_init", ONE_LABEL)
     if not config.run.eval_only:
         run_on_main(accelerator, lambda: check_images(splits, config.data.workers))
     set_seed(config.run.seed)
     model, report = create_model(config.model, splits, report=accelerator.is_main_process and is_new)
+    set_multi_label(model, splits.is_multi_label)
     if report:
         log0(str(report))
     teacher = load_teacher(config.optim.teacher, model, splits.class_names) if config.optim.teacher else None
@@ -137,16 +148,20 @@ def build(config: TrainConfig, output: Path, is_new: bool = True) -> Parts:
     return Parts(accelerator, model, splits, conversion, teacher)
 
 
-def _load_splits(config: DataConfig) -> Splits:
+def _load_splits(config: DataConfig, multi_label: bool) -> Splits:
     """Load the dataset, take a part of the training images, and add noise, as the options say."""
-    splits = config.load(config.stream, config.val_share)
+    splits = config.load(config.stream, config.val_share, multi_label)
+    if splits.is_multi_label:
+        config.require_default("samples_per_class", ONE_LABEL)
+        config.require_default("label_noise", ONE_LABEL)
+        config.require("class_balance", config.class_balance != "sampler", f"{ONE_LABEL}: choose loss or none")
     if config.test_share and not config.group_column:
         log0(
             f"{config.test_share:.0%} of the training images are held out for the test, class by class. If several of "
             "them show one patient or scene, this test is too easy: the option group_column keeps them together"
         )
     for role in ("val", "test"):
-        classes = len(set(getattr(splits, role)["label"][:]))
+        classes = len(shown_classes(getattr(splits, role)))
         if classes < len(splits.class_names):
             log0(f"the {role} images show {classes} of the {len(splits.class_names)} classes")
     if config.max_train_samples:

@@ -14,9 +14,9 @@ class TrainState:
     Attributes:
         step: updates done.
         epochs_done: epochs trained and evaluated.
-        best: validation accuracy of the best epoch (with `class_balance` its balanced accuracy), and minus its loss,
-            which decides between equal accuracies.
-        best_accuracy: with `class_balance`, validation accuracy of the best epoch.
+        best: validation accuracy of the best epoch (with `class_balance` its balanced accuracy, with several labels
+            per image the mean average precision), and minus its loss, which decides between equal accuracies.
+        best_value: validation accuracy of the best epoch.
         epochs_since_best: epochs evaluated after the best one.
         losses: losses of the updates since the last row of metrics.jsonl, on the device.
         seconds: seconds since the start, without the time between a checkpoint and its resume.
@@ -28,7 +28,7 @@ class TrainState:
     step: int = 0
     epochs_done: int = 0
     best: tuple[float, float] = (-1.0, 0.0)
-    best_accuracy: float = -1.0
+    best_value: float = -1.0
     epochs_since_best: int = 0
     losses: list[Tensor] = dataclasses.field(default_factory=list)
     seconds: float = 0.0

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..console import counted, log0, progress
-from ..data.class_balance import class_weights, imbalance, reports_balanced
+from ..data.class_balance import imbalance, reports_balanced
 from ..data.loading import evaluation_images, image_batches, model_data_config, training_images
 from ..data.splits import Splits
 from ..errors import DivergedError
 from ..hub.redaction import redacted_text
-from ..inspection.accuracy import Accuracy
 from ..inspection.attention_maps import has_heat_maps
 from ..inspection.naming import model_title
 from ..inspection.statistics import LayerStatistics, layer_statistics
@@ -33,6 +32,7 @@ from .curves import plot_training
 from .evaluation import evaluate
 from .learner import Learner
 from .longer import planned
+from .objective import make_objective
 from .optim import warmup_updates
 from .predictions import draw_predictions
 from .resume import check_best, check_same_run, run_identity
@@ -46,8 +46,8 @@ __all__ = ["Trainer"]
 STATISTICS_IMAGES = 16  # validation images on which lambda and negative attention are measured after each epoch
 
 COLUMNS = (
-    "after each epoch: top-1 accuracy and loss (nats) on the validation images; for differential attention the least "
-    "and the largest lambda of a layer, and the largest share of negative attention in a layer"
+    "after each epoch: {} and loss (nats) on the validation images; for differential attention the least and the "
+    "largest lambda of a layer, and the largest share of negative attention in a layer"
 )
 
 
@@ -92,14 +92,13 @@ class Trainer:
         self.stop = StopSignal()
 
         self._build_loaders(model)
-        labels = None if self.batches.is_stream else splits.train["label"][:]
-        self.imbalance = None if labels is None else imbalance(labels)
-        self.is_balanced = config.data.class_balance != "none"
-        self.shows_balanced = reports_balanced(self.imbalance, config.data.class_balance)
-        classes = len(splits.class_names)
-        weights = class_weights(labels, classes) if labels and config.data.class_balance == "loss" else None
+        self.objective = make_objective(config, splits)
+        has_sizes = not (self.batches.is_stream or splits.is_multi_label)  # whether every image counts for one class
+        self.imbalance = imbalance(splits.train["label"][:]) if has_sizes else None
+        self.is_balanced = config.data.class_balance != "none" and not splits.is_multi_label
+        self.shows_balanced = not splits.is_multi_label and reports_balanced(self.imbalance, config.data.class_balance)
         self.learner = Learner(
-            config, accelerator, model, classes, self.updates_per_epoch, self.updates, teacher, weights
+            config, accelerator, model, self.objective, self.updates_per_epoch, self.updates, teacher
         )
         self._build_observers(model)
 
@@ -195,7 +194,7 @@ class Trainer:
                 f"the warm-up of {warmup} takes the whole training, which never reaches the learning rate "
                 f"{config.optim.lr:g}: lower {option}"
             )
-        log0(COLUMNS)
+        log0(COLUMNS.format(self.objective.metric.replace("_", " ")))
 
     def _train_epoch(self, epoch: int) -> None:
         """Train for one epoch, or for the part of it that a checkpoint left."""
@@ -244,11 +243,11 @@ class Trainer:
                 "or use `precision=no`"
             )
 
-    def evaluate(self, loader: Any, label: str, stops: bool = True) -> Accuracy:
+    def evaluate(self, loader: Any, label: str, stops: bool = True) -> Any:
         """Evaluate the present weights on a prepared loader; with `stops`, a signal stops it."""
         model = self.learner.eval_model if self.learner.ema else self.learner.model
         after_batch = (lambda: self._stop_if_asked(together=False)) if stops else None
-        return evaluate(model, loader, self.accelerator, label, after_batch)
+        return evaluate(model, loader, self.objective, self.accelerator, label, after_batch)
 
     def _evaluate_epoch(self, epoch: int) -> None:
         """Validate after an epoch, save the best weights, and draw attention and take a checkpoint if they are due."""
@@ -262,9 +261,11 @@ class Trainer:
         layers: dict[str, Any] = {"lambda": lambdas, "negative_mass": negative}
         if self.shows_balanced:
             layers["val_mean_per_class"] = val.mean_per_class
-        self._log(epoch=state.step / self.updates_per_epoch, val_accuracy=val.accuracy, val_loss=val.loss, **layers)
-        columns = [f"epoch {epoch + 1}/{self.epochs}", f"val {val.accuracy:.2%}"]
-        columns += [f"balanced {val.mean_per_class:.2%}"] * self.shows_balanced + [f"val loss {val.loss:.3f}"]
+        value = self._log_validation(state.step / self.updates_per_epoch, val, **layers)
+        columns = [f"epoch {epoch + 1}/{self.epochs}", f"{self.objective.shown} {value:.2%}"]
+        if self.shows_balanced:
+            columns.append(f"balanced {val.mean_per_class:.2%}")
+        columns.append(f"val loss {val.loss:.3f}")
         if lambdas:
             columns.append(f"lambda {min(lambdas):.3f} to {max(lambdas):.3f}  negative {max(negative):.1%}")
         log0("  ".join([*columns, f"{time.perf_counter() - self.started:.0f} s"]))
@@ -272,9 +273,9 @@ class Trainer:
         state.epochs_since_best += 1
         keeps_last = self.config.optim.keep_weights == "last"
         # accuracies on few images are often equal: the lower loss decides
-        score = val.mean_per_class if self.is_balanced else val.accuracy
+        score = val.mean_per_class if self.is_balanced else value
         if keeps_last or (score, -val.loss) > state.best:
-            state.best, state.best_accuracy, state.epochs_since_best = (score, -val.loss), val.accuracy, 0
+            state.best, state.best_value, state.epochs_since_best = (score, -val.loss), value, 0
             if self.run:
                 self.run.save_best(self.learner.saved_model(), self.splits.class_names)
         # 3. Draw attention and take a checkpoint, if they are due.
@@ -289,8 +290,14 @@ class Trainer:
         """Log a validation between two epochs, which chooses nothing."""
         # it does not stop, because the checkpoint of a signal would lack this row
         val = self.evaluate(self.val_loader, f"val {place:.2f}", stops=False)
-        self._log(epoch=place, val_accuracy=val.accuracy, val_loss=val.loss)
+        self._log_validation(place, val)
         self.learner.set_training_mode()
+
+    def _log_validation(self, place: float, val: Any, **layers: Any) -> float:
+        """Log the score on the validation images; returns its value."""
+        value = self.objective.value(val)
+        self._log(epoch=place, **{f"val_{self.objective.metric}": value}, val_loss=val.loss, **layers)
+        return value
 
     def _statistics(self) -> LayerStatistics:
         if not self.layers:
@@ -312,7 +319,7 @@ class Trainer:
         state = self.state
         result = {
             **self.test(),
-            "val_accuracy": state.best_accuracy if self.is_balanced else state.best[0],
+            f"val_{self.objective.metric}": state.best_value,
             "train_images": len(self.splits.train),
             "epochs": state.epochs_done,
             "updates": state.step,
@@ -346,20 +353,14 @@ class Trainer:
 
     def test(self) -> dict:
         """Test the present weights on the test split; returns a part of the result."""
-        self.tested = test = self.evaluate(self.test_loader, "test")
-        statistics = self._statistics()
-        names, held_out = self.splits.class_names, self.config.data.test_share
+        self.tested = self.evaluate(self.test_loader, "test")
+        statistics, held_out = self._statistics(), self.config.data.test_share
         return {
-            "test_accuracy": test.accuracy,
-            "test_interval_95": test.interval,
-            "test_mean_per_class": test.mean_per_class,
+            **self.objective.report(self.tested, self.splits.class_names),
             "class_imbalance": self.imbalance,
             "class_balance": self.config.data.class_balance,
-            "test_loss": test.loss,
-            "test_images": test.images,
             "fingerprints": self.splits.fingerprints,
             "test_split": "held out of train" if held_out else str(self.splits.test.split or "test"),
-            "test_confusions": [[names[label], names[predicted], count] for label, predicted, count in test.confusions],
             "model": self.config.model.model,
             "attn": attention_kind(self.learner.net),
             "lora": self.config.model.lora,

@@ -80,7 +80,7 @@ def _bars(axis: Axes, probabilities: np.ndarray, label: int, names: Sequence[str
     """Draw the five likeliest classes as bars."""
     best = np.argsort(-probabilities, kind="stable")[:BARS]
     best = best[probabilities[best] > 0]  # a class that not all classifiers know has no probability
-    draw_bars(axis, [(names[index], probabilities[index]) for index in best], names[label])
+    draw_bars(axis, [(names[index], probabilities[index]) for index in best], [names[label]])
     axis.set_ylim(BARS - 0.4, -0.6)  # equally many places, also if there are fewer classes
     axis.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"], fontsize=6)
     axis.set_xlabel(textwrap.fill(f"probability by {model}", 40), fontsize=7)

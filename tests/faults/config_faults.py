@@ -12,7 +12,8 @@ import timm
 import torch
 
 from diffvit_timm.data.loading import model_data_config
-from diffvit_timm.models.pretrained import check_model, class_names, load_model, save_pretrained
+from diffvit_timm.models.outputs import class_names
+from diffvit_timm.models.pretrained import check_model, load_model, save_pretrained
 
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3, 10**6, 10**9, 10**30, 0.5, float("nan"), float("inf"), -0.0, "", "ten", "x" * 10**5,

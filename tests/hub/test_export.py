@@ -115,7 +115,8 @@ def test_the_metadata_says_what_the_network_is(tiny_model, tmp_path):
         "crop_mode": "center",
     }  # fmt: skip
     assert written == {
-        "class_names": "[]", "model": "diffvit_tiny_patch16", "attention": "diff_v2", "diffvit_timm": __version__
+        "class_names": "[]", "activation": "softmax", "model": "diffvit_tiny_patch16", "attention": "diff_v2",
+        "diffvit_timm": __version__,
     }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.files import atomic_folder
 from diffvit_timm.models import meta_device, saved_config
 from diffvit_timm.models.meta_device import build_on_meta
-from diffvit_timm.models.pretrained import check_convertible, check_model, class_names, load_model, save_pretrained
+from diffvit_timm.models.outputs import class_names
+from diffvit_timm.models.pretrained import check_convertible, check_model, load_model, save_pretrained
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -38,7 +39,7 @@ def rewrite(folder, *path, value):
 
 
 def test_an_intact_config_is_accepted_and_gives_the_class_names(folder):
-    assert saved_config.check_config(folder / "config.json") == NAMES
+    assert saved_config.check_config(folder / "config.json").names == NAMES
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.learner import Learner
+from diffvit_timm.training.objective import SingleLabel
 
 OPTIONS = dict(batch_size=6, lr=1e-2, layer_decay=0.5, warmup_epochs=0.5, mixup=0.4, cutmix=0.5)
 
@@ -18,7 +19,7 @@ def learner(tiny_model):
     def make(shape=None, **options):
         config = TrainConfig.from_flat("data", "tiny", **{**OPTIONS, **options})
         model = tiny_model(**{"drop_path_rate": 0.3, **(shape or {})})
-        return Learner(config, Accelerator(cpu=True), model, class_count=3, updates_per_epoch=2, updates=4)
+        return Learner(config, Accelerator(cpu=True), model, objective=SingleLabel(3), updates_per_epoch=2, updates=4)
 
     return make
 
@@ -127,7 +128,7 @@ def test_training_mode_leaves_out_what_is_frozen(learner, tiny_model):
     model = tiny_model()
     model.blocks[0].requires_grad_(False)
     config = TrainConfig.from_flat("data", "tiny", **OPTIONS)
-    run = Learner(config, Accelerator(cpu=True), model, class_count=3, updates_per_epoch=2, updates=4)
+    run = Learner(config, Accelerator(cpu=True), model, objective=SingleLabel(3), updates_per_epoch=2, updates=4)
     run.model.eval()
     run.set_training_mode()
     assert [block.training for block in run.net.blocks] == [False, True]

@@ -19,6 +19,7 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.lora import add_lora, from_merged, merged_copy
 from diffvit_timm.training.model import create_model
+from diffvit_timm.training.objective import SingleLabel
 from diffvit_timm.training.optim import build_optimizer
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
@@ -252,7 +253,7 @@ def test_options_that_contradict_lora_are_refused(options, more, message):
 def test_a_sharded_model_is_refused(options):
     accelerator = SimpleNamespace(is_fsdp2=True)
     with pytest.raises(InputError, match=r"^`lora=4` does not work with a sharded model: leave it out$"):
-        Learner(options(), accelerator, network("ViT"), class_count=5, updates_per_epoch=4, updates=8)
+        Learner(options(), accelerator, network("ViT"), objective=SingleLabel(5), updates_per_epoch=4, updates=8)
 
 
 def test_random_weights_are_not_adapted(options):

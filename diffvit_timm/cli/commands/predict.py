@@ -26,7 +26,8 @@ from ...inspection.classification import Classified, classify_files
 from ...inspection.figures import PredictedImage, plot_predictions
 from ...inspection.naming import model_title
 from ...inspection.saving import save_figure
-from ...models.pretrained import class_names, short_names
+from ...models.outputs import class_names
+from ...models.pretrained import short_names
 from ...options import CheckedOptions
 from ..images import load_for_inference, read_image
 

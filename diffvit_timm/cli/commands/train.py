@@ -47,6 +47,6 @@ def main(options: Options) -> dict:
         from ...training.recipe import train
 
         with push_command():
-            result = train(options.train, "train")
+            result = train(options.train, "train", multi_label=True)
     print_summary(result)
     return result

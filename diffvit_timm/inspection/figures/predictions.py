@@ -1,7 +1,7 @@
 """Images with what a classifier predicts: the likeliest classes as bars, and whether the prediction is right."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -27,12 +27,20 @@ class PredictedImage(NamedTuple):
         predicted: the likeliest classes with their probabilities, the likeliest first.
         true: the true class with its probability; None if it is not known.
         name: name of the image, which stands above it; may be empty.
+        classes: all classes of an image that may have any number of them, with their probabilities; None if it has
+            one, which is `true`.
     """
 
     image: Image.Image
     predicted: Sequence[tuple[str, float]]
     true: tuple[str, float] | None = None
     name: str = ""
+    classes: Sequence[tuple[str, float]] | None = None
+
+    @property
+    def true_names(self) -> list[str]:
+        """The names of the true classes; empty if they are not known, or if there are none."""
+        return [name for name, _ in self.classes or ([self.true] if self.true else [])]
 
     @property
     def is_right(self) -> bool | None:
@@ -40,16 +48,16 @@ class PredictedImage(NamedTuple):
         return None if self.true is None else self.predicted[0][0] == self.true[0]
 
 
-def draw_bars(axis: Axes, predicted: Sequence[tuple[str, float]], true: str | None) -> None:
-    """Draw the likeliest classes as bars with their names on them. The bar of the true class is blue and hatched.
+def draw_bars(axis: Axes, predicted: Sequence[tuple[str, float]], true: Collection[str]) -> None:
+    """Draw the likeliest classes as bars with their names on them. The bar of a true class is blue and hatched.
 
     Args:
         axis: axes to draw into.
         predicted: classes with their probabilities, in the order of the bars.
-        true: the true class; None if it is not known.
+        true: the true classes; none if they are not known.
     """
     for place, (name, share) in enumerate(predicted):
-        is_true = name == true
+        is_true = name in true
         # Pale, because the names are on them; hatched, so that the colour is not needed to find the true class.
         axis.barh(place, share, color=BLUE if is_true else OTHER, alpha=0.5)
         if is_true:
@@ -67,6 +75,7 @@ def plot_predictions(cases: Sequence[PredictedImage], title: str) -> Figure:
     """Plot a grid of images, each above the bars of its likeliest classes.
 
     A right image has a check mark and a thin frame; a wrong one has a cross, its true class and a thick, dashed frame.
+    An image that may have any number of classes has neither; above it are those of its classes that have no bar.
 
     Args:
         cases: images, at least one.
@@ -92,7 +101,7 @@ def plot_predictions(cases: Sequence[PredictedImage], title: str) -> Figure:
         picture.set_title(_caption(case), fontsize=8)
         _frame(picture, case.is_right)
         below.set_axis_on()
-        draw_bars(below, case.predicted, case.true[0] if case.true else None)
+        draw_bars(below, case.predicted, case.true_names)
     return figure
 
 
@@ -103,6 +112,10 @@ def _caption(case: PredictedImage) -> str:
         lines.append("✓ right")
     elif case.true is not None:
         lines.append(f"✗ wrong; true: {case.true[0]} ({case.true[1]:.0%})")
+    elif case.classes is not None:
+        shown = {name for name, _ in case.predicted}
+        others = [f"{name} ({share:.0%})" for name, share in case.classes if name not in shown]
+        lines.append(f"also: {', '.join(others)}" if others else "" if case.classes else "has no class")
     return "\n".join(textwrap.fill(line, CAPTION) for line in lines)
 
 

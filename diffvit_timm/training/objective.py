@@ -1,0 +1,135 @@
+"""What a training learns: one class per image, or any number of classes per image. The two differ in loss and score."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.class_balance import class_weights, positive_weights, weighted_cross_entropy
+from ..data.labels import label_targets
+from ..data.splits import Splits
+from ..inspection.accuracy import Accuracy
+from ..inspection.average_precision import MultiLabelScore
+from .config import TrainConfig
+
+__all__ = ["MultiLabel", "Objective", "SingleLabel", "make_objective"]
+
+
+class SingleLabel:
+    """One class per image: softmax, cross-entropy and accuracy.
+
+    Args:
+        classes: number of classes.
+        smoothing: share of the target that is spread evenly over all classes.
+        weights: weight of each class in the loss, from `class_weights`; None: all the same.
+    """
+
+    metric, shown = "accuracy", "val"
+
+    def __init__(self, classes: int, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
+        self.classes, self.smoothing, self.weights = classes, smoothing, weights
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the training loss of a batch, a scalar in nats.
+
+        Args:
+            logits: (B, classes).
+            targets: (B,), class indices; or (B, classes), shares of the classes, as mixup makes them.
+        """
+        if self.weights is None:
+            return F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing)
+        return weighted_cross_entropy(logits.float(), targets, self.weights.to(logits.device), self.smoothing)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each image in an evaluation, (B,), without smoothing and weights."""
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """Return what the score needs of the logits: the predicted classes, (B,)."""
+        return logits.argmax(-1)
+
+    def score(self, outputs: np.ndarray, targets: np.ndarray, losses: np.ndarray) -> Accuracy:
+        """Compute the score of a split from the outputs, targets and losses of its images."""
+        return Accuracy.of(outputs, targets, losses)
+
+    def value(self, score: Accuracy) -> float:
+        """Return the number that chooses the best epoch."""
+        return score.accuracy
+
+    def report(self, score: Accuracy, names: list[str]) -> dict[str, Any]:
+        """Return the score on the test images, as in result.json, with the names of the classes."""
+        return {
+            "test_accuracy": score.accuracy,
+            "test_interval_95": score.interval,
+            "test_mean_per_class": score.mean_per_class,
+            "test_loss": score.loss,
+            "test_images": score.images,
+            "test_confusions": [[names[label], names[predicted], n] for label, predicted, n in score.confusions],
+        }
+
+
+class MultiLabel:
+    """Any number of classes per image: a sigmoid per class, binary cross-entropy and mean average precision.
+
+    The arguments and methods are those of `SingleLabel`, with targets (B, classes) of 0 and 1.
+
+    Args:
+        classes: number of classes.
+        smoothing: a target of 1 becomes 1 - smoothing / 2, and a target of 0 becomes smoothing / 2.
+        weights: weight of the images that have a class, (classes,), from `positive_weights`; None: 1.
+    """
+
+    metric, shown = "mean_average_precision", "val mAP"
+
+    def __init__(self, classes: int, smoothing: float = 0.0, weights: Tensor | None = None) -> None:
+        self.classes, self.smoothing, self.weights = classes, smoothing, weights
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean binary cross-entropy over images and classes, a scalar in nats."""
+        smooth = targets.float().lerp(targets.new_tensor(0.5), self.smoothing)
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        return F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over the classes for each image, (B,)."""
+        return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(1)
+
+    def outputs(self, logits: Tensor) -> Tensor:
+        """Return the logits, (B, classes), by which the images of a class are ranked."""
+        return logits.float()
+
+    def score(self, outputs: np.ndarray, targets: np.ndarray, losses: np.ndarray) -> MultiLabelScore:
+        """Compute the score of a split."""
+        return MultiLabelScore(outputs, targets > 0, float(losses.mean(dtype=np.float64)))
+
+    def value(self, score: MultiLabelScore) -> float:
+        """Return the number that chooses the best epoch; 0 if no image has a class."""
+        return score.mean_average_precision if score.is_true.any() else 0.0
+
+    def report(self, score: MultiLabelScore, names: list[str]) -> dict[str, Any]:
+        """Return the score on the test images, as in result.json. A class without test images has no precision."""
+        precisions = zip(names, score.precisions.tolist(), strict=True)
+        return {
+            "test_mean_average_precision": self.value(score),
+            "test_interval_95": score.interval,
+            "test_average_precisions": {name: None if math.isnan(value) else value for name, value in precisions},
+            "test_loss": score.loss,
+            "test_images": score.images,
+        }
+
+
+Objective = SingleLabel | MultiLabel
+
+
+def make_objective(config: TrainConfig, splits: Splits) -> Objective:
+    """Choose the objective by the labels of the dataset."""
+    kind: Any = MultiLabel if splits.is_multi_label else SingleLabel
+    classes, weights = len(splits.class_names), None
+    if config.data.class_balance == "loss":
+        if splits.is_multi_label:
+            weights = positive_weights(label_targets(splits.train))
+        else:
+            weights = class_weights(splits.train["label"][:], classes)
+    return kind(classes, config.optim.label_smoothing, weights)
