@@ -177,12 +177,13 @@ class DifferentialAttention(TokenLayer, Version1):
             return torch.exp(self.lambda_a) - torch.exp(self.lambda_b) + self.lambda_init
         return vector_lambda(self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2, self.lambda_init)
 
-    def project_qkv(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    def split_qkv(
+        self, qkv: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Project tokens x, (B, N, dim), to q, k and v, (B, H, N, head width) each; branch 1 comes first in q and k."""
-        B, N, dim = x.shape
-        q, k, v = split_projection(self.qkv(x), dim, dim)
+        """Split the projection into q, k and v, (B, H, N, head width) each; branch 1 comes first in q and k."""
+        B, N, width = qkv.shape
+        dim = width // 3
+        q, k, v = split_projection(qkv, dim, dim)
         heads = (B, N, self.num_heads, self.head_dim)
         q, k, v = q.view(heads).transpose(1, 2), k.view(heads).transpose(1, 2), v.view(heads).transpose(1, 2)
         if self.qk_norm:
@@ -191,6 +192,19 @@ class DifferentialAttention(TokenLayer, Version1):
             q = self.q_norm(q.reshape(pair)).flatten(-2).to(v.dtype)
             k = self.k_norm(k.reshape(pair)).flatten(-2).to(v.dtype)
         return q, k, v, additive_mask(q, attn_mask, is_causal)
+
+    @torch.jit.ignore
+    def attend_packed(self, x: Tensor, qkv: Tensor) -> Tensor | None:
+        """Compute `attend` in one function, as in `TokenLayer`; None if the queries and keys are normalised before."""
+        merged = None if self.qk_norm else super().attend_packed(x, qkv)
+        return None if merged is None else self.norm(merged)
+
+    @torch.jit.ignore
+    def lambda_vectors(self) -> tuple[Tensor, ...]:
+        """Return the arguments of `vector_lambda`, or nothing if lambda comes from two scalars."""
+        if self.dual_lambda:
+            return ()
+        return self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2, self.lambda_init
 
     def head_norm_weight(self) -> Tensor | None:
         """Weight of the RMSNorm of each head, (head width,), times 1 - lambda_init (equation 3), or None."""

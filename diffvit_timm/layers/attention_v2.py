@@ -78,15 +78,15 @@ class DifferentialAttentionV2(TokenLayer, Version2):
         """Fill lambda_init. The projections initialise themselves, or the model initialises them."""
         self.lambda_init.fill_(self._lambda_start)
 
-    def project_qkv(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    def split_qkv(
+        self, qkv: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Project tokens x, (B, N, dim), to q, (B, H, N, 2 head widths), and k and v, (B, H, N, head width) each.
+        """Split the projection into q, (B, H, N, 2 head widths), and k and v, (B, H, N, head width) each.
 
         The query of branch 1 comes first in q.
         """
-        dim = x.shape[-1]
-        q, k, v = split_projection(self.qkv(x), 2 * dim, dim)
+        dim = qkv.shape[-1] // 4
+        q, k, v = split_projection(qkv, 2 * dim, dim)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return q, k, v, additive_mask(k, attn_mask, is_causal)
 

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..layers.kernels import cuda_kernels
-from ..layers.kernels.cuda import kernel_constants
+from ..layers.kernels.cuda_blocks import kernel_constants
 from ..layers.kernels.layout import BranchDims
 
 __all__ = ["ARCHITECTURES", "KERNELS", "Resources", "kernel_resources"]

@@ -1,13 +1,32 @@
 """Memory layout of the heads, and the eps of their norm. The kernels and their callers share them."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-__all__ = ["HEAD_NORM_EPS", "BranchDims", "empty_tokens_first", "split_branches"]
+__all__ = ["HEAD_NORM_EPS", "BranchDims", "Sizes", "empty_tokens_first", "split_branches"]
 
 # The widths (d1, d2) of the two branches of a head, or None if both branches read all of k (version 2).
 BranchDims = tuple[int, int] | None
 
 HEAD_NORM_EPS = 1e-5  # as in the paper and timm
+
+
+class Sizes(NamedTuple):
+    """Everything about a call that determines the kernels, and the softmax scale.
+
+    Attributes:
+        H, N: number of heads and of tokens.
+        q_width, v_width: widths of a head in the queries and in the values.
+        branch_dims, scale: as in `differential_attention`.
+    """
+
+    H: int
+    N: int
+    q_width: int
+    v_width: int
+    branch_dims: BranchDims
+    scale: float
 
 
 def split_branches(

@@ -15,22 +15,23 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 
 
-def test_the_interpreted_kernels_equal_the_formulas():
+@pytest.mark.parametrize(("file", "passed"), [("interpreted_cuda.py", 48), ("interpreted_packed.py", 36)])
+def test_the_interpreted_kernels_equal_the_formulas(file, passed):
     # Triton decides at its import whether it interprets kernels, so this needs a separate process.
-    tests = Path(__file__).with_name("interpreted_cuda.py")
+    tests = Path(__file__).with_name(file)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "48 passed" in done.stdout
+    assert f"{passed} passed" in done.stdout
 
 
 def test_only_tensors_that_the_kernels_cannot_read_are_copied():
-    from diffvit_timm.layers.kernels.cuda import _is_readable
+    from diffvit_timm.layers.kernels.cuda import is_readable
 
     projection = torch.empty(2, 17, 3, 4, 16, device="meta")  # (B, N, 3, H, d)
     q = projection[:, :, 0].transpose(1, 2)  # (B, H, N, d)
     far = torch.empty_strided((1, 1, 17, 16), (1, 1, 2**27, 1), device="meta")
-    assert [_is_readable(t) for t in (q, far, q.transpose(2, 3))] == [True, False, False]
+    assert [is_readable(t) for t in (q, far, q.transpose(2, 3))] == [True, False, False]
 
 
 @pytest.mark.parametrize(
