@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from formula import branch_dims, expected, expected_norm, inputs, relative_errors
+from torch._dynamo import compiled_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffvit_timm
@@ -245,3 +246,27 @@ def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch
     for i, direction in enumerate(directions):
         single = torch.autograd.grad(out, parameters, direction, retain_graph=True)
         torch.testing.assert_close(tuple(t[i] for t in batch), single)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch causes it
+def test_the_backward_pass_can_be_compiled(monkeypatch):
+    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
+    network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
+    parameters, out = list(network.parameters()), network(images).sum()
+    wanted = torch.autograd.grad(out, parameters, retain_graph=True)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        out.backward()
+    torch._dynamo.reset()
+    torch.testing.assert_close(tuple(t.grad for t in parameters), wanted)
+
+
+def test_offloading_to_the_cpu_and_checkpointing_do_not_change_the_gradients(monkeypatch):
+    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
+    network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
+    parameters = list(network.parameters())
+    wanted = torch.autograd.grad(network(images).sum(), parameters)
+    with torch.autograd.graph.save_on_cpu():
+        out = network(images).sum()
+    torch.testing.assert_close(torch.autograd.grad(out, parameters), wanted)
+    network.set_grad_checkpointing(True)
+    torch.testing.assert_close(torch.autograd.grad(network(images).sum(), parameters), wanted)
