@@ -33,7 +33,10 @@ def find_tables(folder: Path, given: str, unsplit: str = "train") -> dict[str, P
     Raises:
         InputError: the training images have a table, and those of another split do not.
     """
-    splits = {SPLITS[path.name.lower()]: path for path in _folders(folder) if path.name.lower() in SPLITS}
+    parts = [path for path in _folders(folder) if path.name.lower() in SPLITS]
+    splits = {SPLITS[path.name.lower()]: path for path in parts}
+    if len(splits) < len(parts):
+        return {}  # two folders of one split, which `load_image_folder` refuses
     found = {split: _labelled_part(path) for split, path in (splits or {unsplit: folder}).items()}
     if found.get("train", found.get(unsplit)) is None:
         return {}

@@ -102,5 +102,5 @@ class MultiLabelScore:
             mean_average_precision(ranking.average_precisions(rng.multinomial(n, np.full(n, 1 / n))))
             for _ in range(RESAMPLES)
         ]
-        margin = 1.96 * np.nanstd(means)
+        margin = 1.96 * float(np.nanstd(means))
         return max(0.0, self.mean_average_precision - margin), min(1.0, self.mean_average_precision + margin)

@@ -39,6 +39,7 @@ __all__ = [
     "Condition",
     "Outcomes",
     "conditions",
+    "dataset_outputs",
     "measure_robustness",
     "robustness_rows",
 ]
@@ -142,7 +143,9 @@ def measure_robustness(
         InputError: as `model_data_config`, a network without one of the classes, or an image that does not decode.
     """
     listed = conditions() if listed is None else listed
-    outputs = {name: None if class_names is None else _outputs(name, models[name], class_names) for name in models}
+    outputs = {
+        name: None if class_names is None else dataset_outputs(name, models[name], class_names) for name in models
+    }
     configs = {name: model_data_config(model.to(device)) for name, model in models.items()}
     crops: list[dict] = []  # networks with the same crop share its images
     for config in configs.values():
@@ -166,8 +169,17 @@ def _crop(config: dict) -> dict:
     return {key: value for key, value in config.items() if key not in ("mean", "std")}
 
 
-def _outputs(name: str, model: Any, class_names: Sequence[str]) -> list[list[int]]:
-    """Find the outputs of each class, which a network must have."""
+def dataset_outputs(name: str, model: Any, class_names: Sequence[str]) -> list[list[int]]:
+    """Find the outputs of each class of a dataset.
+
+    Args:
+        name: the user's name of the network, for the error.
+        model: network that was trained on the dataset or on ImageNet-1k.
+        class_names: class names of the dataset.
+
+    Raises:
+        InputError: a network without one of the classes.
+    """
     try:
         found = class_outputs(model, class_names)
     except InputError as error:

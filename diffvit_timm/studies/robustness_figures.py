@@ -15,7 +15,7 @@ from ..inspection.colours import LINES
 from ..inspection.figures.picture import hide_ticks
 from .robustness import CLEAN, MEAN, Condition
 
-__all__ = ["plot_corruptions", "plot_robustness"]
+__all__ = ["draw_accuracies", "plot_corruptions", "plot_robustness"]
 
 COLUMNS = 4  # panels per row
 
@@ -42,7 +42,7 @@ def plot_robustness(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
             continue
         for number, (model, colour) in enumerate(zip(models, itertools.cycle(LINES), strict=False)):
             own = [row for row in rows if row["model"] == model and row["corruption"] in (CLEAN.corruption, corruption)]
-            _draw_line(axis, own, colour, 0.06 * (number - (len(models) - 1) / 2))
+            draw_accuracies(axis, own, "severity", colour, 0.06 * (number - (len(models) - 1) / 2))
         axis.set_title(corruption.replace("_", " "), fontsize=10)
         axis.set_xticks(sorted({row["severity"] for row in rows}))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -54,12 +54,15 @@ def plot_robustness(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
     figure.savefig(path, dpi=120)
 
 
-def _draw_line(axis: Axes, rows: Sequence[Mapping[str, Any]], colour: str, shift: float) -> None:
-    """Draw the accuracies of one network, shifted sideways, so that the bars of several do not hide each other."""
-    severities = np.array([row["severity"] for row in rows]) + shift
+def draw_accuracies(axis: Axes, rows: Sequence[Mapping[str, Any]], place: str, colour: str, shift: float) -> None:
+    """Draw the accuracies of one network, with their intervals, over the column `place` of its rows.
+
+    They are shifted sideways, so that the bars of several networks do not hide each other.
+    """
+    places = np.array([row[place] for row in rows]) + shift
     low, accuracy, high = (np.array([row[key] for row in rows]) for key in ("low", "accuracy", "high"))
-    axis.plot(severities, accuracy, "o-", color=colour, ms=3, lw=1.2)
-    axis.vlines(severities, low, high, color=colour, lw=1, alpha=0.6)
+    axis.plot(places, accuracy, "o-", color=colour, ms=3, lw=1.2)
+    axis.vlines(places, low, high, color=colour, lw=1, alpha=0.6)
 
 
 def plot_corruptions(pixels: np.ndarray, listed: Sequence[Condition], path: Path, title: str) -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class SingleLabel:
     Args:
         classes: number of classes.
         smoothing: share of the target that is spread evenly over all classes.
-        weights: weight of each class in the loss, from `class_weights`; None: all the same.
+        weights: weight of each class in the loss, from `class_weights`, on the device of the logits; None: 1.
     """
 
     metric, shown = "accuracy", "val"
@@ -40,7 +41,7 @@ class SingleLabel:
         """
         if self.weights is None:
             return F.cross_entropy(logits.float(), targets, label_smoothing=self.smoothing)
-        return weighted_cross_entropy(logits.float(), targets, self.weights.to(logits.device), self.smoothing)
+        return weighted_cross_entropy(logits.float(), targets, self.weights, self.smoothing)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each image in an evaluation, (B,), without smoothing and weights."""
@@ -78,7 +79,8 @@ class MultiLabel:
     Args:
         classes: number of classes.
         smoothing: a target of 1 becomes 1 - smoothing / 2, and a target of 0 becomes smoothing / 2.
-        weights: weight of the images that have a class, (classes,), from `positive_weights`; None: 1.
+        weights: weight of the images that have a class, (classes,), from `positive_weights`, on the device of the
+            logits; None: 1.
     """
 
     metric, shown = "mean_average_precision", "val mAP"
@@ -89,8 +91,7 @@ class MultiLabel:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean binary cross-entropy over images and classes, a scalar in nats."""
         smooth = targets.float().lerp(targets.new_tensor(0.5), self.smoothing)
-        weights = None if self.weights is None else self.weights.to(logits.device)
-        return F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights)
+        return F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=self.weights)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the classes for each image, (B,)."""
@@ -123,13 +124,14 @@ class MultiLabel:
 Objective = SingleLabel | MultiLabel
 
 
-def make_objective(config: TrainConfig, splits: Splits) -> Objective:
-    """Choose the objective by the labels of the dataset."""
-    kind: Any = MultiLabel if splits.is_multi_label else SingleLabel
-    classes, weights = len(splits.class_names), None
-    if config.data.class_balance == "loss":
-        if splits.is_multi_label:
-            weights = positive_weights(label_targets(splits.train))
-        else:
-            weights = class_weights(splits.train["label"][:], classes)
-    return kind(classes, config.optim.label_smoothing, weights)
+def make_objective(config: TrainConfig, splits: Splits, device: torch.device) -> Objective:
+    """Choose the objective by the labels of the dataset; `device` is that of the training."""
+    classes, smoothing = len(splits.class_names), config.optim.label_smoothing
+    is_weighted, weights = config.data.class_balance == "loss", None
+    if splits.is_multi_label:
+        if is_weighted:
+            weights = positive_weights(label_targets(splits.train)).to(device)
+        return MultiLabel(classes, smoothing, weights)
+    if is_weighted:
+        weights = class_weights(splits.train["label"][:], classes).to(device)
+    return SingleLabel(classes, smoothing, weights)

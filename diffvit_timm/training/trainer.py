@@ -92,7 +92,7 @@ class Trainer:
         self.stop = StopSignal()
 
         self._build_loaders(model)
-        self.objective = make_objective(config, splits)
+        self.objective = make_objective(config, splits, accelerator.device)
         has_sizes = not (self.batches.is_stream or splits.is_multi_label)  # whether every image counts for one class
         self.imbalance = imbalance(splits.train["label"][:]) if has_sizes else None
         self.is_balanced = config.data.class_balance != "none" and not splits.is_multi_label

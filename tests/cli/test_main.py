@@ -64,7 +64,7 @@ PRESETS = (
         (["--epochs", "3"], "--epochs is not a command of diffvit: choose one of train, "),
         (
             ["compare"],
-            "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, probes, robustness",
+            "diffvit compare needs a second word: conversions, coverage, clip, faithfulness, probes, attacks, ",
         ),
         (["benchmark", "--help"], "diffvit benchmark needs a second word: models, attention, training, gpu"),
         (["study", "scalling"], "diffvit study needs a second word: ablation, compare, presets, rates, scaling"),

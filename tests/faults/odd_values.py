@@ -36,7 +36,7 @@ VALUES = NUMBERS + TEXTS + YAML
 REQUIRED = {
     "train": "--dataset x --model y", "convert": "x OUT", "predict": "IMAGE --model y", "explain": "IMAGE",
     "compare conversions": "", "compare coverage": "", "compare clip": "--convert svd", "export": "y OUT",
-    "compare faithfulness": "--models y", "compare probes": "y", "compare robustness": "y",
+    "compare attacks": "y", "compare faithfulness": "--models y", "compare probes": "y", "compare robustness": "y",
     "benchmark models": "--model y", "benchmark attention": "", "benchmark training": "",
     "benchmark gpu": "--output x", "study ablation": "", "study compare": "FILE --output x", "study presets": "mnist",
     "study scaling": "", "study rates": "--dataset x --model y", "explore": "y", "segment": "y --dataset x",
