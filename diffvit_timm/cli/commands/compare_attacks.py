@@ -17,7 +17,7 @@ import tyro
 
 from ...console import log0
 from ...data.config import DatasetConfig
-from ...errors import InputError, require_at_least, require_device
+from ...errors import require_at_least, require_device
 from ...files import write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import CheckedOptions
@@ -66,14 +66,8 @@ def _compare(options: Options, folder: Path) -> dict:
     names = short_names(options.models, "models")
     for model in options.models:
         check_model(model, parameter="models")
-    test = options.data.load_test()
-    if options.images > len(test.images):
-        raise InputError(
-            f"`images={options.images}` is more than the {len(test.images)} test images of "
-            f"`dataset={options.data.dataset}`: lower it"
-        )
-    split = test.images.shuffle(seed=0).take(options.images) if options.images else test.images
-    epsilons = sorted(options.epsilons)
+    test = options.data.load_test(options.images)
+    split, epsilons = test.images, sorted(options.epsilons)
     models = {name: load_model(model, parameter="models") for name, model in zip(names, options.models, strict=True)}
     right = attack_networks(models, split, epsilons, options.steps, test.class_names, options.device)
     rows = attack_rows(models, right, split, epsilons, options.steps)

@@ -59,17 +59,11 @@ def _compare(options: Options, folder: Path) -> dict:
     short = short_names(options.models, "models")
     for name in options.models:
         check_model(name, parameter="models")
-    test = options.data.load_test()
-    split = test.images
-    if options.images > len(split):
-        raise InputError(
-            f"`images={options.images}` is more than the {len(split)} test images of `dataset={options.data.dataset}`: "
-            "lower it"
-        )
+    test = options.data.load_test(options.images)
     models = [_load(name) for name in options.models]
     areas: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(options.models, models, strict=True)):
-        curves = measure_faithfulness(model, split, options.images, options.steps, options.device, label=name)
+        curves = measure_faithfulness(model, test.images, options.images, options.steps, options.device, label=name)
         where = f"{options.images} images of {Path(options.data.dataset).name} (split: {test.name})"
         title = (
             f"Deletion and insertion of patches in the order of heat maps\n{model_title(short[number], model)}, {where}"

@@ -23,7 +23,7 @@ from ...data.corruptions import CORRUPTIONS, SEVERITIES
 from ...data.decoding import decode_image
 from ...data.images import MODES
 from ...data.loading import model_data_config
-from ...errors import InputError, require_at_least, require_device
+from ...errors import require_at_least, require_device
 from ...files import write_atomically, write_csv
 from ...models.pretrained import check_model, load_model, short_names
 from ...options import CheckedOptions
@@ -83,9 +83,8 @@ def _compare(options: Options, folder: Path) -> dict:
     names = short_names(options.models, "models")
     for model in options.models:
         check_model(model, parameter="models")
-    test = options.data.load_test()
-    split = _choose_images(options, test.images)
-    listed = conditions(options.corruptions, sorted(options.severities))
+    test = options.data.load_test(options.images)
+    split, listed = test.images, conditions(options.corruptions, sorted(options.severities))
     models = {model: load_model(model, parameter="models") for model in options.models}
     outcomes = measure_robustness(models, split, listed, test.class_names, options.device, options.workers)
     rows = robustness_rows(dict(zip(names, outcomes.values(), strict=True)), listed)
@@ -114,15 +113,6 @@ def _write(options: Options, rows: list[dict[str, Any]], folder: Path) -> None:
     result = {"models": options.models, "dataset": options.data.dataset, "parameters": parameters, "rows": rows}
     write_csv(folder / "robustness.csv", list(rows[0]), rows)
     write_atomically(folder / "robustness.json", json.dumps(result, indent=1) + "\n")
-
-
-def _choose_images(options: Options, test: Any) -> Any:
-    if options.images > len(test):
-        raise InputError(
-            f"`images={options.images}` is more than the {len(test)} test images of `dataset={options.data.dataset}`: "
-            "lower it"
-        )
-    return test.shuffle(seed=0).take(options.images) if options.images else test
 
 
 def _example(model: Any, split: Any) -> np.ndarray:
