@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, List
 from torch import Tensor
 
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset
 
 __all__ = [
     "class_label",
@@ -27,8 +26,10 @@ __all__ = [
 ]
 
 
-def class_label(feature: Any) -> ClassLabel | None:
+def class_label(feature: Any) -> "ClassLabel | None":
     """Return the classes of a column: of one label per row, or of a list of labels; None for any other column."""
+    from datasets import ClassLabel, List  # not above: the core of the package works without datasets
+
     inner = feature.feature if isinstance(feature, List) else feature
     return inner if isinstance(inner, ClassLabel) else None
 
@@ -41,6 +42,8 @@ def class_names(feature: Any) -> list[str]:
 
 def is_multi_label(features: Any) -> bool:
     """Return whether images may have any number of classes, from the features of a split with the column 'label'."""
+    from datasets import List  # not above, as in `class_label`
+
     return isinstance(features["label"], List)
 
 

@@ -148,7 +148,7 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
     return Parts(accelerator, model, splits, conversion, teacher)
 
 
-def _load_splits(config: DataConfig, multi_label: bool) -> Splits:
+def _load_splits(config: DataConfig, multi_label: bool = False) -> Splits:
     """Load the dataset, take a part of the training images, and add noise, as the options say."""
     splits = config.load(config.stream, config.val_share, multi_label)
     if splits.is_multi_label:

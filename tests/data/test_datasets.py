@@ -183,7 +183,7 @@ def test_labels_that_are_plain_numbers_are_refused_because_they_have_no_class_na
     for split in ("train", "test"):
         write_parquet(tmp_path / "d", split, label=(Value("int64"), 1))
     assert refusal(tmp_path / "d") == (
-        f"`dataset={tmp_path / 'd'}` has 0 columns of class labels: datasets' class_encode_column makes one"
+        f"`dataset={tmp_path / 'd'}` has 0 columns of class labels: make one by class_encode_column of datasets"
     )
 
 
