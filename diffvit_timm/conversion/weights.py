@@ -22,7 +22,8 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from ..layers.attention import DifferentialAttention
-from ..layers.base import DifferentialLayer, TokenLayer
+from ..layers.base import DifferentialLayer
+from ..layers.token_layer import TokenLayer
 
 __all__ = [
     "METHODS",

@@ -13,11 +13,12 @@ import torch
 from timm.layers import RmsNorm, use_fused_attn
 from torch import Tensor, nn
 
-from .base import TokenLayer, Version1
+from .base import Version1
 from .functional import additive_mask
 from .kernels.layout import HEAD_NORM_EPS
 from .kernels.packing import split_projection
 from .kernels.vector_lambda import vector_lambda
+from .token_layer import TokenLayer
 
 __all__ = ["DifferentialAttention", "lambda_init_schedule"]
 

@@ -7,9 +7,10 @@ import torch
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from .base import TokenLayer, Version2
+from .base import Version2
 from .functional import additive_mask
 from .kernels.packing import split_projection
+from .token_layer import TokenLayer
 
 __all__ = ["DifferentialAttentionV2"]
 

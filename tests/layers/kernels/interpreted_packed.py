@@ -10,7 +10,7 @@ from torch._dynamo import compiled_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
 import diffvit_timm
-from diffvit_timm.layers import base
+from diffvit_timm.layers import token_layer
 from diffvit_timm.layers.kernels import cuda, operator
 from diffvit_timm.layers.kernels.layout import Sizes
 from diffvit_timm.layers.kernels.packed import attend_packed
@@ -207,8 +207,8 @@ def test_a_network_whose_layers_call_the_function_computes_what_it_computes_on_t
     network, images = timm.create_model("diffvit_tiny_patch16", **settings, **SMALL), torch.randn(2, 3, 32, 32)
     wanted, wanted_gradients = trained(copy.deepcopy(network), images)
     sizes = []
-    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
-    monkeypatch.setattr(base, "attend_packed", lambda *args: [sizes.append(args[2]), attend_packed(*args)][1])
+    monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
+    monkeypatch.setattr(token_layer, "attend_packed", lambda *args: [sizes.append(args[2]), attend_packed(*args)][1])
     out, gradients = trained(network, images)
     assert len(sizes) == 2
     torch.testing.assert_close(out, wanted)
@@ -221,8 +221,8 @@ def test_a_network_whose_layers_call_the_function_computes_what_it_computes_on_t
     "settings", [{"qk_norm": True, "branch_dims": (8, 8)}, {"attn_drop_rate": 0.1}], ids=["qk_norm", "dropout"]
 )
 def test_layers_whose_heads_need_more_do_not_call_the_function(settings, monkeypatch):
-    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
-    monkeypatch.setattr(base, "attend_packed", None)
+    monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
+    monkeypatch.setattr(token_layer, "attend_packed", None)
     network = timm.create_model("diffvit_tiny_patch16", **settings, **SMALL)
     network(torch.randn(2, 3, 32, 32))
     layer, x = diffvit_timm.DifferentialAttention(16, num_heads=2), torch.randn(1, 5, 16)
@@ -232,7 +232,7 @@ def test_layers_whose_heads_need_more_do_not_call_the_function(settings, monkeyp
 
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
 def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch):
-    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
+    monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
     network, images = timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL), torch.randn(2, 3, 32, 32)
     parameters, out = list(network.parameters()), network(images)
     unwatched = torch.autograd.grad(out.square().sum(), parameters, retain_graph=True)
@@ -250,7 +250,7 @@ def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch causes it
 def test_the_backward_pass_can_be_compiled(monkeypatch):
-    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
+    monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
     network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
     parameters, out = list(network.parameters()), network(images).sum()
     wanted = torch.autograd.grad(out, parameters, retain_graph=True)
@@ -261,7 +261,7 @@ def test_the_backward_pass_can_be_compiled(monkeypatch):
 
 
 def test_offloading_to_the_cpu_and_checkpointing_do_not_change_the_gradients(monkeypatch):
-    monkeypatch.setattr(base, "takes_packed", lambda packed, head_dim, vectors: True)
+    monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
     network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
     parameters = list(network.parameters())
     wanted = torch.autograd.grad(network(images).sum(), parameters)
