@@ -84,8 +84,8 @@ def discard(stream: TextIO) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: '1 image', '2 images', '1,000 images'."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    """Return a number with its noun: '1 image', '2 images', '1,000 images', '2 classes'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def is_main() -> bool:

@@ -23,7 +23,7 @@ COMMANDS = {
     "compare clip": "compare CLIP's zero-shot classifier, converted CLIP and a supervised network",
     "compare faithfulness": "measure whether heat maps show what a network uses",
     "compare probes": "classify by the features of frozen networks: k-NN and linear probes",
-    "compare attacks": "measure the accuracy of networks on images that gradients changed against each of them",
+    "compare attacks": "measure the accuracy of networks under attack, each through its own gradients",
     "compare robustness": "measure the accuracy of networks on corrupted images",
     "benchmark models": "time networks in several precisions and batch sizes",
     "benchmark attention": "time differential attention beside plain attention",

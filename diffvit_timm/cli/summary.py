@@ -26,7 +26,7 @@ def print_summary(result: dict) -> None:
     if precisions := result.get("test_average_precisions"):
         known = sorted((value, name) for name, value in precisions.items() if value is not None)
         worst = ", ".join(f"{printable(name)} {value:.2%}" for value, name in known[:WORST])
-        lines.append(f"The classes with the least average precision: {worst}.")
+        lines.append(f"Random scores would reach about {result['test_chance']:.0%}. The lowest classes: {worst}.")
     elif reports_balanced(result.get("class_imbalance"), result.get("class_balance", "none")):
         lines.append(
             f"Balanced accuracy (mean over the classes): {result['test_mean_per_class']:.2%}. The largest class has "

@@ -11,11 +11,13 @@ from .labels import class_label
 
 __all__ = ["join_attributes"]
 
-TRUE_FALSE = ({0, 1}, {-1, 1})  # values of a column of numbers that is one of true and false
+JOINED = "joined attributes"  # a column name that no dataset has
+NUMBERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+TRUE_FALSE = ({0, 1}, {-1, 1})  # values of a numeric column that counts as true/false
 
 
 def join_attributes(name: str, loaded: DatasetDict, label_column: str) -> tuple[DatasetDict, str]:
-    """Replace columns of true and false by one column 'label', with the list of those that are true.
+    """Join columns of true and false to one column, with the list of those that are true.
 
     Args:
         name: name or folder of the dataset.
@@ -27,10 +29,9 @@ def join_attributes(name: str, loaded: DatasetDict, label_column: str) -> tuple[
         The splits, and the label column. Nothing is changed if `label_column` is another column.
 
     Raises:
-        InputError: a column that a split does not have, with other values than true and false, or with a missing value.
+        InputError: a column that a split does not have, with other values than true and false, or with missing values.
     """
     features = next(iter(loaded.values())).features
-    names = [part.strip() for part in label_column.split(",")]
     if label_column == "auto":
         if any(map(class_label, features.values())):
             return loaded, label_column
@@ -40,12 +41,16 @@ def join_attributes(name: str, loaded: DatasetDict, label_column: str) -> tuple[
         log0(
             f"{name}: the labels are {counted(len(names), 'column')} of true and false, from {names[0]} to {names[-1]}"
         )
-    elif len(names) == 1:
+    elif "," not in label_column:
         return loaded, label_column
+    else:
+        names = [part.strip() for part in label_column.split(",") if part.strip()]
+    if len(names) < 2:
+        raise InputError(f"`label_column={label_column}` needs two names or more: a class is one column")
     if len(set(names)) < len(names):
         raise InputError(f"`label_column={label_column}` names a column twice: name it once")
     splits = {split: _join(name, split, data, names) for split, data in loaded.items()}
-    return type(loaded)(splits), "label"
+    return type(loaded)(splits), JOINED
 
 
 def _join(name: str, split: str, data: Any, names: list[str]) -> Any:
@@ -56,22 +61,31 @@ def _join(name: str, split: str, data: Any, names: list[str]) -> Any:
                 f"{', '.join(data.features)}"
             )
     feature = List(ClassLabel(names=names))
-    others = {column: kind for column, kind in data.features.items() if column not in {*names, "label"}}
+    others = {column: kind for column, kind in data.features.items() if column not in names}
     if isinstance(data, IterableDataset):
         _require_bool(name, data.features, names)
-        return data.map(
-            _joined, fn_kwargs={"names": names}, remove_columns=names, features=Features({**others, "label": feature})
+        # Images stay undecoded, because the map would encode them again.
+        return data.decode(False).map(
+            _joined,
+            fn_kwargs={"names": names, "given": f"{name} ({split})"},
+            remove_columns=names,
+            features=Features({**others, JOINED: feature}),
         )
-    is_true = np.stack([_truth(name, split, column, data) for column in names], axis=1)  # (images, columns)
-    labels = [np.flatnonzero(row).tolist() for row in is_true]
-    return data.select_columns(list(others)).add_column("label", labels, feature=feature)
+    columns = [data[column][:] for column in names]
+    if all(value is None for column in columns for value in column):
+        labels: list = [None] * len(data)  # a test split without labels
+    else:
+        given = f"{name} ({split})"
+        is_true = [_truth(given, column, data, own) for column, own in zip(names, columns, strict=True)]
+        labels = [np.flatnonzero(row).tolist() for row in np.stack(is_true, axis=1)]  # (images, columns)
+    return data.select_columns(list(others)).add_column(JOINED, labels, feature=feature)
 
 
-def _joined(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _joined(row: dict[str, Any], names: list[str], given: str) -> dict[str, Any]:
     for column in names:
         if row[column] is None:
-            raise InputError(f"an image of the stream has no value in the column {column}: give each image one")
-    return {"label": [index for index, column in enumerate(names) if row[column]]}
+            raise InputError(f"`dataset={given}`: an image has no value in {column}: fill it in for every image")
+    return {JOINED: [index for index, column in enumerate(names) if row[column]]}
 
 
 def _require_bool(name: str, features: Features, names: list[str]) -> None:
@@ -84,18 +98,18 @@ def _require_bool(name: str, features: Features, names: list[str]) -> None:
             )
 
 
-def _truth(name: str, split: str, column: str, data: Dataset) -> np.ndarray:
+def _truth(given: str, column: str, data: Dataset, values: list) -> np.ndarray:
     """Return which images have an attribute, (images,)."""
-    values = data[column][:]
+    kind = data.features[column]
+    wrong = f"`label_column`: {column} of {given} is not a column of true and false"
+    if not (isinstance(kind, Value) and kind.dtype in ("bool", *NUMBERS)):
+        raise InputError(f"{wrong}: it has the type {getattr(kind, 'dtype', type(kind).__name__)}; store it as bool")
     if None in values:
         raise InputError(
-            f"`dataset={name}`: row {values.index(None)} of {split} has no value in {column}: give each image one"
+            f"`dataset={given}`: row {values.index(None)} has no value in {column}: fill it in for every image"
         )
     found = set(values)
     if not any(found <= pair for pair in TRUE_FALSE):
         shown = ", ".join(map(repr, sorted(found, key=str)[:4]))
-        raise InputError(
-            f"`label_column`: {column} of {name} is not a column of true and false: {split} has the values {shown}; "
-            "numbers must be 0 and 1, or -1 and 1"
-        )
+        raise InputError(f"{wrong}: it has the values {shown}; numbers must be 0 and 1, or -1 and 1")
     return np.array(values) > 0

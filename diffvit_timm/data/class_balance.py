@@ -8,6 +8,7 @@ from torch import Tensor
 
 __all__ = ["class_weights", "imbalance", "positive_weights", "reports_balanced", "weighted_cross_entropy"]
 
+MOST_WEIGHT = 100.0  # of a class, where an image may have several
 IMBALANCED = 2.0  # from this ratio on, the balanced accuracy is reported, too
 
 
@@ -54,11 +55,12 @@ def positive_weights(targets: Tensor) -> Tensor:
         targets: (n, classes), 1 for each class of a training image, and 0 for the others.
 
     Returns:
-        (classes,), images without the class / images with it; 1 for a class that no image has. It is the `pos_weight`
-        of torch's binary_cross_entropy_with_logits.
+        (classes,), images without the class / images with it, from 0.01 to 100; 1 for a class that no image has. It is
+        the `pos_weight` of torch's binary_cross_entropy_with_logits.
     """
     count = targets.sum(0)
-    return torch.where(count > 0, (len(targets) - count) / count.clamp(min=1), 1.0)
+    weights = ((len(targets) - count) / count.clamp(min=1)).clamp(1 / MOST_WEIGHT, MOST_WEIGHT)
+    return torch.where(count > 0, weights, 1.0)
 
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:

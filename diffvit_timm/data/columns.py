@@ -1,6 +1,6 @@
 """The columns of a dataset: images, labels and groups. The errors of all functions name the dataset and the column."""
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
@@ -50,11 +50,7 @@ def find_label_column(name: str, features: Features, column: str, multi_label: b
             several labels per image where one is needed.
     """
     labels = [column for column, feature in features.items() if class_label(feature)]
-    none = "make one by class_encode_column of datasets"
-    if multi_label:
-        none += ", or name columns of true and false, e.g. `label_column=red,green`"
-    if list(features) == ["image"]:
-        none = "its images are in no class folder; put them into CLASS/"
+    none = _without_labels(features, multi_label)
     if column == "auto":
         known = [label for label in LABEL_NAMES if label in labels] or labels
         if len(known) != 1:
@@ -72,6 +68,19 @@ def find_label_column(name: str, features: Features, column: str, multi_label: b
     if len(class_names(features[column])) < 2:
         raise InputError(f"`dataset={name}` has only one class: a classifier needs two or more")
     return column
+
+
+def _without_labels(features: Features, multi_label: bool) -> str:
+    """Return what to do about a dataset without a column of class labels."""
+    if list(features) == ["image"]:
+        return "its images are in no class folder; put them into CLASS/"
+    if lists := [column for column, feature in features.items() if isinstance(feature, List)]:
+        return f"cast its lists, such as {lists[0]}, to List(ClassLabel(names=...)) of datasets"
+    booleans = [column for column, feature in features.items() if feature == Value("bool")]
+    if len(booleans) > 1 and not multi_label:
+        return f"its columns of true and false, such as {booleans[0]}, are several labels per image; use diffvit train"
+    advice = "make one by class_encode_column of datasets"
+    return f"{advice}, or name two or more columns of true and false, as `label_column=A,B`" if multi_label else advice
 
 
 def check_group_column(name: str, features: Features, column: str, columns: dict, is_divided: bool) -> str:

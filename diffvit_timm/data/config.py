@@ -41,8 +41,8 @@ class DatasetConfig(CheckedOptions):
     """Column of the images; auto: the only image column."""
     label_column: str = "auto"
     """Column of the class labels; auto: label, or fine_label (CIFAR-100), or else the only column of class labels. For
-    several labels per image (diffvit train): a column of lists of labels, or columns of true and false, as A,B,C; auto
-    takes all of those if there are no class labels."""
+    several labels per image (diffvit train): a column of lists of labels, or several true/false columns, as A,B,C. auto
+    takes all true/false columns (at least two) if there is no column of class labels."""
     test_share: float = 0.0
     """Share of the training images to test on, instead of the dataset's test split; 0: use the test split."""
     group_column: str | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.exceptions import DatasetGenerationError
 
 from ..errors import InputError
 from .attributes import join_attributes
@@ -67,11 +68,11 @@ def load_splits(
             images of a class.
     """
     loaded = load_all_splits(name, dataset_config, streaming=stream > 0)
-    if multi_label:
-        loaded, label_column = join_attributes(name, loaded, label_column)
     val_name = validation_name(loaded)
     if test_share:
         loaded.pop("test", None)
+    if multi_label:
+        loaded, label_column = join_attributes(name, loaded, label_column)
     _check_split_names(name, loaded, has_test=bool(test_share or "test" in loaded or val_name))
     features = loaded["train"].features
     label_column = find_label_column(name, features, label_column, multi_label)
@@ -253,4 +254,9 @@ def _store(data: IterableDataset, split: str) -> Dataset:
     def rows() -> Iterator[dict]:
         yield from data
 
-    return Dataset.from_generator(rows, features=data.features, split=datasets.NamedSplit(split))
+    try:
+        return Dataset.from_generator(rows, features=data.features, split=datasets.NamedSplit(split))
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InputError):  # of a check of the rows
+            raise error.__cause__ from None
+        raise

@@ -72,8 +72,7 @@ def check_rows(name: str, split: str, data: Dataset, group_column: str | None) -
         group_column: the user's name of the column 'group'; None without groups.
 
     Raises:
-        InputError: no images, no labels, or an image without a label or group, or with a label that is none of the
-            classes.
+        InputError: no images, no labels, or an image without a label or group, or with a label outside the classes.
     """
     if not len(data):
         raise InputError(f"`dataset={name}`: {split} has no images")
@@ -106,21 +105,27 @@ def check_training_classes(name: str, splits: Splits, group_column: str | None) 
     """Check that every class of the validation and test images also has training images.
 
     With several labels per image, such classes are only reported: a random split of a dataset with rare classes can
-    hardly avoid them.
+    hardly avoid them. But validation and test images without any class are refused.
 
     Args:
         name, group_column: as in `check_rows`.
         splits: stored splits.
 
     Raises:
-        InputError: a class without training images.
+        InputError: a class without training images, or a split without any class.
     """
+    for role in ("val", "test"):
+        if not shown_classes(getattr(splits, role)):
+            raise InputError(
+                f"`dataset={name}`: no {role} image has a class, so nothing can be measured: hold out more images, or "
+                "add splits of your own"
+            )
     shown, trained = shown_classes(splits.val) | shown_classes(splits.test), shown_classes(splits.train)
     missing = [splits.class_names[label] for label in sorted(shown - trained)]
     if missing and splits.is_multi_label:
-        more = ", ..." if len(missing) > SHOWN else ""
+        more, verb = ", ..." if len(missing) > SHOWN else "", "has" if len(missing) == 1 else "have"
         log0(
-            f"warning: {counted(len(missing), 'class')} of the validation or test images without training images: "
+            f"warning: {counted(len(missing), 'class')} of the validation or test images {verb} no training images: "
             f"{', '.join(missing[:SHOWN])}{more}"
         )
     elif missing:

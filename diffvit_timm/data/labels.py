@@ -47,7 +47,7 @@ def is_multi_label(features: Any) -> bool:
     return isinstance(features["label"], List)
 
 
-def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
+def multi_hot(labels: Sequence[int] | None, classes: int) -> Tensor:
     """Return a target of several classes: (classes,), 1 for each class of the image and 0 for the others.
 
     Args:
@@ -55,8 +55,10 @@ def multi_hot(labels: Sequence[int], classes: int) -> Tensor:
         classes: number of classes.
 
     Raises:
-        InputError: a label that is none of the classes.
+        InputError: no list, or a label outside the classes.
     """
+    if labels is None or None in labels:
+        raise InputError("an image has no list of labels: give each image one, which may be empty")
     target = torch.zeros(classes)
     for label in labels:
         if not 0 <= label < classes:
@@ -93,12 +95,12 @@ def shown_classes(split: "Dataset") -> set[int]:
 
 
 def rarest_classes(split: "Dataset", least: int = 1) -> np.ndarray:
-    """Return a class for every image of a stored multi-label split, by which the split can be divided evenly.
+    """Return a class for every image of a stored multi-label split, to stratify the split by.
 
     Args:
         split: split of `Splits`, whose images have lists of labels.
-        least: smallest number of images that share a returned class. Images of smaller classes get the class of the
-            most images.
+        least: smallest number of images that share a returned class. Images of rarer classes get the most frequent of
+            the returned classes.
 
     Returns:
         (n,), for each image the rarest of its classes; -1 for an image without any.

@@ -8,11 +8,13 @@ A table has a column file_name, and one column per attribute of the images. Clas
 """
 
 import glob
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from ..console import counted, log0
 from ..errors import InputError
 from .folders import SPLITS
 from .image_files import image_files
@@ -23,7 +25,7 @@ TABLES = ("metadata.csv", "metadata.jsonl")
 
 
 def find_tables(folder: Path, given: str, unsplit: str = "train") -> dict[str, Path]:
-    """Find the folders whose images have a table: split -> folder. There are none if the images are in class folders.
+    """Find the tables of a folder of images: split -> table. There are none if the images are in class folders.
 
     Args:
         folder: folder of the dataset.
@@ -31,32 +33,50 @@ def find_tables(folder: Path, given: str, unsplit: str = "train") -> dict[str, P
         unsplit: the only split, if there are no folders of splits.
 
     Raises:
-        InputError: the training images have a table, and those of another split do not.
+        InputError: the training images have a table, and those of another split do not; or one table for all splits.
     """
     parts = [path for path in _folders(folder) if path.name.lower() in SPLITS]
     splits = {SPLITS[path.name.lower()]: path for path in parts}
     if len(splits) < len(parts):
         return {}  # two folders of one split, which `load_image_folder` refuses
-    found = {split: _labelled_part(path) for split, path in (splits or {unsplit: folder}).items()}
-    if found.get("train", found.get(unsplit)) is None:
+    found = {split: _find_table(path) for split, path in (splits or {unsplit: folder}).items()}
+    own = found.get("train", found.get(unsplit))
+    if own is None:
+        if splits and (top := _table_in(folder)) and not any(_has_class_folders(path) for path in parts):
+            raise InputError(f"{given}: divide the table {top.name}, and put one part into each of {_names(parts)}")
         return {}
     for split, path in found.items():
         if path is None and image_files(splits[split]):
-            raise InputError(f"{given}: the images of train have a table, but those of {split} do not: add {TABLES[0]}")
+            raise InputError(f"{given}: the images of train have a table, but those of {split} do not: add {own.name}")
     return {split: path for split, path in found.items() if path is not None}
+
+
+def _names(paths: list[Path]) -> str:
+    return " and ".join(path.name for path in paths)
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _labelled_part(folder: Path) -> Path | None:
-    """Return the folder with the table of a split: it, or one in it; None if the images are in class folders."""
-    found = [path for path in (folder, *_folders(folder)) if any((path / name).is_file() for name in TABLES)]
+def _table_in(folder: Path) -> Path | None:
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Return whether the images below a folder are in two folders or more."""
+    return len({image.relative_to(folder).parts[:-1][:1] for image in image_files(folder)}) > 1
+
+
+def _find_table(folder: Path) -> Path | None:
+    """Return the table of a split, in its folder or in one below it; None if the images are in class folders."""
+    found = [table for path in (folder, *_folders(folder)) if (table := _table_in(path))]
     if len(found) != 1:
         return None
-    parts = {image.relative_to(folder).parts[:-1][:1] for image in image_files(folder)}
-    return None if found == [folder] and len(parts) > 1 else found[0]
+    if found[0].parent == folder and _has_class_folders(folder):
+        log0(f"{found[0]} is not used: the folders beside it are the classes")
+        return None
+    return found[0]
 
 
 def load_labelled_folder(tables: dict[str, Path], streaming: bool = False) -> Any:
@@ -68,6 +88,29 @@ def load_labelled_folder(tables: dict[str, Path], streaming: bool = False) -> An
 
     Returns:
         The splits, with the column `image` and those of the tables.
+
+    Raises:
+        InputError: a row without an image, or two rows of one image; or any error of `datasets`.
     """
-    files = {split: [f"{glob.escape(str(path))}/**"] for split, path in tables.items()}
-    return datasets.load_dataset("imagefolder", data_files=files, drop_labels=True, streaming=streaming)
+    files = {split: [f"{glob.escape(str(table.parent))}/**"] for split, table in tables.items()}
+    loaded = datasets.load_dataset("imagefolder", data_files=files, drop_labels=True, streaming=streaming)
+    if not streaming:
+        for split, table in tables.items():
+            _check_files(loaded[split], table)
+    return loaded
+
+
+def _check_files(data: datasets.Dataset, table: Path) -> None:
+    """Check that a table names every image once, and report images without a row."""
+    if "image" not in data.features:
+        raise InputError(f"{table} names no images: its column file_name must have their names")
+    images = data.select_columns("image").cast_column("image", datasets.Image(decode=False))["image"]
+    paths = [(image or {}).get("path") for image in images]
+    for row, path in enumerate(paths):
+        if not path or not Path(path).is_file():
+            raise InputError(f"{table}: row {row} names no image that is there: correct its file_name")
+    twice, count = Counter(paths).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{table} has {count} rows of {Path(str(twice)).name}: keep one")
+    if without := set(map(str, image_files(table.parent))) - set(paths):
+        log0(f"{table.parent}: not used: {counted(len(without), 'image')} without a row in {table.name}")

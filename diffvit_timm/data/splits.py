@@ -126,9 +126,9 @@ def _divide_evenly(data: Dataset, share: float) -> DatasetDict:
     return parts.remove_columns("stratum")
 
 
-def _strata(data: Dataset) -> np.ndarray:
-    """Return the class of each row, (n,), or the rarest of its classes."""
-    return rarest_classes(data) if is_multi_label(data.features) else np.array(data["label"][:])
+def _strata(data: Dataset, least: int = 1) -> np.ndarray:
+    """Return the class of each row, (n,), or the rarest of its classes; `least` as in `rarest_classes`."""
+    return rarest_classes(data, least) if is_multi_label(data.features) else np.array(data["label"][:])
 
 
 def take_per_class(data: Dataset, count: int, seed: int = SPLIT_SEED) -> Dataset:
@@ -192,7 +192,7 @@ def _choose_groups(data: Dataset, share: float) -> np.ndarray:
     fraction = Fraction(share).limit_denominator(max_folds)
     fold_count = fraction.denominator if 0 < fraction < 1 else max_folds
     splitter = StratifiedGroupKFold(fold_count, shuffle=True, random_state=SPLIT_SEED)
-    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), _strata(data), data["group"][:])]
+    folds = [fold for _, fold in splitter.split(np.zeros(len(data)), _strata(data, fold_count), data["group"][:])]
     return np.concatenate(_closest_folds(folds, share * len(data)))
 
 

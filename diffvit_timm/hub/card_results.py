@@ -57,6 +57,13 @@ def results_section(records: Records) -> str:
         "images. It does not include the variation between seeds."
     )
     if precisions := result.get("test_average_precisions"):
+        text += (
+            " An image may have any number of the classes. The average precision of a class is the mean of the "
+            "precision at each of its images, ranked by score. Random scores would reach about "
+            f"{result['test_chance']:.0%}."
+        )
+        if result.get("class_balance") == "loss":
+            text += " The training gave the images that have a rare class a larger weight."
         text += "\n\n" + _precision_table(precisions)
     balance = result.get("class_balance", "none")
     if "test_accuracy" in result and reports_balanced(result.get("class_imbalance"), balance):

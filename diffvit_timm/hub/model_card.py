@@ -274,7 +274,7 @@ def _figures(files: Sequence[str], has_one: bool) -> str:
         text += (
             f"\n\n## Attention\n\n![attention]({quote(pictures[-1])})\n\nEach row shows a validation image and three "
             "heat maps: the attention of the last layer (mean over the heads), the attention through all layers "
-            "(rollout), and the evidence for the class of the image (computed from gradients)."
+            f"(rollout), and the evidence for {'the' if has_one else 'a'} class of the image (computed from gradients)."
         )
     return text.strip()
 

@@ -1,4 +1,4 @@
-"""Small changes of images that a network's own gradients find, to make it err: `projected gradient descent`.
+"""Adversarial examples: small changes of images, found from a network's gradients, that make it err.
 
 Paper: `Towards Deep Learning Models Resistant to Adversarial Attacks` - https://arxiv.org/abs/1706.06083
 """

@@ -12,6 +12,8 @@ from timm.models import VisionTransformer
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from ..models.outputs import probabilities
+
 __all__ = ["Curve", "area_under", "perturbation_curve"]
 
 Curve = Literal["deletion", "insertion"]
@@ -59,7 +61,7 @@ def perturbation_curve(
     ranks = F.pad(ranks, (0, width - patch_width * columns, 0, height - patch_height * rows), value=rows * columns)
     before, after = (images, torch.zeros_like(images)) if kind == "deletion" else (_blur(images), images)
     counts = torch.linspace(0, rows * columns, steps + 1).round()  # patches changed at each point of the curve
-    curve = [model(torch.where(ranks < count, after, before)).float().softmax(dim=-1) for count in counts]
+    curve = [probabilities(model, model(torch.where(ranks < count, after, before))) for count in counts]
     return torch.stack([p.gather(-1, targets[:, None])[:, 0] for p in curve], dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""What the outputs of a classifier mean: the names of its classes, and how logits become probabilities."""
+"""The outputs of a classifier: the names of its classes, and its probabilities."""
 
 from typing import Any
 

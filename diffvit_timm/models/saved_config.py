@@ -30,7 +30,7 @@ KNOWN_ENTRIES = {field.name for field in dataclasses.fields(PretrainedCfg)} | {"
 
 
 class SavedLabels(NamedTuple):
-    """What a config.json says of the outputs.
+    """The labels in a config.json.
 
     Attributes:
         names: the class names, in the order of the outputs; None if the file has none.

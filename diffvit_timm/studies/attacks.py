@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attack_networks", "attack_rows", "plot_attacks"]
 
-SEED = 0  # of the random starts, which are the same for all networks of one image size
+SEED = 0  # of the random starts; networks of one image size get the same ones
 STATISTICS_IMAGES = 16  # images on which lambda and negative attention are measured
 
 

@@ -1,4 +1,4 @@
-"""What a training learns: one class per image, or any number of classes per image. The two differ in loss and score."""
+"""The objectives of a training, one class per image or any number of classes: they differ in loss and score."""
 
 import math
 from typing import Any
@@ -48,7 +48,7 @@ class SingleLabel:
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
     def outputs(self, logits: Tensor) -> Tensor:
-        """Return what the score needs of the logits: the predicted classes, (B,)."""
+        """Return the part of the logits that the score needs: the predicted classes, (B,)."""
         return logits.argmax(-1)
 
     def score(self, outputs: np.ndarray, targets: np.ndarray, losses: np.ndarray) -> Accuracy:
@@ -94,7 +94,7 @@ class MultiLabel:
         return F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=self.weights)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over the classes for each image, (B,)."""
+        """Return the loss of each image, its mean over the classes, (B,)."""
         return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(1)
 
     def outputs(self, logits: Tensor) -> Tensor:
@@ -115,6 +115,7 @@ class MultiLabel:
         return {
             "test_mean_average_precision": self.value(score),
             "test_interval_95": score.interval,
+            "test_chance": score.chance if score.is_true.any() else 0.0,
             "test_average_precisions": {name: None if math.isnan(value) else value for name, value in precisions},
             "test_loss": score.loss,
             "test_images": score.images,

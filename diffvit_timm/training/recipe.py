@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..files import read_json, read_yaml
 from ..hub.publishing import check_repository, push_run
 from ..layers.base import attention_kind
-from ..models.outputs import set_multi_label
+from ..models.outputs import is_multi_label_model, set_multi_label
 from ..models.pretrained import check_model
 from .accelerator import make_accelerator, run_on_main
 from .config import TrainConfig
@@ -31,7 +31,7 @@ from .trainer import Trainer
 
 __all__ = ["build", "train"]
 
-ONE_LABEL = "needs one label per image, but the images of this dataset have lists of labels"
+ONE_LABEL = "needs one label per image, but the images of this dataset may have several"
 
 
 def train(config: TrainConfig, name: str, multi_label: bool = False) -> dict:
@@ -134,6 +134,11 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
         run_on_main(accelerator, lambda: check_images(splits, config.data.workers))
     set_seed(config.run.seed)
     model, report = create_model(config.model, splits, report=accelerator.is_main_process and is_new)
+    if config.run.eval_only and is_multi_label_model(model) != splits.is_multi_label:
+        raise InputError(
+            f"`eval_only`: `model={config.model.model}` was trained for {_labels_of(is_multi_label_model(model))}, but "
+            f"the dataset has {_labels_of(splits.is_multi_label)}: test it on another dataset"
+        )
     set_multi_label(model, splits.is_multi_label)
     if report:
         log0(str(report))
@@ -146,6 +151,10 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
         {"method": conversion_method(config.model, attention_kind(model)), **report.summary()} if report else None
     )
     return Parts(accelerator, model, splits, conversion, teacher)
+
+
+def _labels_of(is_multi_label: bool) -> str:
+    return "several labels per image" if is_multi_label else "one label per image"
 
 
 def _load_splits(config: DataConfig, multi_label: bool = False) -> Splits:

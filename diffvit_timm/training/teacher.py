@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..data.loading import model_data_config
 from ..errors import InputError
+from ..models.outputs import is_multi_label_model
 from ..models.pretrained import load_model
 from .model import has_classes
 
@@ -26,7 +27,7 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
         class_names: class names of the dataset, in the order of the outputs.
 
     Raises:
-        InputError: other classes, or another size or normalisation of the images.
+        InputError: other classes, several labels per image, or another size or normalisation of the images.
     """
     teacher = load_model(name, parameter="teacher").eval().requires_grad_(False)
     if not has_classes(teacher, class_names):
@@ -34,6 +35,8 @@ def load_teacher(name: str, model: nn.Module, class_names: list[str]) -> Any:
             f"`teacher={name}` has {teacher.num_classes} classes, which differ from the {len(class_names)} classes of "
             "the dataset: fine-tune it on the dataset first"
         )
+    if is_multi_label_model(teacher):
+        raise InputError(f"`teacher={name}` was trained for several labels per image: give a network for one label")
     theirs, ours = model_data_config(teacher), model_data_config(model)
     for key in SAME_DATA:
         if tuple(theirs[key]) != tuple(ours[key]):

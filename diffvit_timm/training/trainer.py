@@ -415,7 +415,7 @@ class Trainer:
             check_best(self.output / "best")
         if self.accelerator.is_main_process:
             self.checkpoints.remove_after(checkpoint)
-        self.state = TrainState(**saved["state"])
+        self.state = TrainState.restored(saved["state"], checkpoint)
         self.state.losses = [loss.to(self.accelerator.device) for loss in self.state.losses]
         log0(f"continuing from {checkpoint}: {self.state.epochs_done} epochs and {self.state.step} updates are done")
         is_longer = saved.get("planned", planned(self.config.flat())) != planned(self.config.flat())

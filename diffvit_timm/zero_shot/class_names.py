@@ -10,6 +10,7 @@ from timm.data import infer_imagenet_subset
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.outputs import is_multi_label_model
 from .imagenet_names import imagenet_indices, normalised
 
 __all__ = ["class_outputs", "class_scores", "imagenet_classes", "read_class_map"]
@@ -59,8 +60,10 @@ def class_outputs(model: Any, names: Sequence[str], class_map: dict[str, list[in
         The indices of each class's outputs; an empty list for a class that the model does not have.
 
     Raises:
-        InputError: a model with other classes.
+        InputError: a model with other classes, or one for several labels per image.
     """
+    if is_multi_label_model(model):
+        raise InputError("the network was trained for several labels per image, and here each image has one")
     labels = model.pretrained_cfg.get("label_names")
     if labels and set(names) <= set(labels):
         return [[labels.index(name)] for name in names]

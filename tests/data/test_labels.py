@@ -128,7 +128,7 @@ def test_a_command_that_needs_one_label_per_image_refuses_lists_and_does_not_see
     for load in (load_splits, load_evaluation_split):
         with pytest.raises(InputError, match=r"`label_column=tags` of .* has a list of labels per image"):
             load(str(lists))
-        with pytest.raises(InputError, match="has 0 columns of class labels"):
+        with pytest.raises(InputError, match="such as red, are several labels per image; use diffvit train"):
             load(str(booleans))
 
 
@@ -137,7 +137,7 @@ def test_a_command_that_needs_one_label_per_image_refuses_lists_and_does_not_see
     [
         ("red,green,red", "names a column twice"),
         ("red,pink", "names pink, which is not a column of .* \\(train\\): choose among image, red, green, blue, age"),
-        ("red,age", "age of .* is not a column of true and false: train has the values 0, 1, 10, 11"),
+        ("red,age", "age of .* \\(train\\) is not a column of true and false: it has the values 0, 1, 10, 11"),
     ],
 )
 def test_columns_that_are_not_of_true_and_false_are_refused(tmp_path, columns, message):
@@ -151,13 +151,13 @@ def test_three_values_are_not_true_and_false(tmp_path):
         numbers = dataset_of([[0], [1], [2]]).remove_columns("tags")
         numbers = numbers.add_column("red", [0, 1, -1]).add_column("green", [0, 1, 0])
         numbers.to_parquet(tmp_path / f"{split}.parquet")
-    with pytest.raises(InputError, match=r"red of .* train has the values -1, 0, 1; numbers must be 0 and 1, or -1"):
+    with pytest.raises(InputError, match=r"red of .* has the values -1, 0, 1; numbers must be 0 and 1, or -1 and 1"):
         load_splits(str(tmp_path), label_column="red,green", multi_label=True)
 
 
 def test_a_missing_value_is_refused_with_its_row(tmp_path):
     write_booleans(tmp_path, values=(None, True))
-    with pytest.raises(InputError, match=r"row \d+ of train has no value in red: give each image one"):
+    with pytest.raises(InputError, match=r"\(train\)`: row \d+ has no value in red: fill it in for every image"):
         load_splits(str(tmp_path), multi_label=True)
 
 
@@ -188,7 +188,7 @@ def test_files_with_other_classes_are_refused(tmp_path):
         load_splits(str(tmp_path), multi_label=True)
 
 
-def test_class_folders_come_before_a_table(image_folder, tmp_path):
+def test_class_folders_come_before_a_table(image_folder, tmp_path, capsys):
     import shutil
 
     folder = tmp_path / "animals"
@@ -196,6 +196,7 @@ def test_class_folders_come_before_a_table(image_folder, tmp_path):
     (folder / "train" / "metadata.csv").write_text("file_name,red,green\ncat/cat-00.png,True,False\n")
     splits = load_splits(str(folder), multi_label=True)
     assert splits.class_names == ["cat", "dog", "owl"]
+    assert "metadata.csv is not used: the folders beside it are the classes" in capsys.readouterr().err
 
 
 def test_a_split_without_a_table_is_not_left_out_silently(tmp_path):
@@ -239,7 +240,7 @@ def test_a_class_without_training_images_is_reported(tmp_path, capsys):
     write_lists(tmp_path)
     dataset_of([[0], [1], []] * 10).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     load_splits(str(tmp_path), multi_label=True)
-    assert "warning: 1 class of the validation or test images without training images: blue" in capsys.readouterr().err
+    assert "warning: 1 class of the validation or test images has no training images: blue" in capsys.readouterr().err
 
 
 def test_a_part_keeps_an_image_of_every_rarest_class():
@@ -258,6 +259,106 @@ def test_the_fingerprint_sees_every_label():
     images = second.remove_columns("label")
     same_images = images.add_column("label", [[0], [1, 2]], feature=List(ClassLabel(names=NAMES)))
     assert fingerprint(second) != fingerprint(same_images)
+
+
+def test_a_stream_of_true_and_false_keeps_the_bytes_of_its_images(tmp_path):
+    write_booleans(tmp_path)
+    stored, streamed = (load_splits(str(tmp_path), stream=count, multi_label=True) for count in (0, 40))
+    bytes_of = {row["image"]["bytes"] for split in (stored.train, stored.val) for row in split}
+    assert {row["image"]["bytes"] for row in streamed.train.rows} == bytes_of
+
+
+def test_columns_of_true_and_false_can_be_named_beside_a_column_of_class_labels(tmp_path):
+    write_booleans(tmp_path)
+    for path in tmp_path.glob("*.parquet"):
+        rows = Dataset.from_parquet(str(path))
+        label = ClassLabel(names=["cat", "dog"])
+        rows.add_column("label", [0, 1] * (len(rows) // 2), feature=label).to_parquet(path)
+    assert load_splits(str(tmp_path), multi_label=True).class_names == ["cat", "dog"]
+    assert load_splits(str(tmp_path), label_column="red,green,", multi_label=True).class_names == ["red", "green"]
+    with pytest.raises(InputError, match="`label_column=red,` needs two names or more"):
+        load_splits(str(tmp_path), label_column="red,", multi_label=True)
+    with pytest.raises(InputError, match=r"image of .* is not a column of true and false: it has the type"):
+        load_splits(str(tmp_path), label_column="red,image", multi_label=True)
+
+
+def test_a_test_split_without_values_is_not_used_where_there_is_a_validation_split(tmp_path, capsys):
+    write_booleans(tmp_path)
+    (tmp_path / "test-00000-of-00001.parquet").rename(tmp_path / "validation-00000-of-00001.parquet")
+    features = Features({"image": Image(), **{name: Value("bool") for name in NAMES}, "age": Value("int64")})
+    rows = {"image": [pixels_of([], 0)] * 3, **dict.fromkeys(NAMES, [None] * 3), "age": [1, 2, 3]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    assert len(load_splits(str(tmp_path), multi_label=True).test) == 20
+    assert "the images of test have no labels" in capsys.readouterr().err
+    assert len(load_splits(str(tmp_path), test_share=0.2, multi_label=True).test) == 8
+
+
+@pytest.mark.parametrize("labels", [None, [0, None]])
+def test_a_missing_list_of_a_stream_is_refused_when_it_is_read(labels):
+    with pytest.raises(InputError, match="an image has no list of labels: give each image one, which may be empty"):
+        multi_hot(labels, 3)
+
+
+def test_a_missing_value_in_a_streamed_test_split_is_one_line(tmp_path):
+    write_booleans(tmp_path, values=(None, True))
+    with pytest.raises(InputError, match=r"\(test\)`: an image has no value in red: fill it in for every image"):
+        load_splits(str(tmp_path), stream=8, multi_label=True)
+
+
+def test_a_test_split_that_happens_to_have_no_class_is_refused(tmp_path):
+    write_lists(tmp_path, labels=[[0], [1], *[[]] * 38])
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(InputError, match=r"no (val|test) image has a class, so nothing can be measured"):
+        load_splits(str(tmp_path), test_share=0.05, multi_label=True)
+
+
+def rewrite(table, change):
+    rows = table.read_text().splitlines()
+    change(rows)
+    table.write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.append(rows[1]), "metadata.csv has 2 rows of 00.png: keep one"),
+        (lambda rows: rows.append("99.png,True,False,False"), "row 40 names no image that is there"),
+        (lambda rows: rows.append(",True,False,False"), "row 40 names no image that is there"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_images_is_refused(tmp_path, change, message):
+    folder = write_table(tmp_path)
+    rewrite(folder / "train" / "metadata.csv", change)
+    with pytest.raises(InputError, match=message):
+        load_splits(str(folder), multi_label=True)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")
+def test_images_without_a_row_are_counted(tmp_path, capsys):
+    folder = write_table(tmp_path)
+    rewrite(folder / "train" / "metadata.csv", lambda rows: rows.pop())
+    splits = load_splits(str(folder), multi_label=True)
+    assert len(splits.train) + len(splits.val) == 39
+    assert "not used: 1 image without a row in metadata.csv" in capsys.readouterr().err
+
+
+def test_one_table_for_all_splits_is_refused(tmp_path):
+    folder = write_table(tmp_path)
+    (folder / "test" / "metadata.csv").unlink()
+    (folder / "train" / "metadata.csv").rename(folder / "metadata.csv")
+    with pytest.raises(
+        InputError, match=r"divide the table metadata.csv, and put one part into each of test and train"
+    ):
+        load_splits(str(folder), multi_label=True)
+
+
+def test_lists_of_words_are_refused_with_the_cast_that_they_need(tmp_path):
+    rows = dataset_of([[0], [1]] * 5).remove_columns("tags").add_column("words", [["a"], ["b"]] * 5)
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"cast its lists, such as words, to List\(ClassLabel\(names=...\)\)"):
+        load_splits(str(tmp_path), multi_label=True)
 
 
 def test_a_label_outside_the_classes_is_refused():

@@ -18,6 +18,7 @@ from diffvit_timm.training.checkpoint import Checkpoints, load_checkpoint
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.run_folder import RunFolder, open_run
 from diffvit_timm.training.signals import StopSignal
+from diffvit_timm.training.state import TrainState
 from diffvit_timm.training.trainer import Trainer
 
 # Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
@@ -309,3 +310,10 @@ def test_a_resume_of_nothing_is_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             resolved(TrainConfig.from_flat("data", "model", resume=resume))
+
+
+def test_the_state_of_another_version_is_refused(tmp_path):
+    saved = vars(TrainState(step=3))
+    assert TrainState.restored(dict(saved), tmp_path).step == 3
+    with pytest.raises(InputError, match=r"`resume=.*` was written by another version of diffvit_timm"):
+        TrainState.restored({**saved, "best_accuracy": 0.5}, tmp_path)

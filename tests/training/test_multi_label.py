@@ -23,6 +23,8 @@ from diffvit_timm.hub.model_card import model_card
 from diffvit_timm.hub.redaction import redacted_records
 from diffvit_timm.models.outputs import is_multi_label_model, probabilities
 from diffvit_timm.models.pretrained import load_model, save_pretrained
+from diffvit_timm.studies.attacks import attack_networks
+from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.objective import MultiLabel
 from diffvit_timm.training.recipe import train
 
@@ -77,6 +79,9 @@ def test_the_loss_is_the_binary_cross_entropy_of_float64_with_weights_and_smooth
 def test_the_weight_of_a_class_is_the_images_without_it_over_those_with_it():
     targets = torch.tensor([[1.0, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]])
     assert positive_weights(targets).tolist() == pytest.approx([1 / 3, 3, 1])
+    extremes = torch.zeros(1000, 2)
+    extremes[0, 0], extremes[:, 1] = 1, 1
+    assert positive_weights(extremes).tolist() == pytest.approx([100, 0.01])
 
 
 def test_a_training_learns_every_class_and_reports_what_scikit_learn_computes(run, colours):
@@ -90,6 +95,7 @@ def test_a_training_learns_every_class_and_reports_what_scikit_learn_computes(ru
     assert list(result["test_average_precisions"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
     assert result["test_mean_average_precision"] == pytest.approx(expected.mean(), abs=1e-5)
     assert result["test_mean_average_precision"] > 0.9
+    assert result["test_chance"] == pytest.approx(is_true.mean())
     low, high = result["test_interval_95"]
     assert low <= result["test_mean_average_precision"] <= high
     expected_loss = F.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(is_true).float())
@@ -182,7 +188,7 @@ def test_other_options_work_with_several_labels(colours, tmp_path, options):
     ],
 )
 def test_options_that_need_one_label_per_image_are_refused_before_the_training(colours, tmp_path, options, name):
-    with pytest.raises(InputError, match=f"`{name}=.*needs one label per image.*lists of labels"):
+    with pytest.raises(InputError, match=f"`{name}=.*needs one label per image.*may have several"):
         train(small_run(tmp_path / "run", colours, **options), "train", multi_label=True)
     assert not (tmp_path / "run").exists()
 
@@ -190,6 +196,20 @@ def test_options_that_need_one_label_per_image_are_refused_before_the_training(c
 def test_a_teacher_is_refused(run, colours, tmp_path):
     with pytest.raises(InputError, match=r"`teacher=.*needs one label per image"):
         train(small_run(tmp_path / "run", colours, teacher=str(run[0])), "train", multi_label=True)
+
+
+def test_a_network_for_several_labels_is_no_teacher_and_no_classifier_of_single_labels(run, image_folder, tmp_path):
+    model = load_model(str(run[0]))
+    model.pretrained_cfg["label_names"] = ["cat", "dog", "owl"]
+    save_pretrained(model, tmp_path / "net", label_names=["cat", "dog", "owl"])
+    net = str(tmp_path / "net")
+    with pytest.raises(InputError, match=r"`teacher=.* was trained for several labels per image"):
+        train(small_run(tmp_path / "run", image_folder, teacher=net), "train")
+    test = TrainConfig.from_flat(str(image_folder), net, output=str(tmp_path / "run"), eval_only=True)
+    with pytest.raises(InputError, match="was trained for several labels per image, but the dataset has one label per"):
+        train(test, "train")
+    with pytest.raises(InputError, match="the network was trained for several labels per image"):
+        attack_networks({"net": model}, load_splits(str(image_folder)).test, [1], 1, ["cat", "dog", "owl"])
 
 
 def test_studies_compare_accuracies_and_refuse_lists_of_labels(colours, tmp_path):
@@ -204,6 +224,6 @@ def test_the_console_command_trains_and_says_what_it_reached(colours, tmp_path, 
     streams = capsys.readouterr()
     assert "after each epoch: mean average precision and loss (nats) on the validation images" in streams.err
     assert "Test mean average precision: " in streams.err
-    assert "The classes with the least average precision: " in streams.err
+    assert "Random scores would reach about " in streams.err
     assert "balanced" not in streams.err
     assert set(json.loads(streams.out)["test_average_precisions"]) == set(NAMES)

@@ -1,10 +1,11 @@
-"""Compare the accuracy of networks on test images that are changed against each of them, by its own gradients.
+"""Compare the accuracy of networks under attack, each attacked through its own gradients.
 
     diffvit compare attacks PLAIN DIFF --dataset FOLDER                     # changes of 1 and 4 of 255 levels
     diffvit compare attacks PLAIN DIFF --epsilons 0.5 1 2 --steps 20 --images 500
 
 The attack is projected gradient descent (Madry et al. 2018): it changes every pixel and channel by at most epsilon, so
-that the loss of the true class rises. Differences are those to the first network.
+that the loss of the true class rises. The accuracy under this attack is an upper bound: another attack may find more.
+Differences are those to the first network.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Options(CheckedOptions):
         default_factory=lambda: DatasetConfig("timm/oxford-iiit-pet")
     )
     epsilons: tuple[float, ...] = (1.0, 4.0)
-    """Largest changes of a pixel and channel, each an attack of its own, in 255ths of the range of the pixels."""
+    """One attack per value: the largest change of a pixel in any channel, in 255ths of the range of the pixels."""
     steps: int = 10
     """Steps of an attack."""
     images: int = 200
@@ -92,7 +93,7 @@ def _compare(options: Options, folder: Path) -> dict:
 def _print_table(rows: list[dict[str, Any]], where: str, steps: int) -> None:
     """Print one line per network and attack."""
     log0(
-        f"\n{where}, {steps} steps of projected gradient descent against each network itself\n"
+        f"\n{where}, {steps} steps of projected gradient descent against each network\n"
         "epsilon: largest change of a pixel in 255ths, 0: unchanged images; lambda, negative: means over the layers;\n"
         "in parentheses: 95 % intervals over the images; difference: to the first network, paired by image."
     )

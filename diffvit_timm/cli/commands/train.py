@@ -3,7 +3,7 @@
     diffvit train --demo                                      # about two minutes, no download
     diffvit train --config pets                               # DeiT-Ti, converted, on Oxford-IIIT Pet
     diffvit train --config pets --dataset FOLDER              # your images: train/CLASS/*.jpg and test/CLASS/*.jpg
-    diffvit train --config pets --dataset CELEBA --label-column Smiling,Male    # several labels per image
+    diffvit train --config pets --dataset FOLDER --label-column Smiling,Male    # several labels per image
     diffvit train --config pets --attn plain                  # the plain twin under the same options
     diffvit train --config pets --model vit_small_patch16_dinov3.lvd1689m --attn diff_v2 --img-size 224    # another ViT
     diffvit train --config cifar10_micro                      # from scratch

@@ -115,7 +115,7 @@ def _caption(case: PredictedImage) -> str:
     elif case.classes is not None:
         shown = {name for name, _ in case.predicted}
         others = [f"{name} ({share:.0%})" for name, share in case.classes if name not in shown]
-        lines.append(f"also: {', '.join(others)}" if others else "" if case.classes else "has no class")
+        lines.append(f"also has {', '.join(others)}" if others else "" if case.classes else "has no class")
     return "\n".join(textwrap.fill(line, CAPTION) for line in lines)
 
 
