@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import InputError, require_at_least
+from ..errors import require_at_least
 from ..options import CheckedOptions
 from .steps import parse_policy
 
@@ -82,25 +82,12 @@ class DatasetConfig(CheckedOptions):
 
         return clutter_splits(splits)
 
-    def load_test(self, images: int = 0) -> "EvaluationSplit":
+    def load_test(self) -> "EvaluationSplit":
         """Load only the test images, so that there need not be any training images.
 
-        Args:
-            images: number of images to draw at random, always the same ones; 0: all of them.
-
         Raises:
-            InputError: as `load_evaluation_split`; fewer images than are to be drawn; or a group column without a share
-                to test on.
+            InputError: as `load_evaluation_split`; or a group column without a share to test on.
         """
-        test = self._load_test()
-        count = len(test.images)
-        if images > count:
-            raise InputError(
-                f"`images={images}` is more than the {count} test images of `dataset={self.dataset}`: lower it"
-            )
-        return dataclasses.replace(test, images=test.images.shuffle(seed=0).take(images)) if images else test
-
-    def _load_test(self) -> "EvaluationSplit":
         from .datasets import load_evaluation_split
         from .splits import EvaluationSplit
 

@@ -24,6 +24,7 @@ from ...models.pretrained import check_model, load_model, short_names
 from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.attacks import attack_networks, attack_rows, plot_attacks
+from ..images import draw_test_images
 from ..tables import points_with_interval, share_with_interval
 
 
@@ -67,7 +68,7 @@ def _compare(options: Options, folder: Path) -> dict:
     names = short_names(options.models, "models")
     for model in options.models:
         check_model(model, parameter="models")
-    test = options.data.load_test(options.images)
+    test = draw_test_images(options.data, options.images)
     split, epsilons = test.images, sorted(options.epsilons)
     models = {name: load_model(model, parameter="models") for name, model in zip(names, options.models, strict=True)}
     right = attack_networks(models, split, epsilons, options.steps, test.class_names, options.device)

@@ -26,6 +26,7 @@ from ...models.pretrained import check_model, load_model, short_names
 from ...options import CheckedOptions
 from ...output import output_folder
 from ...studies.faithfulness import area_summary, measure_faithfulness
+from ..images import draw_test_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _compare(options: Options, folder: Path) -> dict:
     short = short_names(options.models, "models")
     for name in options.models:
         check_model(name, parameter="models")
-    test = options.data.load_test(options.images)
+    test = draw_test_images(options.data, options.images)
     models = [_load(name) for name in options.models]
     areas: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(options.models, models, strict=True)):

@@ -38,6 +38,7 @@ from ...studies.robustness import (
     robustness_rows,
 )
 from ...studies.robustness_figures import plot_corruptions, plot_robustness
+from ..images import draw_test_images
 from ..tables import points_with_interval, share_with_interval
 
 
@@ -83,7 +84,7 @@ def _compare(options: Options, folder: Path) -> dict:
     names = short_names(options.models, "models")
     for model in options.models:
         check_model(model, parameter="models")
-    test = options.data.load_test(options.images)
+    test = draw_test_images(options.data, options.images)
     split, listed = test.images, conditions(options.corruptions, sorted(options.severities))
     models = {model: load_model(model, parameter="models") for model in options.models}
     outcomes = measure_robustness(models, split, listed, test.class_names, options.device, options.workers)
