@@ -25,10 +25,12 @@ from torch import Tensor
 
 from ..console import track
 from ..errors import InputError
-from .datasets import VAL_NAMES, load_all_splits
+from .datasets import load_all_splits
 from .decoding import decode_image
 from .folders import SPLITS
+from .image_files import is_image
 from .images import MODES
+from .label_checks import VAL_NAMES
 
 __all__ = ["IGNORED", "MaskedImages", "MaskedSplits", "decode_mask", "load_masks"]
 
@@ -88,7 +90,8 @@ def _load_pairs(folder: Path, name: str) -> Dataset:
     for kind in (IMAGES, MASKS):
         if not (folder / kind).is_dir():
             raise InputError(f"`dataset={name}`: {folder} has no folder {kind}")
-        files = [path for path in sorted((folder / kind).iterdir()) if path.is_file() and path.name[0] != "."]
+        # There may be other files, such as a table of labels.
+        files = [path for path in sorted((folder / kind).iterdir()) if path.is_file() and is_image((path.name,))]
         found.append({path.stem: path for path in files})
         if len(found[-1]) < len(files):
             stem = Counter(path.stem for path in files).most_common(1)[0][0]
