@@ -22,6 +22,7 @@ from .image_files import image_files
 __all__ = ["find_tables", "load_labelled_folder"]
 
 TABLES = ("metadata.csv", "metadata.jsonl")
+IMAGES = "images"  # folder of the images of a split, if there are others, such as masks
 
 
 def find_tables(folder: Path, given: str, unsplit: str = "train") -> dict[str, Path]:
@@ -69,14 +70,12 @@ def _has_class_folders(folder: Path) -> bool:
 
 
 def _find_table(folder: Path) -> Path | None:
-    """Return the table of a split, in its folder or in one below it; None if the images are in class folders."""
-    found = [table for path in (folder, *_folders(folder)) if (table := _table_in(path))]
-    if len(found) != 1:
+    """Return the table of a split, in its folder or in its folder images/; None if the images are in class folders."""
+    table = _table_in(folder)
+    if table and _has_class_folders(folder):
+        log0(f"{table} is not used: the folders beside it are the classes")
         return None
-    if found[0].parent == folder and _has_class_folders(folder):
-        log0(f"{found[0]} is not used: the folders beside it are the classes")
-        return None
-    return found[0]
+    return table or _table_in(folder / IMAGES)
 
 
 def load_labelled_folder(tables: dict[str, Path], streaming: bool = False) -> Any:

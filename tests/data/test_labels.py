@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -189,14 +190,19 @@ def test_files_with_other_classes_are_refused(tmp_path):
 
 
 def test_class_folders_come_before_a_table(image_folder, tmp_path, capsys):
-    import shutil
-
     folder = tmp_path / "animals"
     shutil.copytree(image_folder, folder)
     (folder / "train" / "metadata.csv").write_text("file_name,red,green\ncat/cat-00.png,True,False\n")
     splits = load_splits(str(folder), multi_label=True)
     assert splits.class_names == ["cat", "dog", "owl"]
     assert "metadata.csv is not used: the folders beside it are the classes" in capsys.readouterr().err
+
+
+def test_a_table_within_one_class_folder_does_not_hide_the_others(image_folder, tmp_path):
+    folder = tmp_path / "animals"
+    shutil.copytree(image_folder, folder)
+    (folder / "train" / "cat" / "metadata.csv").write_text("file_name,red,green\ncat-00.png,True,False\n")
+    assert load_splits(str(folder), multi_label=True).class_names == ["cat", "dog", "owl"]
 
 
 def test_a_split_without_a_table_is_not_left_out_silently(tmp_path):
