@@ -114,14 +114,15 @@ def check_training_classes(name: str, splits: Splits, group_column: str | None) 
     Raises:
         InputError: a class without training images, or a split without any class.
     """
-    for role in ("val", "test"):
-        if not shown_classes(getattr(splits, role)):
+    shown = {"val": shown_classes(splits.val), "test": shown_classes(splits.test)}
+    for role, classes in shown.items():
+        if not classes:
             raise InputError(
                 f"`dataset={name}`: no {role} image has a class, so nothing can be measured: hold out more images, or "
                 "add splits of your own"
             )
-    shown, trained = shown_classes(splits.val) | shown_classes(splits.test), shown_classes(splits.train)
-    missing = [splits.class_names[label] for label in sorted(shown - trained)]
+    missing_labels = (shown["val"] | shown["test"]) - shown_classes(splits.train)
+    missing = [splits.class_names[label] for label in sorted(missing_labels)]
     if missing and splits.is_multi_label:
         more, verb = ", ..." if len(missing) > SHOWN else "", "has" if len(missing) == 1 else "have"
         log0(

@@ -84,8 +84,11 @@ def _identity(label: int) -> int:
 
 def label_targets(split: "Dataset") -> Tensor:
     """Return the target of every image of a stored split: class indices (n,), or (n, classes) for several labels."""
+    labels = split["label"][:]
+    if not is_multi_label(split.features):
+        return torch.tensor(labels)
     target = target_of(split.features)
-    return torch.stack([torch.as_tensor(target(label)) for label in split["label"][:]])
+    return torch.stack([target(label) for label in labels])
 
 
 def shown_classes(split: "Dataset") -> set[int]:

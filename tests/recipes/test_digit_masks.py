@@ -17,7 +17,7 @@ def test_the_labels_of_an_image_are_the_digits_of_its_mask(image_folder, tmp_pat
     spec = importlib.util.spec_from_file_location("digit_masks", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    source = str(image_folder)  # small bright images in the place of digits
+    source = str(image_folder)  # its small images stand in for the digits and for the photographs
     recipe.main(recipe.Options(str(tmp_path / "out"), source, source, train=12, test=4, size=32))
     masks, labels = load_masks(str(tmp_path / "out")), load_splits(str(tmp_path / "out"), multi_label=True)
     assert (
