@@ -1,11 +1,13 @@
 """The notebooks run from top to bottom: the quickstart on the data that the package brings, the others on a subset."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
+traitlets_config = pytest.importorskip("traitlets.config")
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "notebooks"
 SHARED = Path(__file__).parents[3] / "shared" / "datasets"
@@ -13,10 +15,16 @@ SHARED = Path(__file__).parents[3] / "shared" / "datasets"
 
 def run(notebook, folder):
     """Run a notebook in a folder; returns what it printed."""
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
-    )
-    client.execute()
+    with tempfile.TemporaryDirectory() as sockets:  # with TCP, kernels that start together may take each other's ports
+        manager = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            config=traitlets_config.Config(KernelManager=manager),
+        )
+        client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
 
