@@ -48,6 +48,7 @@ def results_section(records: Records) -> str:
     rows = [
         *((metric.name, _in_percent(metric)) for metric in result_metrics(result)),
         ("loss", f"{result['test_loss']:.4f} nats"),
+        *_calibration(result),
         ("test images", f"{result['test_images']:,} (split: {escaped(result['test_split'])}), evaluated once"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -81,6 +82,12 @@ def results_section(records: Records) -> str:
             "a layer's attention, by absolute value, is negative."
         )
     return text
+
+
+def _calibration(result: dict) -> list[tuple[str, str]]:
+    """Return the row of the calibration error, which a classifier of one class per image has."""
+    error = result.get("test_calibration_error")
+    return [] if error is None else [("expected calibration error (15 bins)", f"{error:.4f}")]
 
 
 def _in_percent(metric: Metric) -> str:

@@ -6,6 +6,8 @@ from collections import Counter
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
+from .calibration import calibration_error
+
 __all__ = ["Accuracy", "bootstrap_interval", "mean_per_class", "paired_differences", "wilson_interval"]
 
 CONFUSIONS = 5  # number of confused pairs of classes to report
@@ -58,6 +60,7 @@ class Accuracy:
         mean_per_class: mean of the accuracies of the classes; classes without images do not count.
         images: number of images.
         loss: mean cross-entropy, nats.
+        calibration_error: expected calibration error of `calibration_error`, in [0, 1]; None without confidences.
         confusions: most frequent confusions first, as (class, predicted class, number of images).
         is_right: whether each image is classified correctly, (n,).
     """
@@ -67,12 +70,22 @@ class Accuracy:
     mean_per_class: float
     images: int
     loss: float
+    calibration_error: float | None
     confusions: list[tuple[int, int, int]]
     is_right: np.ndarray = dataclasses.field(repr=False, compare=False)  # arrays have no single truth value
 
     @classmethod
-    def of(cls, predictions: np.ndarray, labels: np.ndarray, losses: np.ndarray) -> "Accuracy":
-        """Compute the accuracy from predicted classes (n,), true classes (n,) and losses in nats (n,)."""
+    def of(
+        cls, predictions: np.ndarray, labels: np.ndarray, losses: np.ndarray, confidences: np.ndarray | None = None
+    ) -> "Accuracy":
+        """Compute the accuracy from one value per image.
+
+        Args:
+            predictions: predicted classes, (n,).
+            labels: true classes, (n,).
+            losses: cross-entropies in nats, (n,).
+            confidences: probabilities of the predicted classes, (n,), in [0, 1].
+        """
         right = predictions == labels
         return cls(
             accuracy=float(right.mean()),
@@ -80,6 +93,7 @@ class Accuracy:
             mean_per_class=mean_per_class(right, labels),
             images=len(right),
             loss=float(losses.mean(dtype=np.float64)),
+            calibration_error=None if confidences is None else calibration_error(confidences, right),
             confusions=_confusions(predictions, labels),
             is_right=right,
         )

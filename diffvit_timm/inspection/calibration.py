@@ -16,8 +16,10 @@ def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15
         bins: number of bins; bin m has the confidences in ((m - 1) / bins, m / bins].
 
     Returns:
-        The error, in [0, 1].
+        The error, in [0, 1]; NaN if a confidence is NaN.
     """
+    if np.isnan(confidences).any():
+        return float("nan")
     places = np.clip(np.ceil(confidences.astype(np.float64) * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, weights=confidences.astype(np.float64) - right, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidences))

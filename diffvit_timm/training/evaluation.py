@@ -39,7 +39,7 @@ def evaluate(
         for images, labels in loader:
             with accelerator.autocast():
                 logits = model(images)
-            rows = objective.outputs(logits), labels, objective.losses(logits, labels)
+            rows = (*objective.outputs(logits), labels, objective.losses(logits, labels))
             columns.append(accelerator.gather_for_metrics(rows))
             advance("")
             if after_batch:

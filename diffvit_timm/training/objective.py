@@ -47,13 +47,16 @@ class SingleLabel:
         """Return the loss of each image in an evaluation, (B,), without smoothing and weights."""
         return F.cross_entropy(logits.float(), targets, reduction="none")
 
-    def outputs(self, logits: Tensor) -> Tensor:
-        """Return the part of the logits that the score needs: the predicted classes, (B,)."""
-        return logits.argmax(-1)
+    def outputs(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return what the score needs of the logits: the predicted classes and their probabilities, (B,) each."""
+        confidences, predictions = logits.float().softmax(-1).max(-1)
+        return predictions, confidences
 
-    def score(self, outputs: np.ndarray, targets: np.ndarray, losses: np.ndarray) -> Accuracy:
+    def score(
+        self, predictions: np.ndarray, confidences: np.ndarray, targets: np.ndarray, losses: np.ndarray
+    ) -> Accuracy:
         """Compute the score of a split from the outputs, targets and losses of its images."""
-        return Accuracy.of(outputs, targets, losses)
+        return Accuracy.of(predictions, targets, losses, confidences)
 
     def value(self, score: Accuracy) -> float:
         """Return the number that chooses the best epoch."""
@@ -66,6 +69,7 @@ class SingleLabel:
             "test_interval_95": score.interval,
             "test_mean_per_class": score.mean_per_class,
             "test_loss": score.loss,
+            "test_calibration_error": score.calibration_error,
             "test_images": score.images,
             "test_confusions": [[names[label], names[predicted], n] for label, predicted, n in score.confusions],
         }
@@ -97,9 +101,9 @@ class MultiLabel:
         """Return the loss of each image, its mean over the classes, (B,)."""
         return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").mean(1)
 
-    def outputs(self, logits: Tensor) -> Tensor:
+    def outputs(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Return the logits, (B, classes), by which the images of a class are ranked."""
-        return logits.float()
+        return (logits.float(),)
 
     def score(self, outputs: np.ndarray, targets: np.ndarray, losses: np.ndarray) -> MultiLabelScore:
         """Compute the score of a split."""

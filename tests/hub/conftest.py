@@ -80,7 +80,7 @@ def run_folder(tmp_path, tiny_model):
     save_pretrained(tiny_model(attn="diff_v2"), run / "best", ["cat", "dog", "owl"])
     result = {
         "test_accuracy": 0.9, "test_interval_95": [0.85, 0.94], "test_mean_per_class": 0.88, "test_loss": 0.31,
-        "test_images": 150, "test_split": "test",
+        "test_calibration_error": 0.0421, "test_images": 150, "test_split": "test",
         "test_confusions": [["cat", "dog", 9], ["owl", "cat", 2]], "seed": 3, "attn": "diff_v2",
         "conversion": {"method": "mirror", "images": 128, "agreement": 1.0, "kl": None}, "lambda": [0.4, 0.6],
         "negative_mass": [0.1, 0.2], "seconds": 600.0,

@@ -207,6 +207,13 @@ def test_unequal_classes_and_a_longer_training_are_said(run_folder, entries, sen
     assert sentence in card_of(run_folder)[0]
 
 
+def test_the_table_has_the_calibration_error_of_a_classifier(run_folder):
+    row = "| expected calibration error (15 bins) | 0.0421 |"
+    assert row in card_of(run_folder)[0]
+    change(run_folder, "result.json", test_calibration_error=None)
+    assert "calibration" not in card_of(run_folder)[0]
+
+
 def test_classes_of_nearly_equal_size_and_those_of_a_stream_are_not_mentioned(run_folder):
     for ratio in (1.4, None):
         change(run_folder, "result.json", class_imbalance=ratio, class_balance="none", restarts=[])

@@ -29,6 +29,13 @@ def test_the_figures_are_those_worked_out_by_hand():
     assert result.confusions == [(0, 1, 1), (1, 2, 1), (2, 0, 1)]
 
 
+def test_the_calibration_error_is_that_of_the_confidences_and_unknown_without_them():
+    predictions, labels, losses = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), np.zeros(4)
+    found = Accuracy.of(predictions, labels, losses, np.array([0.9, 0.9, 0.6, 0.6]))
+    assert found.calibration_error == pytest.approx((abs(0.5 - 0.9) + abs(1.0 - 0.6)) / 2)
+    assert accuracy_of([0, 1], [0, 0]).calibration_error is None
+
+
 def test_the_most_frequent_confusions_come_first_and_five_are_named():
     labels = [0] * 9 + [1] * 3 + [2, 3, 4, 5]
     predictions = [1] * 2 + [2] * 3 + [0] * 4 + [0] * 3 + [0, 0, 0, 0]

@@ -64,16 +64,18 @@ def weights_after(trainer):
     return {name: tensor.clone() for name, tensor in trainer.learner.model.state_dict().items()}
 
 
-def accuracy_outside(path, split):
-    """Measure the accuracy of a saved model with timm and PIL only, one image at a time."""
+def predictions_outside(path, split):
+    """Test a saved model with timm and PIL only, one image at a time: whether each is right, and its confidence."""
     model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model), is_training=False)
     with torch.inference_mode():
-        right = [
-            model(transform(Image.open(row["image"]["path"]).convert("RGB"))[None]).argmax().item() == row["label"]
-            for row in split
-        ]
-    return np.mean(right)
+        images = (transform(Image.open(row["image"]["path"]).convert("RGB"))[None] for row in split)
+        shares = torch.cat([model(image).double().softmax(-1) for image in images]).numpy()
+    return shares.argmax(-1) == np.array(split["label"]), shares.max(-1)
+
+
+def accuracy_outside(path, split):
+    return predictions_outside(path, split)[0].mean()
 
 
 def test_a_run_leaves_a_complete_folder(trainer, splits):
@@ -115,6 +117,15 @@ def test_the_accuracies_are_those_of_the_saved_best_epoch_measured_independently
     assert result["val_accuracy"] == accuracies[1]
     assert accuracy_outside(run.output / "best", splits.val) == accuracies[1]
     assert accuracy_outside(run.output / "best", splits.test) == pytest.approx(result["test_accuracy"])
+
+
+def test_the_calibration_error_on_the_test_images_is_that_of_the_saved_model(trainer, splits):
+    run = trainer(epochs=2)
+    result = run.fit()
+    right, confidences = predictions_outside(run.output / "best", splits.test)
+    bins = [(confidences > low / 15) & (confidences <= (low + 1) / 15) for low in range(15)]
+    gaps = [chosen.mean() * abs(right[chosen].mean() - confidences[chosen].mean()) for chosen in bins if chosen.any()]
+    assert result["test_calibration_error"] == pytest.approx(sum(gaps), abs=1e-6)
 
 
 def test_a_teacher_replaces_the_labels_by_its_weight(trainer, tiny_model):

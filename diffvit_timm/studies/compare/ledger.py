@@ -24,6 +24,7 @@ class Row:
         val_accuracy: best accuracy on the validation images; 0 if the run diverged.
         endpoint: the endpoint of the study, in [0, 1]; None for a run that chooses a learning rate.
         test_accuracy, test_loss: accuracy and loss on the test images; None likewise, and if the run diverged.
+        calibration_error: expected calibration error on the test images; None likewise.
         diverged: whether the loss became infinite or NaN.
         parameters, flops: size of the network, and FLOPs of a forward pass for one image; None if the run diverged.
         updates: number of updates.
@@ -42,6 +43,7 @@ class Row:
     endpoint: float | None
     test_accuracy: float | None
     test_loss: float | None
+    calibration_error: float | None
     diverged: bool
     parameters: int | None
     flops: int | None
@@ -148,7 +150,7 @@ def _parse(values: Mapping[str, str], line: int) -> Row:
     return Row(**{**values, **number, **whole, "diverged": values["diverged"] == "yes"})  # type: ignore[arg-type]
 
 
-LARGEST = {"val_accuracy": 1.0, "endpoint": 1.0, "test_accuracy": 1.0}
-_FLOATS = ("rate", "val_accuracy", "endpoint", "test_accuracy", "test_loss", "seconds")
+LARGEST = dict.fromkeys(("val_accuracy", "endpoint", "test_accuracy", "calibration_error"), 1.0)
+_FLOATS = ("rate", "val_accuracy", "endpoint", "test_accuracy", "test_loss", "calibration_error", "seconds")
 _INTEGERS = ("seed", "parameters", "flops", "updates")
 _REQUIRED = ("rate", "val_accuracy", "seconds", "seed")

@@ -196,8 +196,8 @@ def _interval(found: Comparison) -> str:
 def _table(summary: StudySummary) -> list[str]:
     lines = [
         f"| arm | learning rate | n | {ENDPOINTS[summary.protocol.endpoint]} | difference in points (95 % interval) | "
-        "p (difference) | p (equivalence) | verdict | test loss | parameters | MFLOPs | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "p (difference) | p (equivalence) | verdict | test loss | calibration error | parameters | MFLOPs | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return lines + [_line(arm, summary.protocol.baseline) for arm in summary.arms]
 
@@ -213,11 +213,15 @@ def _line(arm: ArmSummary, baseline: str) -> str:
         cells += [f"{found.equivalence_p:.2g}", found.verdict]
     else:
         cells += ["", "", "", "baseline" if arm.name == baseline else "undecided"]
-    losses = [row.test_loss for row in arm.rows if row.test_loss is not None]
-    cells += [f"{statistics.mean(losses):.3f}" if losses else ""]
+    cells += [_mean([row.test_loss for row in arm.rows]), _mean([row.calibration_error for row in arm.rows])]
     cells += [f"{arm.size[0]:,}", f"{arm.size[1] / 1e6:.1f}"] if arm.size else ["", ""]
     cells += [f"{statistics.mean(row.seconds for row in arm.rows):.0f}" if arm.rows else ""]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.3f}" if known else ""
 
 
 def _notes(summary: StudySummary) -> list[str]:
@@ -225,9 +229,9 @@ def _notes(summary: StudySummary) -> list[str]:
         "± is the standard deviation over the seeds. p (difference) is from the paired t-test, and p (equivalence) "
         f"from two one-sided tests within ±{summary.protocol.margin:g} points. Both are corrected by Holm's method "
         "over the arms of this study; the intervals are not corrected. A difference that is significant and within the "
-        "margin is called equivalent. The test loss is a secondary endpoint, without a test. MFLOPs are those of a "
-        "forward pass for one image, in millions; a multiplication and an addition count as two. Seconds are the mean "
-        "duration of a training."
+        "margin is called equivalent. The test loss in nats and the expected calibration error on the test images (15 "
+        "bins) are secondary endpoints, without a test. MFLOPs are those of a forward pass for one image, in millions; "
+        "a multiplication and an addition count as two. Seconds are the mean duration of a training."
     ]
     for arm in summary.arms:
         if arm.diverged:

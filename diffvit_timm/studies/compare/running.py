@@ -34,6 +34,11 @@ from .schedule import plan_tests, plan_tuning
 
 __all__ = ["check_arms", "run_parts"]
 
+# Results on the test images in the ledger, and their names in result.json.
+TESTED = {
+    "test_accuracy": "test_accuracy", "test_loss": "test_loss", "calibration_error": "test_calibration_error"
+}  # fmt: skip
+
 _busy = threading.Lock()  # held during a run of this process
 Plan = Callable[[Protocol, Ledger, Collection[str]], list[Planned]]
 
@@ -172,7 +177,7 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own: dict[str, Any] = {**vars(run), "versions": _versions(), "checksum": protocol.checksum(run)}
-    unknown: dict[str, Any] = dict.fromkeys(("test_accuracy", "test_loss", "parameters", "flops", "updates"))
+    unknown: dict[str, Any] = dict.fromkeys((*TESTED, "parameters", "flops", "updates"))
     start = time.monotonic()
     try:
         result = train(config, "study")
@@ -185,13 +190,13 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
             hardware=hardware_name(device),
         )  # fmt: skip
     model = load_model(config.run.output, parameter="output")
+    # The runs that choose a rate are tested, too, but nobody should read it before the rates are fixed.
+    tested: dict[str, Any] = {name: result[key] if run.part == "test" else None for name, key in TESTED.items()}
     return Row(
         **own,
         val_accuracy=result["val_accuracy"],
         endpoint=_endpoint(protocol, model, config, result, device) if run.part == "test" else None,
-        # The runs that choose a rate are tested, too, but nobody should read it before the rates are fixed.
-        test_accuracy=result["test_accuracy"] if run.part == "test" else None,
-        test_loss=result["test_loss"] if run.part == "test" else None,
+        **tested,
         diverged=False,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=forward_flops(model),

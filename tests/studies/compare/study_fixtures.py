@@ -19,8 +19,9 @@ def protocol(**options):
 
 def row(study, arm, part, rate, seed, val_accuracy=0.5, endpoint=None, **values):
     known = dict(
-        test_accuracy=endpoint, test_loss=None if endpoint is None else 1.0, diverged=False, parameters=1000,
-        flops=2_000_000, updates=7, seconds=1.5, hardware="a processor, 1 threads", versions="torch 2", images="a-b",
+        test_accuracy=endpoint, test_loss=None if endpoint is None else 1.0,
+        calibration_error=None if endpoint is None else 0.25, diverged=False, parameters=1000, flops=2_000_000,
+        updates=7, seconds=1.5, hardware="a processor, 1 threads", versions="torch 2", images="a-b",
         checksum=study.checksum(Planned(arm, part, rate, seed)),
     )  # fmt: skip
     return Row(arm, part, rate, seed, val_accuracy, endpoint, **{**known, **values})

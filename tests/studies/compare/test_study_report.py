@@ -79,10 +79,11 @@ def test_the_report_has_a_row_per_arm_and_says_what_diverged_and_which_rate_is_a
     rates = {0.01 * 2**k: 0.1 * k for k in range(7)}
     rows = [*tuned(study, "plain", {0.01: 0.3, 0.02: 0.4, 0.04: 0.3}), *tuned(study, "first", rates)]
     rows += [row(study, "plain", "test", 0.02, seed, 0.4, 0.5 + seed / 100) for seed in range(4)]
-    rows += [row(study, "first", "test", 0.64, 0, 0.0, 0.0, diverged=True, parameters=None, flops=None, test_loss=None)]
+    unknown = dict.fromkeys(("parameters", "flops", "test_loss", "calibration_error"))
+    rows += [row(study, "first", "test", 0.64, 0, 0.0, 0.0, diverged=True, **unknown)]
     text = report_text(summarise_study(study, ledger(study, tmp_path, rows)))
     assert "| plain | 0.02 | 4 | 51.50 ± 1.29 % |" in text
-    assert "| baseline | 1.000 | 1,000 | 2.0 | 2 |" in text
+    assert "| baseline | 1.000 | 0.250 | 1,000 | 2.0 | 2 |" in text
     assert "1 test runs of first diverged and count as an accuracy of 0." in text
     assert "The best rate of first is at the edge of its grid, which was not extended further." in text
     assert "**0.02: 40.00%**" in text
