@@ -109,8 +109,8 @@ def hold_out(data: Dataset, share: float, name: str) -> tuple[Dataset, Dataset]:
         parts = _divide_evenly(data, share)
     except ValueError as error:
         raise InputError(
-            f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: {error} Add "
-            "images, or validation and test splits"
+            f"`dataset={name}` is too small to hold out {share:.0%} of the images of every class: add images, or "
+            f"validation and test splits ({error})"
         ) from error
     return parts["train"], parts["test"]
 
