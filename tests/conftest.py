@@ -62,6 +62,23 @@ def image_folder(tmp_path_factory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("animals"), train=12, test=6)
 
 
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory) -> Path:
+    """White bars on black of 12 x 12 pixels, upright, level or both; 30 train and 6 test images."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, count in (("train", 10), ("test", 2)):
+        for label, name in enumerate(("upright", "level", "cross")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.zeros((12, 12), np.uint8)
+                if label != 1:
+                    pixels[2:-2, 1 + number] = 255
+                if label != 0:
+                    pixels[10 - number, 2:-2] = 255
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
 def write_parquet(images: Path, folder: Path) -> Path:
     from datasets import load_dataset
 

@@ -21,9 +21,10 @@ from .stream import Stream, StreamedImages
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["evaluation_images", "image_batches", "model_data_config", "training_images"]
+__all__ = ["MASK", "evaluation_images", "image_batches", "mask_batches", "model_data_config", "training_images"]
 
 BATCH_SIZE = 32  # images per batch of `image_batches`
+MASK = "mask"  # column of a split that shows where the object of each image is
 
 
 def model_data_config(model: Any) -> dict:
@@ -110,3 +111,23 @@ def image_batches(
     loader = DataLoader(images, batch_size=BATCH_SIZE)
     batches = (batch for batch, _ in loader)
     return track(batches, label, len(loader)) if label else batches
+
+
+def mask_batches(model: nn.Module, split: "Dataset") -> Iterator[Tensor]:
+    """Yield the masks of a split at the places to which evaluation brings their images: resized and cropped alike.
+
+    Args:
+        model: timm model.
+        split: a split with the column 'mask', as `clutter_splits` makes it.
+
+    Yields:
+        Batches (n, H, W) of the size of `image_batches`, with the share of each pixel that belongs to the object.
+
+    Raises:
+        InputError: as `image_batches`.
+    """
+    model_config = model_data_config(model)
+    only_masks = {"input_size": (1, *model_config["input_size"][1:]), "mean": (0.0,), "std": (1.0,)}
+    masks = split.select_columns([MASK, "label"]).rename_column(MASK, "image")
+    loader = DataLoader(ImageDataset(masks, eval_transform(model_config | only_masks), in_chans=1), BATCH_SIZE)
+    return (batch[:, 0] for batch, _ in loader)

@@ -1,9 +1,12 @@
 """diffvit compare faithfulness measures several models on the same images."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
 
+from diffvit_timm.cli import main
 from diffvit_timm.models.pretrained import save_pretrained
 
 
@@ -18,6 +21,31 @@ def test_every_model_curve_and_kind_of_heat_map_has_an_area(diffvit, weights, im
             assert len(kinds) == 4
             assert all(0 < kind["area"] < 1 and kind["images"] == 5 for kind in kinds.values())
     assert np.load(tmp_path / "out" / "faithfulness-1.npz")["deletion, rollout"].shape == (5, 5)
+
+
+def test_digits_among_distractors_have_the_share_of_the_heat_on_the_digit(weights, digit_folder, tmp_path, capsys):
+    model = str(weights("net", in_chans=1, img_size=40))
+    options = [
+        "--dataset",
+        f"{digit_folder}+clutter",
+        "--images",
+        "6",
+        "--steps",
+        "2",
+        "--output",
+        f"{tmp_path / 'out'}",
+    ]
+    main(["compare", "faithfulness", "--models", model, *options, "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr()
+    measures = json.loads(printed.out.splitlines()[-1])["areas"][model]
+    assert list(measures) == ["deletion", "insertion", "on the object"]
+    for kind in measures["on the object"].values():
+        assert 0 < kind["share"] < 0.2
+        assert kind["images"] == 6
+    assert np.load(tmp_path / "out" / "faithfulness.npz")["on the object, rollout"].shape == (6,)
+    assert "On the object: share of the heat that lies on it." in printed.err
+    random = measures["on the object"]["random"]
+    assert f"{random['share']:.3f} ± {random['half_interval']:.3f}" in printed.err
 
 
 def test_more_images_than_the_test_split_has_are_refused(refusal, weights, image_folder, tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffvit_timm.data.clutter import clutter_splits, read_mask
 from diffvit_timm.data.config import DataConfig, DatasetConfig
-from diffvit_timm.data.loading import evaluation_images, training_images
+from diffvit_timm.data.loading import evaluation_images, image_batches, mask_batches, training_images
 from diffvit_timm.data.splits import Splits
 from diffvit_timm.errors import InputError
 
@@ -102,6 +102,19 @@ def test_a_trainer_reads_the_images_from_memory_and_masks_stay_with_their_images
     for row, (image, label) in zip(cluttered.test, evaluation_images(cluttered.test, DATA_CONFIG), strict=True):
         assert (image[0].numpy()[read_mask(row)] > 0).all()
         assert label == row["label"]
+
+
+@pytest.mark.parametrize("side", [20, 32])
+def test_masks_are_resized_and_cropped_as_the_images_are(digits, tiny_model, side):
+    cluttered = clutter_splits(digits, side=20, pieces=0)
+    model = tiny_model(in_chans=1, img_size=side)
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": 0.8, "mean": (0.0,), "std": (1.0,)}
+    (images,), (masks,) = image_batches(model, cluttered.test), mask_batches(model, cluttered.test)
+    assert masks.shape == (8, side, side)
+    lit = images[:, 0] > 0.5  # where the digit is bright, and not in the halo that the interpolation makes
+    assert lit.any()
+    assert (masks[lit] > 0).all()
+    assert (masks.flatten(1).amax(1) <= 1).all()
 
 
 def test_a_digit_without_ink_and_a_split_of_one_digit_are_no_errors(digits):
