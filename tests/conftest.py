@@ -124,6 +124,22 @@ def tiny_model():
     return make
 
 
+@pytest.fixture(scope="module")
+def undrawn_pictures():
+    """Pictures of matplotlib are written empty: to draw them takes most of the time of a tiny training.
+
+    A module of trainings whose pictures do not matter asks for it by `pytest.mark.usefixtures`.
+    """
+    from matplotlib.figure import Figure
+
+    from diffvit_timm.training import predictions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "plot_predictions", lambda *_: Figure())
+        patch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("RGB", (8, 8)).save(path, "PNG"))
+        yield
+
+
 @pytest.fixture
 def saved_figures(monkeypatch) -> list:
     """The figures of matplotlib that are saved from now on, which are written as ever."""

@@ -23,6 +23,8 @@ from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+
 LABELS = [0] * 900 + [3] * 90 + [1] * 10  # class 2 has no images
 
 

@@ -24,6 +24,8 @@ from diffvit_timm.training.optim import build_optimizer
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+
 pytest.importorskip("peft")
 
 SMALL = dict(embed_dim=48, depth=2, num_heads=3, num_classes=5)

@@ -14,6 +14,8 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
 
+pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+
 
 class Killed(Exception):
     pass

@@ -23,6 +23,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import warmup_cosine
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+
 
 @pytest.fixture
 def config(image_folder):
