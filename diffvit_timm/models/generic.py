@@ -36,20 +36,27 @@ __all__ = ["BASES", "plain_name"]
 # Backbones with names of their own, as patterns of timm's names.
 PATTERNS = ("vit_*dinov2*", "vit_*_dinov3*", "vit_*siglip*", "eva02_*", "vit_pe_*")
 
+
+def _tags() -> dict[str, list[str]]:
+    """Return the pretrained tags of every backbone, by one call of timm, which sorts all its names in every call."""
+    tags: dict[str, list[str]] = {base: [] for base in timm.list_models(list(PATTERNS))}
+    for name in timm.list_pretrained([f"{pattern}.*" for pattern in PATTERNS]):
+        base, tag = name.split(".", 1)
+        tags[base].append(tag)
+    return tags
+
+
+TAGS = {base: tags for base, tags in _tags().items() if tags}
+
 # Each registered name, and its plain network in timm. The name is timm's, without `vit_`, after diffvit_ or diffvit2_.
-BASES = {
-    f"{version}_{base.removeprefix('vit_')}": base
-    for version in ("diffvit", "diffvit2")
-    for base in timm.list_models(list(PATTERNS))
-    if timm.list_pretrained(f"{base}.*")
-}
+BASES = {f"{version}_{base.removeprefix('vit_')}": base for version in ("diffvit", "diffvit2") for base in TAGS}
 
 
 def _pretrained_cfgs(name: str) -> dict[str, PretrainedCfg]:
     """Return the pretrained configs of a name, one per tag of its plain network, the default tag first."""
     base = BASES[name]
     default = get_pretrained_cfg(base).tag
-    tags = sorted((tagged.split(".", 1)[1] for tagged in timm.list_pretrained(f"{base}.*")), key=lambda t: t != default)
+    tags = sorted(TAGS[base], key=lambda tag: tag != default)
     return {f"{name}.{tag}": converted_cfg(f"{base}.{tag}") for tag in tags}
 
 
