@@ -150,6 +150,18 @@ def saved_figures(monkeypatch) -> list:
     return figures
 
 
+@pytest.fixture
+def undrawn_figures(monkeypatch) -> None:
+    """Drawing is most of a short run: figures are made as ever, with 2 test images, but saved as one white pixel.
+
+    For tests that read no picture. Those of tests/inspection and tests/training draw the same figures.
+    """
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr("diffvit_timm.training.predictions.IMAGES", 2)
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("RGB", (1, 1)).save(path, format="png"))
+
+
 @pytest.fixture(scope="session")
 def pets() -> Path:
     """A part of Oxford-IIIT Pet: parquet files with the columns and class names of the Hub's timm/oxford-iiit-pet."""

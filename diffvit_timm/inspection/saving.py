@@ -33,6 +33,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    _hide_empty_axes(figure)
     _set_drawable_texts(figure)
     _wrap_titles(figure)
     new = path.with_name(path.name + ".new")  # so that no half-written file has the name
@@ -40,9 +41,22 @@ def save_figure(figure: Figure, path: Path) -> None:
     new.replace(path)
 
 
+def _visible_axes(figure: Figure) -> list[Axis]:
+    """Return the visible x and y axes of all panels."""
+    return [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) if axis.get_visible()]
+
+
+def _hide_empty_axes(figure: Figure) -> None:
+    """Hide the axes that have neither ticks nor a label: the layout would measure them several times, for nothing."""
+    for axis in _visible_axes(figure):
+        has_ticks = any(len(ticks) for ticks in (axis.get_majorticklocs(), axis.get_minorticklocs()))
+        if not has_ticks and not axis.get_label_text():
+            axis.set_visible(False)
+
+
 def _set_drawable_texts(figure: Figure) -> None:
     """Set every text to be drawn literally, in fonts that have its characters."""
-    for axis in figure.findobj(Axis):
+    for axis in _visible_axes(figure):
         names = [label.get_text() for label in axis.get_ticklabels()]
         if isinstance(axis.get_major_locator(), FixedLocator) and any(names):  # matplotlib would write them again
             axis.set_ticks(axis.get_ticklocs(), list(map(_drawable, names)))

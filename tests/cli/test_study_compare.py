@@ -19,6 +19,8 @@ from diffvit_timm.studies.compare import running
 from diffvit_timm.training.model import check_source, check_variant
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAIN = {
     "model": "diffvit_nano", "pretrained": False, "img_size": 16, "batch_size": 8, "max_steps": 2, "workers": 0,

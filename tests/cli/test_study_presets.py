@@ -11,6 +11,8 @@ from diffvit_timm.cli.parser import preset_names, presets_of_folder
 from diffvit_timm.cli.training_options import parse_training
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 SMALL = (
     "max_steps=2",
     "batch_size=8",

@@ -16,6 +16,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 TRAINING = (
     "--model", "diffvit_tiny_patch16", "--no-pretrained", "--img-size", "16", "--model-kwargs", "patch_size=8",
     "embed_dim=32", "depth=1", "num_heads=2", "--batch-size", "8", "--workers", "0", "--augment", "none", "--config",
