@@ -14,6 +14,8 @@ from timm.data import ImageNetInfo
 from diffvit_timm.cli import main
 from diffvit_timm.models.pretrained import save_pretrained
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 TENCH, STINGRAY, CRANE = "n01440764", "n01498041", "n03126707"
 INDICES = {TENCH: 0, STINGRAY: 6, CRANE: 517}
 WORDS = {TENCH: "tench", STINGRAY: "stingray", CRANE: "construction crane"}

@@ -7,6 +7,8 @@ import timm
 from diffvit_timm.models.pretrained import save_pretrained
 
 
+# The comparison of models below draws its figures; these tests read only the numbers beside them.
+@pytest.mark.usefixtures("undrawn_figures")
 @pytest.mark.parametrize(
     ("settings", "more"),
     [
@@ -42,6 +44,7 @@ def test_models_are_compared_on_the_same_images(diffvit, weights, photographs, t
     np.testing.assert_array_equal(heads["first layer_1"][:], np.load(folder / "cat-01-heads.npz")["layer_1"])
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_titles_name_the_method_and_every_model(diffvit, weights, photographs, tmp_path, saved_figures):
     first, second = weights("first", attn="diff_v2"), weights("second", attn="plain")
     diffvit("explain", photographs[0], "--model", first, "--compare", second, "--output", tmp_path / "pictures")
@@ -57,6 +60,7 @@ def test_titles_name_the_method_and_every_model(diffvit, weights, photographs, t
     assert any(all(kind in title for kind in kinds.values()) for title in titles)
 
 
+@pytest.mark.usefixtures("undrawn_figures")
 def test_more_pixels_give_finer_maps_of_all_models(diffvit, weights, photographs, tmp_path):
     first, second = weights("first"), weights("second", attn="plain")
     shared = ["--compare", second, "--output", tmp_path / "pictures"]

@@ -15,6 +15,8 @@ from diffvit_timm.studies.inference_speed import load_candidate
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.model import check_source
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 HUB = "hf-hub:someone/net"
 
 

@@ -1,11 +1,13 @@
 """diffvit train: the demo, presets, training from scratch, and a help that loads little."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import yaml
 
+from diffvit_timm.cli import main
 from diffvit_timm.cli.commands.train import Options
 from diffvit_timm.cli.parser import parse_options, preset_names
 from diffvit_timm.training import demo as demo_module
@@ -19,21 +21,15 @@ class ShortTrainer(Trainer):
         super().__init__(config.replace(epochs=1, warmup_epochs=0.5), *args)
 
 
-def test_the_demo_converts_and_fine_tunes_and_compares(diffvit, tmp_path, monkeypatch, capsys):
+def test_the_demo_converts_and_fine_tunes_and_compares_and_ends_with_what_a_person_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_module, "Trainer", ShortTrainer)
-    result = diffvit("train", "--demo", "--output", tmp_path / "demo")
+    main(["train", "--demo", "--output", str(tmp_path / "demo")])
+    printed = capsys.readouterr()
+    result, said = json.loads(printed.out.splitlines()[-1]), printed.err
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"source", "diff", "plain"}
     assert result["conversion"]["method"] == "svd"
     assert {"source_accuracy", "converted_accuracy", "test_accuracy", "plain_twin_accuracy"} <= set(result)
     assert result["output"] == str(tmp_path / "demo" / "diff")
-
-
-def test_the_demo_ends_with_what_a_person_reads(tmp_path, monkeypatch, capsys):
-    from diffvit_timm.cli import main
-
-    monkeypatch.setattr(demo_module, "Trainer", ShortTrainer)
-    main(["train", "--demo", "--output", str(tmp_path / "demo")])
-    said = capsys.readouterr().err
     assert "Diff-ViT, fine-tuned on" in said
     assert "Test accuracy:" in said
     assert "Plain twin, trained in the same way:" in said
@@ -54,7 +50,7 @@ def test_every_preset_parses(preset):
     parse_options(Options, ["--config", preset])
 
 
-def test_small_images_train_from_scratch(diffvit, stream_folder, tmp_path):
+def test_small_images_train_from_scratch(diffvit, stream_folder, undrawn_figures, tmp_path):
     short = ["--dataset", stream_folder, "--epochs", "1", "--batch-size", "8", "--max-steps", "2"]
     result = diffvit("train", "--config", "scratch", *short, "--output", tmp_path / "run")
     assert result["model"] == "diffvit_micro_patch4_32"
@@ -77,7 +73,7 @@ def test_help_loads_nothing_that_a_training_needs():
 
 
 def test_resume_alone_continues_a_run_under_its_own_options_also_for_longer_and_after_a_move(
-    diffvit, image_folder, tmp_path
+    diffvit, image_folder, undrawn_figures, tmp_path
 ):
     tiny = ["--model", "diffvit_nano", "--no-pretrained", "--img-size", 16, "--batch-size", 8, "--lr", 0.002]
     first = diffvit(
