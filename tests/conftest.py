@@ -124,22 +124,6 @@ def tiny_model():
     return make
 
 
-@pytest.fixture(scope="module")
-def undrawn_pictures():
-    """Pictures of matplotlib are written empty: to draw them takes most of the time of a tiny training.
-
-    A module of trainings whose pictures do not matter asks for it by `pytest.mark.usefixtures`.
-    """
-    from matplotlib.figure import Figure
-
-    from diffvit_timm.training import predictions
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predictions, "plot_predictions", lambda *_: Figure())
-        patch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("RGB", (8, 8)).save(path, "PNG"))
-        yield
-
-
 @pytest.fixture
 def saved_figures(monkeypatch) -> list:
     """The figures of matplotlib that are saved from now on, which are written as ever."""
@@ -152,14 +136,16 @@ def saved_figures(monkeypatch) -> list:
 
 @pytest.fixture
 def undrawn_figures(monkeypatch) -> None:
-    """Drawing is most of a short run: figures are made as ever, with 2 test images, but saved as one white pixel.
+    """Figures are made, with 2 test images, but saved as one white pixel: to draw them is most of a tiny training.
 
-    For tests that read no picture. Those of tests/inspection and tests/training draw the same figures.
+    For tests that read no picture; other tests of training and inspection draw the same figures.
     """
     from matplotlib.figure import Figure
 
     monkeypatch.setattr("diffvit_timm.training.predictions.IMAGES", 2)
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Image.new("RGB", (1, 1)).save(path, format="png"))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **_: Image.new("RGB", (1, 1), "white").save(path, format="png")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from diffvit_timm.training.signals import StopSignal
 from diffvit_timm.training.state import TrainState
 from diffvit_timm.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 # Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
 # has 4 updates.

@@ -23,7 +23,7 @@ from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 LABELS = [0] * 900 + [3] * 90 + [1] * 10  # class 2 has no images
 

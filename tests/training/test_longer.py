@@ -15,7 +15,7 @@ from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 class Killed(Exception):

@@ -24,7 +24,7 @@ from diffvit_timm.training.optim import build_optimizer
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 pytest.importorskip("peft")
 

@@ -28,6 +28,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.objective import MultiLabel
 from diffvit_timm.training.recipe import train
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 NAMES = ["red", "green", "blue"]
 
 

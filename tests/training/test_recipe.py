@@ -13,6 +13,8 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.model import create_model
 from diffvit_timm.training.recipe import train
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 
 def small(folder, tmp_path, **options):
     """Return the options of a whole training of a registered model, small enough for a test."""

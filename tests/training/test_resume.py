@@ -14,7 +14,7 @@ from diffvit_timm.errors import InputError
 from diffvit_timm.training.learner import Learner
 from diffvit_timm.training.recipe import train
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 class Killed(Exception):

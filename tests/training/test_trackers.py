@@ -18,6 +18,8 @@ from diffvit_timm.training.recipe import train
 from diffvit_timm.training.run_config import TRACKERS
 from diffvit_timm.training.trackers import check_trackers, start_trackers
 
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
+
 SHAPE = ("patch_size=8", "embed_dim=32", "depth=2", "num_heads=2")
 
 

@@ -23,7 +23,7 @@ from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.optim import warmup_cosine
 from diffvit_timm.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("undrawn_pictures")
+pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
 
 @pytest.fixture
