@@ -61,7 +61,7 @@ def run(packed, lambda_inputs, grad, sizes):
 
 
 @pytest.mark.parametrize("dims", [CONVERTED, HALVES, (5, 6)])
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (1, 17), (2, 17), (1, 197)])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (2, 17), (1, 65)])  # 65: more than a block of 64
 def test_output_and_all_gradients_of_version_1_equal_the_formula(batch, tokens, dims):
     q, k, v, _, grad = inputs(batch=batch, heads=2, tokens=tokens, dims=dims, dtype=torch.float32)
     vectors = lambda_vectors(sum(dims) // 2)
@@ -72,7 +72,7 @@ def test_output_and_all_gradients_of_version_1_equal_the_formula(batch, tokens, 
     assert max(errors) < (5e-6 if tokens > 1 else 1e-3)  # of one key, only rounding is left in the gradients of q and k
 
 
-@pytest.mark.parametrize("tokens", [17, 197])
+@pytest.mark.parametrize("tokens", [17, 65])
 def test_output_and_all_gradients_of_version_2_equal_the_formula(tokens):
     q, k, v, lam, grad = inputs(batch=1, heads=2, tokens=tokens, dims=VERSION_2, dtype=torch.float32)
     packed, lam = pack(q, k, v).requires_grad_(), lam.requires_grad_()
@@ -82,12 +82,11 @@ def test_output_and_all_gradients_of_version_2_equal_the_formula(tokens):
         assert error < 5e-6
 
 
-@pytest.mark.parametrize("tokens", [17, 40])
-def test_projections_and_gradients_that_are_not_contiguous_are_read_as_they_lie(tokens):
-    q, k, v, _, grad = inputs(batch=2, heads=2, tokens=tokens, dims=CONVERTED, dtype=torch.float32)
+def test_projections_and_gradients_that_are_not_contiguous_are_read_as_they_lie():
+    q, k, v, _, grad = inputs(batch=2, heads=2, tokens=40, dims=CONVERTED, dtype=torch.float32)
     vectors, packed = lambda_vectors(), pack(q, k, v)
     wanted = expected_of_vectors(q, k, v, grad, vectors, CONVERTED)
-    wider = torch.cat([torch.randn(2, tokens, 32), packed], dim=-1)[..., 32:]  # after the rows of an MLP
+    wider = torch.cat([torch.randn(2, 40, 32), packed], dim=-1)[..., 32:]  # after the rows of an MLP
     tokens_outside = packed.transpose(0, 1).contiguous().transpose(0, 1)
     channels_outside = packed.transpose(1, 2).contiguous().transpose(1, 2)
     for view in (wider, tokens_outside, channels_outside):
@@ -233,7 +232,8 @@ def test_layers_whose_heads_need_more_do_not_call_the_function(settings, monkeyp
 @pytest.mark.parametrize("attn", ["diff", "diff_v2"])
 def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch):
     monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
-    network, images = timm.create_model("diffvit_tiny_patch16", attn=attn, **SMALL), torch.randn(2, 3, 32, 32)
+    network = timm.create_model("diffvit_tiny_patch16", attn=attn, **{**SMALL, "depth": 1})
+    images = torch.randn(2, 3, 32, 32)
     parameters, out = list(network.parameters()), network(images)
     unwatched = torch.autograd.grad(out.square().sum(), parameters, retain_graph=True)
     monkeypatch.setattr(operator, "on_gpu", lambda tensor: True)
@@ -241,7 +241,7 @@ def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch
         watched = torch.autograd.grad(out.square().sum(), parameters, retain_graph=True)
     torch.testing.assert_close(watched, unwatched)
     assert counter.get_total_flops() > 0
-    directions = torch.eye(10).view(10, 2, 5)[::4]
+    directions = torch.eye(10).view(10, 2, 5)[[0, 9]]  # one of each image
     batch = torch.autograd.grad(out, parameters, directions, is_grads_batched=True, retain_graph=True)
     for i, direction in enumerate(directions):
         single = torch.autograd.grad(out, parameters, direction, retain_graph=True)
@@ -251,8 +251,8 @@ def test_a_backward_pass_that_something_watches_uses_operators(attn, monkeypatch
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch causes it
 def test_the_backward_pass_can_be_compiled(monkeypatch):
     monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
-    network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
-    parameters, out = list(network.parameters()), network(images).sum()
+    layer = diffvit_timm.DifferentialAttention(48, num_heads=3)  # the compiler takes seconds for each layer
+    parameters, out = list(layer.parameters()), layer(torch.randn(2, 17, 48)).square().sum()
     wanted = torch.autograd.grad(out, parameters, retain_graph=True)
     with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
         out.backward()
@@ -262,8 +262,8 @@ def test_the_backward_pass_can_be_compiled(monkeypatch):
 
 def test_offloading_to_the_cpu_and_checkpointing_do_not_change_the_gradients(monkeypatch):
     monkeypatch.setattr(token_layer, "takes_packed", lambda packed, head_dim, vectors: True)
-    network, images = timm.create_model("diffvit_tiny_patch16", **SMALL), torch.randn(2, 3, 32, 32)
-    parameters = list(network.parameters())
+    network = timm.create_model("diffvit_tiny_patch16", **{**SMALL, "depth": 1})
+    images, parameters = torch.randn(2, 3, 32, 32), list(network.parameters())
     wanted = torch.autograd.grad(network(images).sum(), parameters)
     with torch.autograd.graph.save_on_cpu():
         out = network(images).sum()
