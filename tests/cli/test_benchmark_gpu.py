@@ -1,14 +1,16 @@
 """diffvit benchmark gpu: the whole program at toy sizes on the CPU, a repeated call, and what ends it."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import timm
 
 from diffvit_timm.cli import main
-from diffvit_timm.studies.gpu_report import kernel_checks, trainer
+from diffvit_timm.studies.gpu_report import checks, kernel_checks, network_checks, trainer
 from diffvit_timm.studies.gpu_report.kernel import our_attention
 
 TOY = (
@@ -24,10 +26,20 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def one_layer(monkeypatch):
+    """Networks of one layer, because the compiler takes a second or more for each."""
+    name = "diffvit_micro_patch8_32"
+    made = functools.partial(timm.model_entrypoint(name), depth=1)
+    monkeypatch.setitem(timm.models._registry._model_entrypoints, name, made)
+    monkeypatch.setitem(network_checks.SMALL, "depth", 1)
+
+
 def rows_of(folder, stage):
     return json.loads((folder / f"{stage}.json").read_text())["rows"]
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_every_stage_runs_on_the_cpu_and_a_repeated_call_keeps_the_rows(diffvit, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "TURNS", 1)
     folder = tmp_path / "report"
@@ -66,6 +78,7 @@ def test_groups_beyond_the_time_limit_are_recorded_and_measured_by_the_next_call
 
 
 def test_a_failed_check_is_a_line_and_ends_the_program(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(checks, "NETWORK_CHECKS", {})
     monkeypatch.setattr(kernel_checks, "our_attention", lambda *args: 1.05 * our_attention(*args))
     with pytest.raises(SystemExit) as caught:
         main(["benchmark", "gpu", "--output", str(tmp_path), *TOY, "--check-tokens", "1"])
@@ -109,12 +122,29 @@ def test_a_report_that_cannot_be_made_is_one_line(refusal, tmp_path, options, me
     assert not (tmp_path / "new").exists()
 
 
+# Of the checks of networks only the one that fp16 adds, because Triton does not run in any of them on a CPU.
+INTERPRETED = """
+import sys
+from diffvit_timm.cli import main
+from diffvit_timm.studies.gpu_report import checks, kernel_checks
+
+kernel_checks.BATCH = 1
+checks.NETWORK_CHECKS = {"GradScaler": checks.NETWORK_CHECKS["GradScaler"]}
+main(["benchmark", "gpu", *sys.argv[1:]])
+"""
+
+
 def test_the_checks_run_in_tritons_interpreter(tmp_path):
     pytest.importorskip("triton", reason="triton is not installed")
     # Triton decides at its import whether it interprets kernels, so this needs a separate process.
     options = (*TOY, "--precisions", "fp16", "--check-tokens", "17", "--stages", "check", "report")
-    command = [sys.executable, "-m", "diffvit_timm", "benchmark", "gpu", "--output", str(tmp_path), *options]
+    command = [sys.executable, "-c", INTERPRETED, "--output", str(tmp_path), *options]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "The kernels ran in Triton's interpreter." in (tmp_path / "report.md").read_text()
-    assert all(row["interpreter"] for row in rows_of(tmp_path, "check") if row["settings"]["check"] == "kernel")
+    rows = {
+        name: [r for r in rows_of(tmp_path, "check") if r["settings"]["check"] == name]
+        for name in ("kernel", "GradScaler")
+    }
+    assert [len(listed) for listed in rows.values()] == [15, 1]
+    assert all(row["interpreter"] for row in rows["kernel"])
