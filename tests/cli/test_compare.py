@@ -12,7 +12,7 @@ from diffvit_timm.zero_shot.clip import load_clip
 
 
 def test_conversions_are_compared_on_real_weights(diffvit, parquet_folder, hub_cache):
-    options = ["--dataset", parquet_folder, "--images", 4, "--calibration-images", 8]
+    options = ["--dataset", parquet_folder, "--images", 2, "--calibration-images", 2]
     result = diffvit("compare", "conversions", *options)
     assert result["mirror, version 2"]["agreement"] == 1.0
     assert result["mirror, version 2"]["output_error"] < 1e-5
