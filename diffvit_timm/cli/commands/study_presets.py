@@ -139,13 +139,13 @@ def _write(folder: Path, rows: list[dict[str, Any]], curves: Sequence[LearningCu
     write_csv(folder / "table.csv", list(rows[0]), rows)
     write_atomically(folder / "study.json", json.dumps({"rows": rows}, indent=1) + "\n")
     plot_losses(curves, "val_loss", folder / "validation.png", "Validation loss of every training")
-    for dataset in dict.fromkeys(curve.dataset for curve in curves):
-        own = [curve for curve in curves if curve.dataset == dataset]
-        for attn in dict.fromkeys(curve.attn for curve in own):
-            _draw(folder, f"{dataset}-{attn}", f"{attn} attention", [curve for curve in own if curve.attn == attn])
-        if _has_sizes(own):
-            title = f"Test accuracy on {dataset}, all kinds of attention"
-            plot_accuracies(own, folder / f"{dataset}-accuracy.png", title)
+    # The other pictures show only earlier trainings and were drawn after the last one of them.
+    dataset, attn = curves[-1].dataset, curves[-1].attn
+    own = [curve for curve in curves if curve.dataset == dataset]
+    _draw(folder, f"{dataset}-{attn}", f"{attn} attention", [curve for curve in own if curve.attn == attn])
+    if _has_sizes(own):
+        title = f"Test accuracy on {dataset}, all kinds of attention"
+        plot_accuracies(own, folder / f"{dataset}-accuracy.png", title)
 
 
 def _draw(folder: Path, name: str, title: str, curves: Sequence[LearningCurve]) -> None:
