@@ -1,12 +1,13 @@
 """timm's VisionTransformer with differential attention."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from timm.layers import Attention, LayerNorm, get_norm_layer
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
 from ..conversion.surgery import refuse_plain_file
@@ -98,6 +99,28 @@ def _block_fn(attn: str, head_norm: bool | None, lambda_init: float | str | None
     return partial(DiffBlock, make_attn=partial(make, **given))
 
 
+def _conv_stem(in_chans: int, stem: Sequence[int], embed_dim: int, patch_size: tuple[int, int], **dd) -> ConvStem:
+    """Return the convolutions of a stem, from images (B, in_chans, H, W) to patches (B, embed_dim, H / p, W / p).
+
+    Raises:
+        ValueError: channels that are not whole numbers above 0, a patch size that is no power of two, or one that
+            needs more convolutions of stride 2.
+    """
+    if not isinstance(stem, (list, tuple)) or not all(isinstance(width, int) and width > 0 for width in stem):
+        raise ValueError(f"stem={stem!r} must be a list of channels, whole numbers above 0, such as [32, 64]")
+    side = patch_size[0]
+    halvings = side.bit_length() - 1
+    if patch_size != (2**halvings, 2**halvings):
+        raise ValueError(f"stem={stem!r} needs square patches whose side is a power of two, not {patch_size=}")
+    widths = (*stem, embed_dim)
+    if len(widths) < halvings:
+        raise ValueError(
+            f"stem={stem!r} has too few convolutions: patches of {side} pixels need {halvings - 1} channels or more"
+        )
+    strides = (1,) * (len(widths) - halvings) + (2,) * halvings
+    return ConvStem(in_chans, len(widths), widths, stride=strides, **dd)
+
+
 class DiffVisionTransformer(VisionTransformer):
     """timm's VisionTransformer with differential attention, or with another attention to compare it with."""
 
@@ -109,6 +132,7 @@ class DiffVisionTransformer(VisionTransformer):
         lambda_init: float | str | None = None,
         branch_dims: tuple[int, int] | None = None,
         pos_embed: str = "learn",
+        stem: Sequence[int] | None = None,
         norm_eps: float | None = None,
         norm_layer=None,
         **kwargs,
@@ -130,13 +154,17 @@ class DiffVisionTransformer(VisionTransformer):
             pos_embed: 'learn' (timm's: one learned vector per patch), 'learn_2d' (one learned vector per row and one
                 per column), 'sincos' (fixed sines and cosines of row and column) or 'none'. The two-dimensional ones
                 are not added to the prefix tokens. As in timm, `pos_drop_rate` has an effect only with 'learn'.
+            stem: channels of 3 x 3 convolutions with BatchNorm and ReLU that read the image; one more convolution makes
+                the patches. The last ones have stride 2, until there is one vector per patch, and the others stride 1
+                (`Xiao et al. 2021` - https://arxiv.org/abs/2106.14881). The default, None, is one convolution as large
+                as a patch, which all pretrained weights have.
             norm_eps: eps of the norms, by default that of the norm layer. It is a number so that a saved config can
                 contain it.
             norm_layer, **kwargs: as in timm.models.VisionTransformer.
 
         Raises:
-            ValueError: an unknown `attn` or `pos_embed`, an invalid `norm_eps`, or arguments that the attention layer
-                does not accept.
+            ValueError: an unknown `attn` or `pos_embed`, an invalid `norm_eps`, a `stem` that does not fit the patch
+                size, or arguments that the attention layer does not accept.
         """
         if attn not in ATTENTIONS:
             raise ValueError(f"attn={attn!r} is not known: choose one of {', '.join(map(repr, ATTENTIONS))}")
@@ -154,8 +182,14 @@ class DiffVisionTransformer(VisionTransformer):
         timm_pos_embed = "learn" if pos_embed == "learn" else "none"
         super().__init__(norm_layer=norm_layer, block_fn=block_fn, pos_embed=timm_pos_embed, **kwargs)
         self.attn = attn
+        dd = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
+        self.has_stem = stem is not None
+        if stem is not None:
+            in_chans = self.patch_embed.proj.in_channels
+            self.patch_embed.proj = _conv_stem(in_chans, stem, self.embed_dim, self.patch_embed.patch_size, **dd)
+            # timm adapts the weights of this convolution to the channels of the images.
+            self._traits = {"first_conv": "patch_embed.proj.0.conv"}
         if pos_embed in POS_EMBEDS_2D:
-            dd = {name: kwargs[name] for name in ("device", "dtype") if name in kwargs}
             flat = not self.dynamic_img_size
             embed = POS_EMBEDS_2D[pos_embed](self.patch_embed.grid_size, self.embed_dim, flat, **dd)
             # It is the last step of patch_embed. An override of timm's _pos_embed would have to call super(), which
@@ -176,7 +210,13 @@ class DiffVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def set_input_size(self, img_size=None, patch_size=None) -> None:
-        """Change the size of the images or patches as timm does, and resample the position embedding."""
+        """Change the size of the images or patches as timm does, and resample the position embedding.
+
+        Raises:
+            ValueError: another size of the patches of a network with a stem.
+        """
+        if self.has_stem and patch_size not in (None, self.patch_embed.patch_size, self.patch_embed.patch_size[0]):
+            raise ValueError(f"patch_size={patch_size!r}: the convolutions of a stem have a fixed size of the patches")
         super().set_input_size(img_size=img_size, patch_size=patch_size)
         for module in self.patch_embed.modules():
             if isinstance(module, PosEmbed2d):

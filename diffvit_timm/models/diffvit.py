@@ -97,6 +97,8 @@ def checkpoint_filter_fn(state_dict: dict, model: DiffVisionTransformer, method:
         RuntimeError: a checkpoint that does not fit the model.
         ValueError: a checkpoint that cannot be converted.
     """
+    if model.has_stem and any(key.endswith("patch_embed.proj.weight") for key in state_dict):
+        raise RuntimeError("the checkpoint has no stem, but one convolution as large as a patch: leave out `stem`")
     try:
         state_dict = vit_checkpoint_filter_fn(state_dict, model, adapt_layer_scale=True)
         state_dict = _resample_axes(state_dict, model)
