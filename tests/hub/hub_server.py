@@ -96,6 +96,7 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are sent apart: the body would wait 40 ms for the client's receipt
     fault: Fault | None = None  # of the present request
 
     def log_message(self, *args) -> None:
