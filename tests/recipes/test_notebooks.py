@@ -20,6 +20,7 @@ def run(notebook, folder):
         client = nbclient.NotebookClient(
             notebook,
             timeout=300,
+            startup_timeout=300,
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             config=traitlets_config.Config(KernelManager=manager),
