@@ -56,6 +56,14 @@ def make_image_folder(tmp_path):
     return lambda **images_per_class: write_image_folder(tmp_path / "images", **images_per_class)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same random numbers, in whatever order and process the tests run."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """3 classes; 36 train and 18 test images; no validation split."""

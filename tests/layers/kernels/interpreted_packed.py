@@ -210,8 +210,9 @@ def test_a_network_whose_layers_call_the_function_computes_what_it_computes_on_t
     monkeypatch.setattr(token_layer, "attend_packed", lambda *args: [sizes.append(args[2]), attend_packed(*args)][1])
     out, gradients = trained(network, images)
     assert len(sizes) == 2
-    torch.testing.assert_close(out, wanted)
-    torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-4, atol=1e-6)
+    assert gradients.keys() == wanted_gradients.keys()
+    errors = relative_errors([out, *gradients.values()], [wanted, *wanted_gradients.values()])
+    assert max(errors) < 5e-6
     with torch.inference_mode():
         torch.testing.assert_close(network.eval()(images), wanted)
 
