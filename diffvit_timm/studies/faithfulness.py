@@ -26,11 +26,11 @@ __all__ = ["Faithfulness", "area_summary", "measure_faithfulness", "share_summar
 
 
 class Faithfulness(NamedTuple):
-    """What was measured on images with every kind of heat map, of which the keys of the inner dicts are the names.
+    """What was measured on the same images, by the name of each kind of heat map.
 
     Attributes:
-        curves: kind of curve -> its curves, (images, steps + 1).
-        on_object: share of the heat on the object, (images,); empty without masks.
+        curves: kind of curve -> name -> its curves, (images, steps + 1).
+        on_object: name -> share of the heat on the object, (images,); empty without masks.
     """
 
     curves: dict[Curve, dict[str, np.ndarray]]
@@ -40,12 +40,11 @@ class Faithfulness(NamedTuple):
 def measure_faithfulness(
     model: Any, split: "Dataset", steps: int = 14, device: str = "cpu", label: str | None = None
 ) -> Faithfulness:
-    """Measure all kinds of heat maps on the images of a split.
+    """Measure all kinds of heat maps on the images of a split. Every model gets the same random heat maps.
 
     Args:
         model: ViT with a head; it is moved to the device and put into evaluation mode.
-        split: a stored split of `Splits`; its column 'mask', if it has one, shows the objects. Every model gets the
-            same random heat maps.
+        split: a stored split of `Splits`; its column 'mask', if it has one, shows the objects.
         steps: number of steps in which all patches change.
         device: device to compute on.
         label: show progress under this label.
