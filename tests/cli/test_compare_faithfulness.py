@@ -25,16 +25,7 @@ def test_every_model_curve_and_kind_of_heat_map_has_an_area(diffvit, weights, im
 
 def test_digits_among_distractors_have_the_share_of_the_heat_on_the_digit(weights, digit_folder, tmp_path, capsys):
     model = str(weights("net", in_chans=1, img_size=40))
-    options = [
-        "--dataset",
-        f"{digit_folder}+clutter",
-        "--images",
-        "6",
-        "--steps",
-        "2",
-        "--output",
-        f"{tmp_path / 'out'}",
-    ]
+    options = ["--dataset", f"{digit_folder}+clutter", "--images", "6", "--steps", "2"]
     main(["compare", "faithfulness", "--models", model, *options, "--output", str(tmp_path / "out")])
     printed = capsys.readouterr()
     measures = json.loads(printed.out.splitlines()[-1])["areas"][model]

@@ -28,6 +28,7 @@ def test_the_same_random_maps_are_drawn_every_time(tiny_model, splits):
     first, second = (measure_faithfulness(tiny_model(), splits.test.take(5), steps=2).curves for _ in range(2))
     for curve, kinds in first.items():
         for name, values in kinds.items():
+            assert values.shape == (5, 3)
             np.testing.assert_array_equal(values, second[curve][name])
 
 
