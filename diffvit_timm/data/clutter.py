@@ -5,13 +5,13 @@ The task is cluttered translated MNIST, of `Mnih et al. 2014` - https://arxiv.or
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Image as ImageFeature
 
 from ..errors import InputError
-from .decoding import decode_image, png_image
+from .decoding import png_image
 from .fingerprint import fingerprint
 from .images import decode_all
 from .splits import Splits
@@ -19,7 +19,7 @@ from .splits import Splits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["clutter_splits", "read_mask"]
+__all__ = ["clutter_splits"]
 
 
 def clutter_splits(digits: Splits, side: int = 40, pieces: int = 8, piece_side: int = 8, seed: int = 0) -> Splits:
@@ -37,7 +37,7 @@ def clutter_splits(digits: Splits, side: int = 40, pieces: int = 8, piece_side: 
         seed: seed of the places and pieces.
 
     Returns:
-        The splits, with the further column 'mask' for `read_mask`.
+        The splits, with the further column 'mask', whose pixels are above 0 where the ink of the digit is.
 
     Raises:
         InputError: digits of several sizes, digits or pieces that are larger than the field, or a negative number.
@@ -52,11 +52,6 @@ def clutter_splits(digits: Splits, side: int = 40, pieces: int = 8, piece_side: 
         for number, role in enumerate(("train", "val", "test"))
     )
     return Splits(train, val, test, digits.class_names)
-
-
-def read_mask(row: dict[str, Any]) -> np.ndarray:
-    """Return which pixels are ink of the digit, (side, side), bool, for a row of `clutter_splits`."""
-    return np.asarray(decode_image(row["mask"], "L", "mask")) > 0
 
 
 def _clutter(split: "Dataset", seed: tuple[int, int], **settings: int) -> "Dataset":

@@ -21,10 +21,9 @@ from .stream import Stream, StreamedImages
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["MASK", "evaluation_images", "image_batches", "mask_batches", "model_data_config", "training_images"]
+__all__ = ["evaluation_images", "image_batches", "mask_batches", "model_data_config", "training_images"]
 
 BATCH_SIZE = 32  # images per batch of `image_batches`
-MASK = "mask"  # column of a split that shows where the object of each image is
 
 
 def model_data_config(model: Any) -> dict:
@@ -114,7 +113,7 @@ def image_batches(
 
 
 def mask_batches(model: nn.Module, split: "Dataset") -> Iterator[Tensor]:
-    """Yield the masks of a split at the places to which evaluation brings their images: resized and cropped alike.
+    """Yield the masks of a split, resized and cropped as their images are in evaluation.
 
     Args:
         model: timm model.
@@ -128,6 +127,6 @@ def mask_batches(model: nn.Module, split: "Dataset") -> Iterator[Tensor]:
     """
     model_config = model_data_config(model)
     only_masks = {"input_size": (1, *model_config["input_size"][1:]), "mean": (0.0,), "std": (1.0,)}
-    masks = split.select_columns([MASK, "label"]).rename_column(MASK, "image")
+    masks = split.select_columns(["mask", "label"]).rename_column("mask", "image")
     loader = DataLoader(ImageDataset(masks, eval_transform(model_config | only_masks), in_chans=1), BATCH_SIZE)
     return (batch[:, 0] for batch, _ in loader)

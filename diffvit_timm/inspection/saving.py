@@ -47,7 +47,7 @@ def _visible_axes(figure: Figure) -> list[Axis]:
 
 
 def _hide_empty_axes(figure: Figure) -> None:
-    """Hide the axes that have neither ticks nor a label: the layout would measure them several times, for nothing."""
+    """Hide the axes that have neither ticks nor a label: the layout would measure them for nothing."""
     for axis in _visible_axes(figure):
         has_ticks = any(len(ticks) for ticks in (axis.get_majorticklocs(), axis.get_minorticklocs()))
         if not has_ticks and not axis.get_label_text():

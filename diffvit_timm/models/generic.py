@@ -38,7 +38,7 @@ PATTERNS = ("vit_*dinov2*", "vit_*_dinov3*", "vit_*siglip*", "eva02_*", "vit_pe_
 
 
 def _tags() -> dict[str, list[str]]:
-    """Return the pretrained tags of every backbone, by one call of timm, which sorts all its names in every call."""
+    """Return the pretrained tags of every backbone, from one call, because timm sorts all its names in each call."""
     tags: dict[str, list[str]] = {base: [] for base in timm.list_models(list(PATTERNS))}
     for name in timm.list_pretrained([f"{pattern}.*" for pattern in PATTERNS]):
         base, tag = name.split(".", 1)

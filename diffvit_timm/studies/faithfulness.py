@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.loading import MASK, image_batches, mask_batches
+from ..data.loading import image_batches, mask_batches
 from ..inspection.perturbation import Curve, area_under, perturbation_curve
 from ..inspection.pointing import heat_on_masks
 from ..inspection.rollout import heat_maps
@@ -26,7 +26,7 @@ __all__ = ["Faithfulness", "area_summary", "measure_faithfulness", "share_summar
 
 
 class Faithfulness(NamedTuple):
-    """What was measured on the same images, by the name of each kind of heat map.
+    """Results of `measure_faithfulness`; each name is that of a kind of heat map.
 
     Attributes:
         curves: kind of curve -> name -> its curves, (images, steps + 1).
@@ -56,7 +56,7 @@ def measure_faithfulness(
     generator = torch.Generator().manual_seed(0)
     curves: dict[Curve, dict[str, list[Tensor]]] = {curve: {} for curve in get_args(Curve)}
     shares: dict[str, list[Tensor]] = {}
-    has_masks = MASK in split.column_names
+    has_masks = "mask" in split.column_names
     batches: Iterable[Tensor | None] = mask_batches(model, split) if has_masks else itertools.repeat(None)
     for batch, masks in zip(image_batches(model, split, label=label), batches, strict=has_masks):
         images = batch.to(device)

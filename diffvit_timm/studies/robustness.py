@@ -25,7 +25,6 @@ from ..data.images import MODES
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..inspection.accuracy import Accuracy, bootstrap_interval, paired_differences
-from ..inspection.calibration import calibration_error
 from ..layers.hooks import evaluating
 from ..zero_shot.class_names import class_outputs, class_scores
 
@@ -234,13 +233,12 @@ def robustness_rows(outcomes: Mapping[str, Outcomes], listed: Sequence[Condition
     return rows
 
 
-def _cell(own: Outcomes, place: int) -> dict[str, float]:
+def _cell(own: Outcomes, place: int) -> dict[str, Any]:
     """Return the accuracy, its interval, the loss and the calibration error under one condition."""
     right = own.right[place]
-    accuracy = Accuracy.of(right, np.ones_like(right), own.losses[place])
-    low, high = accuracy.interval
-    error = calibration_error(own.confidences[place], right)
-    return {"accuracy": accuracy.accuracy, "low": low, "high": high, "nll": accuracy.loss, "ece": error}
+    found = Accuracy.of(right, np.ones_like(right), own.losses[place], own.confidences[place])
+    low, high = found.interval
+    return {"accuracy": found.accuracy, "low": low, "high": high, "nll": found.loss, "ece": found.calibration_error}
 
 
 def _scores(own: Outcomes, listed: Sequence[Condition]) -> np.ndarray:

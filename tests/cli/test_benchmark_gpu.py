@@ -122,7 +122,7 @@ def test_a_report_that_cannot_be_made_is_one_line(refusal, tmp_path, options, me
     assert not (tmp_path / "new").exists()
 
 
-# Of the checks of networks only the one that fp16 adds, because Triton does not run in any of them on a CPU.
+# The only check of networks is the one that fp16 adds, because no such check runs Triton on a CPU.
 INTERPRETED = """
 import sys
 from diffvit_timm.cli import main

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffvit_timm.data.clutter import clutter_splits, read_mask
+from diffvit_timm.data.clutter import clutter_splits
 from diffvit_timm.data.config import DataConfig, DatasetConfig
 from diffvit_timm.data.loading import evaluation_images, image_batches, mask_batches, training_images
 from diffvit_timm.data.splits import Splits
@@ -39,6 +39,11 @@ def digits():
     """12 train, 6 val and 8 test digits of 12 x 12 pixels."""
     return Splits(*(split_of(digit_pixels(n, seed=n), name) for n, name in ((12, "train"), (6, "val"), (8, "test"))),
                   class_names=["0", "1", "2"])  # fmt: skip
+
+
+def read_mask(row):
+    """Return which pixels are ink of the digit, (side, side)."""
+    return np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"])).convert("L")) > 0
 
 
 def pixels_of(split):

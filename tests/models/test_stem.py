@@ -1,4 +1,4 @@
-"""A stem of convolutions in the place of the patch embedding, against the formula of its convolutions in float64."""
+"""A stem of convolutions instead of the patch embedding, compared with its formula in float64."""
 
 import pytest
 import timm
