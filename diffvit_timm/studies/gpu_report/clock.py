@@ -105,6 +105,13 @@ class Clock:
         self.synchronize()
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
+    def free_mb(self) -> float | None:
+        """Return the memory of the GPU that is free, in MiB; None on a CPU."""
+        if not self.is_cuda:
+            return None
+        self.free_memory()
+        return torch.cuda.mem_get_info(self.device)[0] / 2**20
+
     def free_memory(self) -> None:
         """Return the memory of deleted tensors and graphs to the GPU."""
         gc.collect()

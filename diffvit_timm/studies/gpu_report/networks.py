@@ -1,7 +1,7 @@
 """The stages `models-eager` and `models-compiled`: whole networks with differential attention beside the plain ViT."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def _measure(
     networks: dict[str, nn.Module], images: Tensor, group: dict[str, Any], clock: Clock, settings: Settings, rows: Rows,
     is_compiled: bool
 ) -> dict[str, Any]:  # fmt: skip
-    """Time latency and throughput of one kind of step of all networks."""
+    """Time one kind of step of all networks: latency, throughput, and a CUDA graph of the step."""
     torch.compiler.reset()
     steps: dict[str, Step] = {}
     unavailable: dict[str, dict[str, Any]] = {}
@@ -102,22 +102,37 @@ def _measure(
             unavailable[name] = {"unavailable": reason(error)}
     if not steps:
         raise RuntimeError(f"no network runs: {unavailable}")
-    limit = min(settings.row_seconds, rows.seconds_left) / 2
+    graphs = {} if is_compiled else _graphs(clock, steps, peaks)
+    limit = min(settings.row_seconds, rows.seconds_left) / (3 if graphs else 2)
     latency = time_group(steps, clock.wall, REFERENCES, limit)
     slowest = max(result["median_us"] for result in latency["results"].values())
     count = QUEUED_IF_SLOW if slowest > SLOW_US else QUEUED
-    throughput = time_group(steps, lambda step: clock.queued(step, count), REFERENCES, limit)
+    groups = {
+        "latency": latency,
+        "throughput": time_group(steps, lambda step: clock.queued(step, count), REFERENCES, limit),
+    }
+    if graphs:
+        groups["graph"] = time_group(graphs, clock.device_time, REFERENCES, limit)
     results: dict[str, dict[str, Any]] = {}
     for name in steps:
-        median_us = throughput["results"][name]["median_us"]
-        results[name] = {
-            "latency": latency["results"][name],
-            "throughput": {**throughput["results"][name], "images_per_second": len(images) / median_us * 1e6},
-            "peak_mb": peaks[name],
-        }
+        results[name] = {mode: group["results"][name] for mode, group in groups.items() if name in group["results"]}
+        results[name]["throughput"]["images_per_second"] = len(images) / results[name]["throughput"]["median_us"] * 1e6
+        results[name]["peak_mb"] = peaks[name]
     return {
         "results": {**results, **unavailable},
-        "rounds": {"latency": latency["rounds"], "throughput": throughput["rounds"]},
-        "drift": throughput["drift"],
-        "latency_drift": latency["drift"],
+        "rounds": {mode: group["rounds"] for mode, group in groups.items()},
+        "drift": groups["throughput"]["drift"],
+        "drifts": {mode: group["drift"] for mode, group in groups.items()},
     }
+
+
+def _graphs(clock: Clock, steps: Mapping[str, Step], peaks: Mapping[str, float | None]) -> dict[str, Step]:
+    """Return the steps as CUDA graphs, in which Python takes no time; none if they do not fit into the memory at once.
+
+    A graph keeps the memory that its step allocates.
+    """
+    needed, free = sum(peak or 0.0 for peak in peaks.values()), clock.free_mb()
+    if free is None or needed > free / 2:
+        return {}
+    graphs = {name: clock.graph(step) for name, step in steps.items()}
+    return {name: graph for name, (graph, captured) in graphs.items() if captured}

@@ -17,6 +17,7 @@ __all__ = ["report_text", "write_report"]
 Row = Mapping[str, Any]
 
 SETTINGS_NAMES = {"img_size": "pixels"}
+NETWORK_MODES = {"throughput": "Throughput", "latency": "Latency", "graph": "CUDA graph"}
 NETWORK_SETTINGS = ("model", "img_size", "step", "precision", "batch")
 
 
@@ -156,18 +157,23 @@ def _networks(title: str, rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["results"]))
     text = (
         f"## {title}\n\nA cell is the speed relative to the plain ViT, and after the slash relative to timm's layer. "
-        "Latency: every step is synchronised. Throughput: several steps are queued. Peak: MiB that a step allocates."
+        "Latency: every step is synchronised. Throughput: several steps are queued. CUDA graph: the step is one graph, "
+        "so that the GPU never waits for Python; the times are those of the GPU with a cold L2 cache. Peak: MiB that a "
+        "step allocates."
     )
-    for mode in ("throughput", "latency"):
+    for mode, heading in NETWORK_MODES.items():
+        timed = [row for row in rows if any(mode in result for result in row["results"].values())]
+        if not timed:
+            continue
         columns = [*_titles(NETWORK_SETTINGS), "plain, ms", *names, "drift"]
         lines = []
-        for row in rows:
+        for row in timed:
             own = {name: result.get(mode, {}) for name, result in row["results"].items()}
             cells = [_speed_cell(own.get(name, {})) for name in names]
             plain = own.get(names[0], {}).get("median_us")
-            drift = row["drift" if mode == "throughput" else "latency_drift"]
-            lines.append([*_network_settings(row), _number(plain and plain / 1e3), *cells, _number(drift)])
-        text += f"\n\n### {mode.capitalize()}\n\n{_table(columns, lines)}"
+            drift = _number(row["drifts"][mode])
+            lines.append([*_network_settings(row), _number(plain and plain / 1e3), *cells, drift])
+        text += f"\n\n### {heading}\n\n{_table(columns, lines)}"
     if any(result.get("peak_mb") for row in rows for result in row["results"].values()):
         lines = []
         for row in rows:
