@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.models import VisionTransformer, group_parameters
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
@@ -34,16 +35,19 @@ SHARED_POSITIONS = ("rope.", "shared_rel_pos.", "rel_pos_bias.")
 DIFF_SETTINGS = ("branch_dims", "head_norm", "lambda_init")
 
 
-def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tuple[Any, ConversionReport | None]:
+def create_model(
+    config: ModelConfig, splits: Splits, report: bool = True, device: str | torch.device = "cpu"
+) -> tuple[Any, ConversionReport | None]:
     """Create the model to train, with one output per class, and convert it if the configuration says so.
 
     Args:
         config: the model to create.
         splits: the class names, and the images to calibrate on (train) and to report on (val).
         report: measure what the conversion kept.
+        device: device on which the conversion reads images.
 
     Returns:
-        The model in training mode, and the report of its conversion, if there was one.
+        The model on the CPU, in training mode, and the report of its conversion, if there was one.
 
     Raises:
         InputError: an unknown name or tag, weights that cannot be loaded, a head of other classes, or a network that
@@ -58,9 +62,10 @@ def create_model(config: ModelConfig, splits: Splits, report: bool = True) -> tu
         _refuse_unused(config, source, is_own)
         model, kept = source, None
     else:
-        model = _convert(source, config, attn, splits)
+        model = _convert(source.to(device), config, attn, splits)
         measures = report and config.pretrained
         kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES)) if measures else None
+        model = model.cpu()  # a new head starts from the same random weights on every device
     _fit_head(config, model, splits.class_names, keeps_head=is_own and not config.reset_head)
     _freeze(config, model)
     if config.lora:

@@ -133,7 +133,8 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
     if not config.run.eval_only:
         run_on_main(accelerator, lambda: check_images(splits, config.data.workers))
     set_seed(config.run.seed)
-    model, report = create_model(config.model, splits, report=accelerator.is_main_process and is_new)
+    reports = accelerator.is_main_process and is_new
+    model, report = create_model(config.model, splits, reports, accelerator.device)
     if config.run.eval_only and is_multi_label_model(model) != splits.is_multi_label:
         raise InputError(
             f"`eval_only`: `model={config.model.model}` was trained for {_labels_of(is_multi_label_model(model))}, but "

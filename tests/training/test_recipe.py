@@ -204,6 +204,22 @@ def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, f
     assert model.norm.weight.requires_grad == (freeze not in ("backbone", "proj"))  # it comes after the last block
 
 
+def test_a_conversion_computes_on_the_device_of_the_training(image_folder, tmp_path, monkeypatch):
+    from diffvit_timm.data.datasets import load_splits
+    from diffvit_timm.training import model as module
+
+    def convert(source, config, attn, splits):
+        devices.append(next(source.parameters()).device.type)
+        return timm.create_model(name, depth=1, img_size=32)
+
+    devices: list[str] = []
+    monkeypatch.setattr(module, "_convert", convert)
+    name = "deit_tiny_patch16_224"
+    config = small(image_folder, tmp_path, attn="diff").replace(model=name, img_size=(32,), model_kwargs=("depth=1",))
+    module.create_model(config.model, load_splits(str(image_folder)), report=False, device="meta")
+    assert devices == ["meta"]
+
+
 def test_only_the_output_projections_and_the_head_are_trained(image_folder, tmp_path):
     from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
