@@ -145,7 +145,7 @@ class DiffVisionTransformer(VisionTransformer):
                 a sigmoid gate on the output of the heads) and 'dna' (DenoisingAttention, a negative query with values
                 of its own).
             head_norm: whether to apply an RMSNorm to each head's output and to multiply it by `1 - lambda_init`. True
-                is the paper's and the default; converted networks have False. Only for 'diff'.
+                is the paper's and the default of this class; all registered variants have False. Only for 'diff'.
             lambda_init: a number, or 'schedule' for the paper's schedule over the blocks. The default is 'schedule'
                 for 'diff' and 0.5 for 'diff_v2'.
             branch_dims: widths (d1, d2) of the two branches of a head, by default halves. Only for 'diff'. (The

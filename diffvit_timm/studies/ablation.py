@@ -59,7 +59,7 @@ STUDIES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "attention": {
         "plain": ({"attn": "plain"}, {}),
         "plain, widened": ({"attn": "plain"}, {"mlp_ratio": widened_mlp}),
-        "the paper's": ({}, {}),
+        "the paper's": ({}, {"head_norm": True}),
         "without head norm": ({}, {"head_norm": False}),
         "version 2": ({"attn": "diff_v2"}, {}),
     },
@@ -112,19 +112,20 @@ class AblationConfig(StudyConfig):
         if study in BASELINE:
             for name in ("attn", "lambda_warmup"):
                 self.require_unset(name, f"has no place in `study={study}`, which varies the layer")
-            for name in given & {"head_norm", "lambda_init", "branch_dims"}:
+            self._require_scratch_layer(study)
+        if study == "attention":
+            for name in given & {"lambda_init", "branch_dims"}:
                 raise InputError(
                     f"`model_kwargs={name}=...` has no place in `study={study}`, which varies the layer: leave it out"
                 )
-            self._require_paper_layer(study)
         if study == "patch_size":
             self._require_whole_patches()
 
-    def _require_paper_layer(self, study: str) -> None:
+    def _require_scratch_layer(self, study: str) -> None:
         model = self.train.model.model
         if model not in FROM_SCRATCH:
             raise InputError(
-                f"`model={model}` is made for pretrained weights and does not have the paper's layer: "
+                f"`model={model}` is made for pretrained weights and does not have the paper's branches: "
                 f"`study={study}` takes {', '.join(FROM_SCRATCH)}"
             )
 

@@ -76,12 +76,12 @@ def test_the_real_sizes_have_the_parameters_of_their_plain_twins_plus_lambda(nam
 
 
 @pytest.mark.parametrize("name", FROM_SCRATCH)
-def test_variants_without_checkpoints_have_the_papers_layer_and_a_plain_twin(name):
+def test_variants_without_checkpoints_have_halves_the_papers_schedule_and_a_plain_twin(name):
     with torch.device("meta"):
         diff, plain, second = (timm.create_model(name, attn=attn) for attn in ("diff", "plain", "diff_v2"))
     for depth, layer in enumerate(diff.differential_layers()):
         assert layer.branch_dims == (layer.head_dim // 2, layer.head_dim // 2)
-        assert layer.head_norm
+        assert not layer.head_norm
         assert layer._lambda_start == lambda_init_schedule(depth)
     assert diff.num_classes == plain.num_classes == second.num_classes == 10
     assert diff.pretrained_cfg["input_size"] == FROM_SCRATCH[name]
