@@ -34,13 +34,14 @@ __all__ = ["build", "train"]
 ONE_LABEL = "needs one label per image, but the images of this dataset may have several"
 
 
-def train(config: TrainConfig, name: str, multi_label: bool = False) -> dict:
+def train(config: TrainConfig, name: str, multi_label: bool = False, trainer: type[Trainer] = Trainer) -> dict:
     """Run a whole training.
 
     Args:
         config: options of the training.
         name: name of the run folder with `output=auto`.
         multi_label: whether the images of the dataset may have lists of labels. Their result has no accuracy.
+        trainer: class of the trainer.
 
     Returns:
         The result, as in result.json, with the run folder as `output`; a dry run returns its estimate.
@@ -50,11 +51,13 @@ def train(config: TrainConfig, name: str, multi_label: bool = False) -> dict:
     """
     check_trackers(config.run.trackers)
     with open_run(config, name) as (output, checkpoint):
-        result = _train_and_push(config, output, checkpoint, multi_label)
+        result = _train_and_push(config, output, checkpoint, multi_label, trainer)
     return result if config.run.dry_run else {**result, "output": str(output)}
 
 
-def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool) -> dict:
+def _train_and_push(
+    config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool, kind: type[Trainer]
+) -> dict:
     """Train in a run folder that is claimed, unless the run is finished, and push it; returns the result."""
     run = config.run
     if run.push_to_hub and is_main():
@@ -62,7 +65,7 @@ def _train_and_push(config: TrainConfig, output: Path, checkpoint: Path | None, 
     if is_finished(output, config.flat()):
         result = _finished_result(config, output, multi_label)
     else:
-        result = _train(config, output, checkpoint, multi_label)
+        result = _train(config, output, checkpoint, multi_label, kind)
     if run.push_to_hub and is_main():
         url = push_run(output, run.push_to_hub, run.hub_private, "push_to_hub", run.path_in_repo)
         log0(f"pushed to {url}")
@@ -93,12 +96,12 @@ class Parts(NamedTuple):
     teacher: Any
 
 
-def _train(config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool) -> dict:
+def _train(config: TrainConfig, output: Path, checkpoint: Path | None, multi_label: bool, kind: type[Trainer]) -> dict:
     """Train in a run folder, or do a dry run or a test instead; returns the result."""
     accelerator, model, splits, conversion, teacher = build(config, output, not checkpoint, multi_label)
     if config.run.dry_run:
         return dry_run(config, accelerator, model, splits, conversion, teacher)
-    trainer = Trainer(config, accelerator, model, splits, output, conversion, teacher)
+    trainer = kind(config, accelerator, model, splits, output, conversion, teacher)
     result = _test_only(trainer) if config.run.eval_only else trainer.fit(checkpoint)
     accelerator.end_training()
     return result

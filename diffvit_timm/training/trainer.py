@@ -329,14 +329,18 @@ class Trainer:
             "images_per_second": round(state.step * self.batches.images_per_update / state.train_seconds, 1),
         }
         if self.run:
-            plot_training(self.run.rows, self.run.path / "training.png", self.title)
-            self.draw_predictions()
-            for name in ("training", "predictions"):
-                log_picture(self.accelerator, name, self.run.path / f"{name}.png", state.step)
-            if self.pictures and self.config.run.push_to_hub:
-                self.pictures.draw(self.learner.eval_model, "the-best-weights", self.accelerator, state.step)
+            self.draw(self.run)
             self.run.write_json("result.json", result)  # last, because a run that has it is finished
         return result
+
+    def draw(self, run: RunFolder) -> None:
+        """Draw the pictures of a finished training, and send them to the trackers."""
+        plot_training(run.rows, run.path / "training.png", self.title)
+        self.draw_predictions()
+        for name in ("training", "predictions"):
+            log_picture(self.accelerator, name, run.path / f"{name}.png", self.state.step)
+        if self.pictures and self.config.run.push_to_hub:
+            self.pictures.draw(self.learner.eval_model, "the-best-weights", self.accelerator, self.state.step)
 
     @property
     def title(self) -> str:
@@ -352,11 +356,11 @@ class Trainer:
         )  # fmt: skip
 
     def test(self) -> dict:
-        """Test the present weights on the test split; returns a part of the result."""
-        self.tested = self.evaluate(self.test_loader, "test")
+        """Test the present weights; returns their scores, and what was trained on which images."""
+        scores = self.test_scores()
         statistics, held_out = self._statistics(), self.config.data.test_share
         return {
-            **self.objective.report(self.tested, self.splits.class_names),
+            **scores,
             "class_imbalance": self.imbalance,
             "class_balance": self.config.data.class_balance,
             "fingerprints": self.splits.fingerprints,
@@ -369,6 +373,11 @@ class Trainer:
             "lambda": statistics.lambdas,
             "negative_mass": statistics.negative_mass,
         }
+
+    def test_scores(self) -> dict:
+        """Return the scores of the present weights on the test split."""
+        self.tested = self.evaluate(self.test_loader, "test")
+        return self.objective.report(self.tested, self.splits.class_names)
 
     def _stop_if_asked(self, together: bool) -> None:
         """Take a checkpoint and exit if a signal came; several processes do so only where all are `together`."""

@@ -70,8 +70,11 @@ def rows_of(folder):
 
 def test_a_study_tunes_tests_and_reports_and_runs_nothing_twice(diffvit, protocol, tmp_path, monkeypatch):
     monkeypatch.setattr(schedule, "MAX_EXTENSIONS", 0)
+    tested, test_scores = [], Trainer.test_scores
+    monkeypatch.setattr(Trainer, "test_scores", lambda self: tested.append(self) or test_scores(self))
     output = tmp_path / "study"
     result = diffvit("study", "compare", protocol(), "--output", output)
+    assert len(tested) == 4  # the test runs only
     assert result["missing"] == {"tune": 0, "test": 0}
     assert set(result["arms"]) == {"plain", "diff"}
     assert "n = 2" in result["arms"]["diff"]

@@ -173,29 +173,32 @@ def _finish_run(protocol: Protocol, run: Planned, config: TrainConfig) -> Row:
 
 
 def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) -> Row:
-    from ...training.recipe import train  # not above: the options of a study do not need accelerate and datasets
+    # Not above: the options of a study do not need accelerate and datasets.
+    from ...training.recipe import train
+    from ...training.trainer import Trainer
+    from ...training.untested import UntestedTrainer
 
+    is_tested = run.part == "test"  # no test image is read before the rates are fixed
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own: dict[str, Any] = {**vars(run), "versions": _versions(), "checksum": protocol.checksum(run)}
     unknown: dict[str, Any] = dict.fromkeys((*TESTED, "parameters", "flops", "updates"))
     start = time.monotonic()
     try:
-        result = train(config, "study")
+        result = train(config, "study", trainer=Trainer if is_tested else UntestedTrainer)
     except DivergedError as error:
         log0(f"{error}: the run counts as an accuracy of 0")
         seconds = round(time.monotonic() - start, 1)
-        endpoint = 0.0 if run.part == "test" else None
+        endpoint = 0.0 if is_tested else None
         return Row(
             **own, **unknown, val_accuracy=0.0, endpoint=endpoint, diverged=True, seconds=seconds, images="",
             hardware=hardware_name(device),
         )  # fmt: skip
     model = load_model(config.run.output, parameter="output")
-    # The runs that choose a rate are tested, too, but nobody should read it before the rates are fixed.
-    tested: dict[str, Any] = {name: result[key] if run.part == "test" else None for name, key in TESTED.items()}
+    tested: dict[str, Any] = {name: result[key] if is_tested else None for name, key in TESTED.items()}
     return Row(
         **own,
         val_accuracy=result["val_accuracy"],
-        endpoint=_endpoint(protocol, model, config, result, device) if run.part == "test" else None,
+        endpoint=_endpoint(protocol, model, config, result, device) if is_tested else None,
         **tested,
         diverged=False,
         parameters=sum(p.numel() for p in model.parameters()),
