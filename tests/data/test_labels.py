@@ -80,7 +80,6 @@ def write_table(folder, sub="", name="metadata.csv"):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")  # datasets leaves it open
 @pytest.mark.parametrize(
     ("write", "options"),
     [
@@ -324,7 +323,6 @@ def rewrite(table, change):
     table.write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -340,7 +338,6 @@ def test_a_table_that_does_not_fit_its_images_is_refused(tmp_path, change, messa
         load_splits(str(folder), multi_label=True)
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")
 def test_images_without_a_row_are_counted(tmp_path, capsys):
     folder = write_table(tmp_path)
     rewrite(folder / "train" / "metadata.csv", lambda rows: rows.pop())

@@ -4,7 +4,6 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.masks import decode_mask, load_masks
@@ -12,7 +11,6 @@ from diffvit_timm.data.masks import decode_mask, load_masks
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "digit_masks.py"
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file .*metadata.csv:ResourceWarning")  # datasets leaves it open
 def test_the_labels_of_an_image_are_the_digits_of_its_mask(image_folder, tmp_path):
     spec = importlib.util.spec_from_file_location("digit_masks", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
