@@ -1,6 +1,6 @@
 """Train the networks of several presets, and draw their losses and accuracies in common pictures.
 
-    diffvit study presets mnist                               # version 1, version 2, plain, and plain widened
+    diffvit study presets mnist                               # the paper's layer, version 2, plain, and plain widened
     diffvit study presets cifar10 --seeds 3
     diffvit study presets cifar100 --dataset FOLDER           # two kinds of attention at three sizes
     diffvit study presets mnist_nano mine.yaml --set epochs=5 batch_size=64
