@@ -18,6 +18,9 @@ def print_summary(result: dict) -> None:
     """
     if result.get("dry_run"):
         return
+    if "test_interval_95" not in result:
+        log0(f"{result['output']} is a run that chose a setting, such as a learning rate. It was not tested.")
+        return
     low, high = result["test_interval_95"]
     images = f"{result['test_images']:,} images, split: {result['test_split']}"
     metric = "accuracy" if "test_accuracy" in result else "mean average precision"

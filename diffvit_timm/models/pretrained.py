@@ -341,8 +341,8 @@ def _require_json(args: dict[str, Any]) -> None:
 def _name_timms_own(model: Any, config: dict) -> None:
     """Let the config of a plain twin name timm's own architecture, so that timm loads it without this package.
 
-    A twin with a position embedding or an eps that timm's function does not take keeps its name. timm does not take
-    layers by name, so a network with such an argument is loaded through the architecture `diffvit`.
+    A twin with a stem, or with a position embedding or an eps that timm's function does not take, keeps its name. timm
+    does not take layers by name, so a network with such an argument is loaded through the architecture `diffvit`.
     """
     args = config.get("model_args", {})
     if any(map(names_layer, args.values())):
@@ -351,7 +351,7 @@ def _name_timms_own(model: Any, config: dict) -> None:
             config["architecture"] = GENERIC
         return
     if isinstance(model, DiffVisionTransformer):
-        if args.get("pos_embed") in POS_EMBEDS_2D or "norm_eps" in args:
+        if args.get("pos_embed") in POS_EMBEDS_2D or "norm_eps" in args or model.has_stem:
             return
         config["architecture"] = timm_architecture(config["architecture"])
         block: Any = model.blocks[0]

@@ -9,13 +9,14 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType, broadcast
+from torch import nn
 
 from ..errors import InputError
 from .run_config import RunConfig
 from .trackers import check_trackers
 
-__all__ = ["make_accelerator", "run_on_main"]
+__all__ = ["make_accelerator", "run_on_main", "share_weights"]
 
 DONE = "diffvit_timm/run_on_main"  # key in the store of the processes
 LONGEST_WAIT = datetime.timedelta(days=1)
@@ -53,6 +54,18 @@ def make_accelerator(config: RunConfig, output: Path, ema: float = 0.0) -> Accel
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # on this machine
         torch.set_num_threads(max(1, cores // processes))
     return accelerator
+
+
+@torch.no_grad()
+def share_weights(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give the model of every process the weights and buffers of the first process.
+
+    Each process converts by itself, and processors differ in the last bits. A sharded model would put together parts of
+    different conversions.
+    """
+    if accelerator.num_processes > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.copy_(broadcast(tensor.detach().to(accelerator.device).contiguous()))
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], None]) -> None:

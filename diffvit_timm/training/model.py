@@ -44,7 +44,7 @@ def create_model(
         config: the model to create.
         splits: the class names, and the images to calibrate on (train) and to report on (val).
         report: measure what the conversion kept.
-        device: device on which the conversion reads images.
+        device: device of the conversion.
 
     Returns:
         The model on the CPU, in training mode, and the report of its conversion, if there was one.
@@ -62,10 +62,10 @@ def create_model(
         _refuse_unused(config, source, is_own)
         model, kept = source, None
     else:
-        model = _convert(source.to(device), config, attn, splits)
         measures = report and config.pretrained
-        kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES)) if measures else None
-        model = model.cpu()  # a new head starts from the same random weights on every device
+        # A new head has the same random weights after every kind of conversion, on every device.
+        with torch.random.fork_rng(devices=[]):
+            model, kept = _convert_on(device, source, config, attn, splits, measures)
     _fit_head(config, model, splits.class_names, keeps_head=is_own and not config.reset_head)
     _freeze(config, model)
     if config.lora:
@@ -209,6 +209,26 @@ def _load_source(config: ModelConfig, attn: str | None, class_count: int, is_own
     kwargs = _source_arguments(config, attn, is_own)
     kwargs |= {} if attn or is_own else {"num_classes": class_count}
     return load_model(config.model, config.pretrained, hint=WITHOUT_WEIGHTS, **kwargs)
+
+
+def _convert_on(
+    device: str | torch.device, source: Any, config: ModelConfig, attn: str, splits: Splits, measures: bool
+) -> tuple[Any, ConversionReport | None]:
+    """Convert on a device, or on the CPU if the memory of the device is too small.
+
+    Returns:
+        The converted network on the CPU, and the report of its conversion if `measures`.
+    """
+    try:
+        source.to(device)
+        model = _convert(source, config, attn, splits)
+        kept = conversion_report(source, model, image_batches(source, splits.val, REPORT_IMAGES)) if measures else None
+    except torch.OutOfMemoryError:
+        if torch.device(device).type == "cpu":
+            raise
+        log0(f"the memory of {device} is too small for the conversion, which goes on on the CPU")
+        return _convert_on("cpu", source, config, attn, splits, measures)
+    return model.cpu(), kept
 
 
 def _convert(source: Any, config: ModelConfig, attn: str, splits: Splits) -> Any:

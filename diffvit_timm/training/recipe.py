@@ -19,7 +19,7 @@ from ..hub.publishing import check_repository, push_run
 from ..layers.base import attention_kind
 from ..models.outputs import is_multi_label_model, set_multi_label
 from ..models.pretrained import check_model
-from .accelerator import make_accelerator, run_on_main
+from .accelerator import make_accelerator, run_on_main, share_weights
 from .config import TrainConfig
 from .dry_run import dry_run
 from .longer import is_finished
@@ -128,7 +128,7 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
         )
     if config.optim.teacher:
         check_model(config.optim.teacher, parameter="teacher")
-    # 2. Load the data, and create or convert the model. Every rank draws the same head.
+    # 2. Load the data, and create or convert the model.
     splits = _load_splits(config.data, multi_label)
     if splits.is_multi_label:
         config.optim.require_default("teacher", ONE_LABEL)
@@ -138,6 +138,7 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
     set_seed(config.run.seed)
     reports = accelerator.is_main_process and is_new
     model, report = create_model(config.model, splits, reports, accelerator.device)
+    share_weights(accelerator, model)
     if config.run.eval_only and is_multi_label_model(model) != splits.is_multi_label:
         raise InputError(
             f"`eval_only`: `model={config.model.model}` was trained for {_labels_of(is_multi_label_model(model))}, but "

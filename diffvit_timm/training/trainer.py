@@ -356,7 +356,7 @@ class Trainer:
         )  # fmt: skip
 
     def test(self) -> dict:
-        """Test the present weights; returns their scores, and what was trained on which images."""
+        """Test the present weights; returns their scores, the fingerprints of the images, and facts about the model."""
         scores = self.test_scores()
         statistics, held_out = self._statistics(), self.config.data.test_share
         return {

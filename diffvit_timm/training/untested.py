@@ -1,4 +1,4 @@
-"""Trainings that choose a setting, such as a learning rate, before anybody may look at the test images."""
+"""Trainings that choose a setting, such as a learning rate. They are not tested."""
 
 from .run_folder import RunFolder
 from .trainer import Trainer
@@ -7,7 +7,7 @@ __all__ = ["UntestedTrainer"]
 
 
 class UntestedTrainer(Trainer):
-    """Trains as `Trainer` does, but reads no test image and draws no picture; its result has no test scores."""
+    """Trains as `Trainer` does, but tests no network and draws no picture; its result has no test scores."""
 
     def test_scores(self) -> dict:
         return {}

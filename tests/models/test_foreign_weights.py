@@ -1,5 +1,7 @@
 """Weights that were not converted, or were made for another kind of layer, are refused by every route of timm."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from families import FAMILIES, make_family
 from timm.models import load_checkpoint, resume_checkpoint
 
 from diffvit_timm import from_vit
+from diffvit_timm.models.pretrained import save_pretrained
 
 SMALL = dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=3)
 NOT_CONVERTED = "comes from plain attention and must be converted"
@@ -66,6 +69,26 @@ def test_weights_of_another_split_of_the_branches_are_refused(tiny_model):
         uneven.load_state_dict(halves.state_dict(), strict=False)
     with pytest.raises(RuntimeError, match=r"branch_dims is \(8, 8\) in this layer and \(12, 4\) in the checkpoint"):
         halves.load_state_dict(uneven.state_dict(), strict=False)
+
+
+def test_a_saved_network_keeps_its_layer_if_the_defaults_of_its_variant_change(tmp_path):
+    save_pretrained(timm.create_model("diffvit_nano"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    saved = config["model_args"]
+    assert (saved["head_norm"], saved["lambda_init"], saved["branch_dims"]) == (False, "schedule", [8, 8])
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {**saved, "head_norm": True}}))
+    with pytest.raises(RuntimeError, match=r"missing.*sub_norm"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
+def test_weights_with_a_head_norm_say_how_to_load_them(tmp_path):
+    save_pretrained(timm.create_model("diffvit_nano", head_norm=True), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_args"]["head_norm"]  # as before the default changed
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=r"unexpected.*; pass head_norm=True, because the checkpoint has a norm of"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True, head_norm=True)
 
 
 def test_weights_with_and_without_a_head_norm_or_a_number_for_lambda_are_told_apart(tiny_model):

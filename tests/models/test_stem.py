@@ -44,9 +44,10 @@ def test_the_last_convolutions_halve_the_image_until_there_is_one_vector_per_pat
     assert model(torch.randn(1, 3, 16, 16)).shape == (1, 3)
 
 
+@pytest.mark.parametrize("pos_embed", ["learn", "sincos"])
 @pytest.mark.parametrize("attn", ["diff", "diff_v2", "plain", "gated"])
-def test_a_saved_network_with_a_stem_loads_by_name_with_equal_bits(attn, tmp_path):
-    model = small(attn=attn, pos_embed="sincos")
+def test_a_saved_network_with_a_stem_loads_by_name_with_equal_bits(attn, pos_embed, tmp_path):
+    model = small(attn=attn, pos_embed=pos_embed)
     model(torch.randn(4, 3, 16, 16))  # the statistics of BatchNorm are saved, too
     save_pretrained(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

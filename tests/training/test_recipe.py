@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 
+from diffvit_timm.data.datasets import load_splits
 from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError
 from diffvit_timm.training import recipe
@@ -191,7 +192,6 @@ def test_a_dry_run_does_not_take_its_two_updates_for_the_whole_training(image_fo
      ("1", {"blocks.1", "head"}), ("2", {"head"}), ("backbone", {"head"}), ("proj", {"blocks.0", "blocks.1", "head"})],
 )  # fmt: skip
 def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, freeze, trained):
-    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
     model, _ = create_model(small(image_folder, tmp_path, freeze=freeze).model, load_splits(str(image_folder)))
@@ -205,7 +205,6 @@ def test_freeze_names_the_weights_that_are_not_trained(image_folder, tmp_path, f
 
 
 def test_a_conversion_computes_on_the_device_of_the_training(image_folder, tmp_path, monkeypatch):
-    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training import model as module
 
     def convert(source, config, attn, splits):
@@ -220,8 +219,57 @@ def test_a_conversion_computes_on_the_device_of_the_training(image_folder, tmp_p
     assert devices == ["meta"]
 
 
+def test_a_conversion_that_does_not_fit_into_a_gpu_goes_on_on_the_cpu(monkeypatch, capsys):
+    from diffvit_timm.training import model as module
+
+    class Source:
+        def __init__(self):
+            self.devices = []
+
+        def to(self, device):
+            self.devices.append(device)
+
+    def convert(source, config, attn, splits):
+        if source.devices[-1] != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(module, "_convert", convert)
+    source = Source()
+    assert module._convert_on("cuda", source, None, "diff", None, measures=False)[1] is None
+    assert source.devices == ["cuda", "cpu"]
+    assert "the memory of cuda is too small for the conversion, which goes on on the CPU" in capsys.readouterr().err
+
+
+def test_the_new_head_of_a_seed_is_the_same_after_every_conversion(image_folder, tmp_path):
+    splits, heads = load_splits(str(image_folder)), []
+    for attn, conversion in (("diff", "svd"), ("diff", "calibrated"), ("diff_v2", "mirror")):
+        torch.manual_seed(5)
+        config = small(image_folder, tmp_path, attn=attn, conversion=conversion)
+        config = config.replace(model="deit_tiny_patch16_224", img_size=(32,), model_kwargs=("depth=1",))
+        heads.append(create_model(config.model, splits)[0].head.weight)
+    assert all(torch.equal(head, heads[0]) for head in heads)
+
+
+def test_every_process_gets_the_weights_of_the_first_one(monkeypatch):
+    from types import SimpleNamespace
+
+    from diffvit_timm.training import accelerator
+
+    ours, first = torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+    with torch.no_grad():
+        for tensor in (*first.parameters(), *first.buffers()):
+            tensor.copy_(torch.arange(tensor.numel()).reshape(tensor.shape) + 2)
+    sent = iter([*first.parameters(), *first.buffers()])
+    monkeypatch.setattr(accelerator, "broadcast", lambda tensor: next(sent))
+    one, two = (SimpleNamespace(num_processes=count, device="cpu") for count in (1, 2))
+    accelerator.share_weights(one, ours)
+    assert not torch.equal(ours.weight, first.weight)
+    accelerator.share_weights(two, ours)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), first.state_dict().values(), strict=True))
+
+
 def test_only_the_output_projections_and_the_head_are_trained(image_folder, tmp_path):
-    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
     splits = load_splits(str(image_folder))
@@ -245,7 +293,6 @@ def test_few_images_of_every_class_are_drawn_by_the_sample_seed(image_folder, tm
 
 
 def test_a_frozen_backbone_leaves_both_heads_of_a_distilled_model(image_folder, tmp_path):
-    from diffvit_timm.data.datasets import load_splits
     from diffvit_timm.training.model import create_model
 
     config = small(image_folder, tmp_path, freeze="backbone").replace(

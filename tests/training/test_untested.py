@@ -1,9 +1,13 @@
-"""Trainings that choose a setting read no test image."""
+"""Trainings that choose a setting are not tested."""
 
 import json
 
 import pytest
 
+from diffvit_timm.cli.summary import print_summary
+from diffvit_timm.errors import InputError
+from diffvit_timm.hub.publishing import _card_of_run
+from diffvit_timm.hub.redaction import Records
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.recipe import train
 from diffvit_timm.training.trainer import Trainer
@@ -21,7 +25,7 @@ def options(image_folder, tmp_path):
 
 
 def test_an_untested_training_ends_with_the_weights_and_the_validation_of_a_tested_one(
-    options, tmp_path, monkeypatch, undrawn_figures
+    options, tmp_path, monkeypatch, capsys, undrawn_figures
 ):
     tested = train(options, "recipe")
     evaluate = Trainer.evaluate
@@ -40,4 +44,8 @@ def test_an_untested_training_ends_with_the_weights_and_the_validation_of_a_test
     assert {path.name for path in (tmp_path / "run").iterdir()} - written == {"training.png", "predictions.png"}
     weights = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("run", "untested")]
     assert weights[0] == weights[1]
+    print_summary(result)
+    assert "is a run that chose a setting, such as a learning rate. It was not tested." in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"untested` chose a setting, such as a learning rate, and was not tested, so"):
+        _card_of_run(tmp_path / "untested", Records({}, {}, result, None), "me/x", [], "")
     assert json.loads((tmp_path / "untested" / "result.json").read_text())["val_accuracy"] == result["val_accuracy"]

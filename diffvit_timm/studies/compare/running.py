@@ -178,7 +178,7 @@ def _train_and_measure(protocol: Protocol, run: Planned, config: TrainConfig) ->
     from ...training.trainer import Trainer
     from ...training.untested import UntestedTrainer
 
-    is_tested = run.part == "test"  # no test image is read before the rates are fixed
+    is_tested = run.part == "test"  # no network is tested before the rates are fixed
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own: dict[str, Any] = {**vars(run), "versions": _versions(), "checksum": protocol.checksum(run)}
     unknown: dict[str, Any] = dict.fromkeys((*TESTED, "parameters", "flops", "updates"))

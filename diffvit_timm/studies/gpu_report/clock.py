@@ -74,18 +74,20 @@ class Clock:
         if not self.is_cuda:
             step()
             return step, False
+        own = torch.cuda.current_stream(self.device)
         stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        self.synchronize()
+        stream.wait_stream(own)
         graph = torch.cuda.CUDAGraph()
         try:
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    step()
+            own.wait_stream(stream)
+            self.synchronize()
             with torch.cuda.graph(graph, stream=stream):
                 kept = step()
         except RuntimeError:
+            torch.cuda.set_stream(own)  # a capture that fails leaves its stream behind
             self.synchronize()
             return step, False
 
@@ -106,7 +108,7 @@ class Clock:
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
     def free_mb(self) -> float | None:
-        """Return the memory of the GPU that is free, in MiB; None on a CPU."""
+        """Return the free memory of the GPU in MiB; None on a CPU."""
         if not self.is_cuda:
             return None
         self.free_memory()

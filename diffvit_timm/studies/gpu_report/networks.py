@@ -102,8 +102,8 @@ def _measure(
             unavailable[name] = {"unavailable": reason(error)}
     if not steps:
         raise RuntimeError(f"no network runs: {unavailable}")
-    graphs = {} if is_compiled else _graphs(clock, steps, peaks)
-    limit = min(settings.row_seconds, rows.seconds_left) / (3 if graphs else 2)
+    captures = not is_compiled and _have_room(clock, peaks)
+    limit = min(settings.row_seconds, rows.seconds_left) / (3 if captures else 2)
     latency = time_group(steps, clock.wall, REFERENCES, limit)
     slowest = max(result["median_us"] for result in latency["results"].values())
     count = QUEUED_IF_SLOW if slowest > SLOW_US else QUEUED
@@ -111,6 +111,7 @@ def _measure(
         "latency": latency,
         "throughput": time_group(steps, lambda step: clock.queued(step, count), REFERENCES, limit),
     }
+    graphs = _graphs(clock, steps) if captures else {}  # after the others, because a capture may fail
     if graphs:
         groups["graph"] = time_group(graphs, clock.device_time, REFERENCES, limit)
     results: dict[str, dict[str, Any]] = {}
@@ -126,13 +127,16 @@ def _measure(
     }
 
 
-def _graphs(clock: Clock, steps: Mapping[str, Step], peaks: Mapping[str, float | None]) -> dict[str, Step]:
-    """Return the steps as CUDA graphs, in which Python takes no time; none if they do not fit into the memory at once.
+def _have_room(clock: Clock, peaks: Mapping[str, float | None]) -> bool:
+    """Return whether the CUDA graphs of all steps need at most half of the GPU's free memory; False on a CPU.
 
     A graph keeps the memory that its step allocates.
     """
-    needed, free = sum(peak or 0.0 for peak in peaks.values()), clock.free_mb()
-    if free is None or needed > free / 2:
-        return {}
+    free = clock.free_mb()
+    return free is not None and sum(peak or 0.0 for peak in peaks.values()) <= free / 2
+
+
+def _graphs(clock: Clock, steps: Mapping[str, Step]) -> dict[str, Step]:
+    """Return the steps as CUDA graphs, in which Python takes no time, without those that cannot be captured."""
     graphs = {name: clock.graph(step) for name, step in steps.items()}
     return {name: graph for name, (graph, captured) in graphs.items() if captured}

@@ -171,7 +171,7 @@ def _networks(title: str, rows: Sequence[Row]) -> str:
             own = {name: result.get(mode, {}) for name, result in row["results"].items()}
             cells = [_speed_cell(own.get(name, {})) for name in names]
             plain = own.get(names[0], {}).get("median_us")
-            drift = _number(row["drifts"][mode])
+            drift = _number(row.get("drifts", {}).get(mode))
             lines.append([*_network_settings(row), _number(plain and plain / 1e3), *cells, drift])
         text += f"\n\n### {heading}\n\n{_table(columns, lines)}"
     if any(result.get("peak_mb") for row in rows for result in row["results"].values()):

@@ -21,15 +21,14 @@ class FakeClock:
         return f"graph of {step}", step not in self.fails
 
 
-@pytest.mark.parametrize(("free_mb", "count"), [(None, 0), (1300.0, 0), (1400.0, 2)])
-def test_steps_become_graphs_only_on_a_gpu_with_twice_the_memory_that_they_need(free_mb, count):
-    steps = {name: name for name in PEAKS}
-    assert len(networks._graphs(FakeClock(free_mb), steps, PEAKS)) == count
+@pytest.mark.parametrize(("free_mb", "has_room"), [(None, False), (1300.0, False), (1400.0, True)])
+def test_steps_become_graphs_only_on_a_gpu_with_twice_the_memory_that_they_need(free_mb, has_room):
+    assert networks._have_room(FakeClock(free_mb), PEAKS) == has_room
 
 
 def test_a_step_that_cannot_be_captured_is_left_out_of_the_graphs():
     steps = {name: name for name in PEAKS}
-    graphs = networks._graphs(FakeClock(10_000.0, fails=("Diff-ViT",)), steps, PEAKS)
+    graphs = networks._graphs(FakeClock(None, fails=("Diff-ViT",)), steps)
     assert graphs == {"plain ViT": "graph of plain ViT"}
 
 
