@@ -3,7 +3,7 @@
     python recipes/ablate.py --study pos_embed                                   # CIFAR-10, 3 seeds, 24 trainings
     python recipes/ablate.py --study pos_embed --dataset mnist --model diffvit_nano --epochs 8 \\
         --max-train-samples 5000 --batch-size 64 --lr 1e-2 --warmup-epochs 1 --augment shift --label-smoothing 0 \\
-        --precision bf16                                                         # 75 seconds per training on one core
+        --precision bf16 --model-kwargs head_norm=true                           # 75 seconds per training on one core
     python recipes/ablate.py --study pos_embed --dataset mnist --model diffvit_nano --epochs 1 --seeds 1 \\
         --max-train-samples 1000                                                 # a small check on a CPU
 
