@@ -178,7 +178,7 @@ def push_run(
 
 
 def _card_of_run(run: Path, records: Records, repo: str, paths: list[str], prefix: str) -> str:
-    if records.result and "test_interval_95" not in records.result:
+    if "val_accuracy" in records.result and "test_interval_95" not in records.result:
         raise InputError(
             f"`run={run}` chose a setting, such as a learning rate, and was not tested, so a model card would have no "
             "result: push a tested run, or only the folder best/"
