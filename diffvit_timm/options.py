@@ -17,8 +17,9 @@ LARGEST = 10**9  # default upper limit
 LIMITS = {
     "batch_size": 65_536, "branch_dims": 65_536, "calibration_images": 100_000, "depth": 1_000, "distill": 10_000,
     "embed_dim": 65_536, "epochs": 1_000_000, "images": 100_000, "img_size": 8_192, "img_sizes": 8_192, "lora": 1_024,
-    "repeated_augmentation": 100, "repeats": 100_000, "report_images": 100_000, "rounds": 100_000, "seed": 2**32 - 1,
-    "seeds": 1_000, "shown": 100, "steps": 10_000, "top": 1_000_000, "workers": 1_024,
+    "progressive_sizes": 8_192, "repeated_augmentation": 100, "repeats": 100_000, "report_images": 100_000,
+    "rounds": 100_000, "seed": 2**32 - 1, "seeds": 1_000, "shown": 100, "steps": 10_000, "top": 1_000_000,
+    "workers": 1_024,
 }  # fmt: skip
 
 LONGEST_NAME, LONGEST_PATH = 255, 4_095  # bytes of a file's name and of a path

@@ -18,6 +18,7 @@ from .lora import from_merged, merged_copy
 from .memory import find_accum_steps
 from .objective import Objective
 from .optim import build_optimizer, build_scheduler
+from .progressive import ProgressiveSizes
 from .sharding import full_optimizer_state, full_weights, load_optimizer_state, load_weights
 from .teacher import distillation_loss
 
@@ -73,6 +74,10 @@ class Learner:
         self.lambda_warmup = None
         if optim.lambda_warmup:
             self.lambda_warmup = LambdaWarmup(model, optim.lambda_target, optim.lambda_warmup * updates_per_epoch)
+        self.progressive = None
+        if optim.progressive_sizes:
+            input_size = model_data_config(model)["input_size"]
+            self.progressive = ProgressiveSizes(model, optim.progressive_sizes, input_size, updates)
         self.unsharded = copy.deepcopy(model) if accelerator.is_fsdp2 else None
         if config.run.compile:
             model.compile()
@@ -135,6 +140,8 @@ class Learner:
         if self.lambda_warmup:
             self.lambda_warmup.apply(step + 1)
         # 1. Gradients of the whole batch, in accumulation steps.
+        if self.progressive:
+            images = self.progressive.resize(images, step)
         if self.mix:
             images, labels = self.mix(images, labels)  # labels become (B, classes)
         loss = self._accumulate_gradients(images, labels)
@@ -211,6 +218,8 @@ class Learner:
             start: number of updates that were done when the present schedule started.
             restarts: start the schedule now, with the learning rates of the present options.
         """
+        if start:
+            self.progressive = None  # a training that goes on beyond its end has seen the small images
         load_weights(self.net, {name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
         if self.ema:
             average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}

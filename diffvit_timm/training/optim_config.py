@@ -53,6 +53,10 @@ class OptimConfig(CheckedOptions):
     """Alpha of mixup; 0: off. If CutMix is also on, each batch gets one of the two."""
     cutmix: float = 0.0
     """Alpha of CutMix; 0: off."""
+    progressive_sizes: tuple[int, ...] = ()
+    """Progressive resizing: sizes of the training images in pixels, in ascending order, of the equal parts of the
+    training before the last one, which has the model's size. E.g. 16 24 for a model of 32 pixels. Small images are
+    quicker. A ViT needs --model-kwargs dynamic_img_size=true."""
     ema: float = 0.0
     """Decay of a moving average of the weights (e.g. 0.9999), which is evaluated and saved; 0: off."""
     teacher: str | None = None
@@ -87,6 +91,10 @@ class OptimConfig(CheckedOptions):
         if not self.is_default("opt"):
             check_optimizer(self.opt)
         self.require("grad_accum", self.grad_accum <= self.batch_size, f"exceeds `batch_size={self.batch_size}`")
+        sizes = self.progressive_sizes
+        is_ascending = list(sizes) == sorted(set(sizes)) and all(size > 0 for size in sizes)
+        self.require("progressive_sizes", is_ascending, "must be positive and in ascending order")
+        self.require("teacher", not (sizes and self.teacher), "sees whole images: leave out `progressive_sizes`")
         for name, needed in (
             ("distill_weight", "teacher"), ("distill_temperature", "teacher"), ("lambda_target", "lambda_warmup")
         ):  # fmt: skip

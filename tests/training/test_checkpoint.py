@@ -23,11 +23,12 @@ from diffvit_timm.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("undrawn_figures")
 
-# Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights. An epoch
-# has 4 updates.
+# Everything that is random or has a state: mixup, drop path, augmentation, lambda warm-up, averaged weights, the size
+# of the images. An epoch has 4 updates.
 OPTIONS = dict(
     epochs=3, batch_size=8, lr=2e-3, layer_decay=1.0, augment="crop+flip+color", workers=0, log_every=3, mixup=0.4,
     cutmix=0.5, lambda_warmup=2.0, checkpoint_every=0.25, ema=0.9,
+    progressive_sizes=(8,),
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def start_in(image_folder, splits, tiny_model):
 
     def make(folder, **options):
         config = TrainConfig.from_flat(str(image_folder), "tiny", output=str(folder), **{**OPTIONS, **options})
-        model = tiny_model(drop_path_rate=0.3)
+        model = tiny_model(drop_path_rate=0.3, dynamic_img_size=True)
         return Trainer(config, make_accelerator(config.run, folder, config.optim.ema), model, splits, folder)
 
     return make
@@ -117,7 +118,7 @@ def test_a_streamed_run_continues_where_the_stream_was(stream_folder, tiny_model
         return Trainer(
             config,
             make_accelerator(config.run, tmp_path / name, config.optim.ema),
-            tiny_model(),
+            tiny_model(dynamic_img_size=True),
             splits,
             tmp_path / name,
         )
@@ -137,7 +138,7 @@ def test_a_stream_without_a_batch_for_every_process_is_refused(stream_folder, ti
     monkeypatch.setattr(type(accelerator), "num_processes", 3)
     message = f"`stream=20` is less than `batch_size={config.optim.batch_size}` on each of 3 processes"
     with pytest.raises(InputError, match=message):
-        Trainer(config, accelerator, tiny_model(), load_splits(str(stream_folder), stream=20), tmp_path)
+        Trainer(config, accelerator, tiny_model(dynamic_img_size=True), load_splits(str(stream_folder), stream=20), tmp_path)
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():
