@@ -205,7 +205,24 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
             preset_argv += _preset_arguments("demo", fields, prog)
         else:
             rest.append(word)
-    return keep_weights(preset_argv, rest)
+    return _merge_by_name(keep_weights(preset_argv, rest))
+
+
+def _merge_by_name(argv: list[str]) -> list[str]:
+    """Join the NAME=VALUE entries of every --model-kwargs into one; a later entry replaces an earlier one of its name.
+
+    So a preset, or the command line, changes one argument of the model and keeps the others.
+    """
+    others, entries = [], {}
+    flag = ""
+    for word in argv:
+        if word.startswith("--"):
+            flag = word.replace("_", "-")
+        if flag != "--model-kwargs":
+            others.append(word)
+        elif not word.startswith("--"):
+            entries[word.partition("=")[:2]] = word  # with its name, and whether it has a value
+    return [*others, "--model-kwargs", *entries.values()] if entries else others
 
 
 def keep_weights(preset_argv: list[str], rest: Sequence[str] = ()) -> list[str]:

@@ -36,7 +36,7 @@ class ModelConfig(CheckedOptions):
     calibration_images: int = 256
     """For the methods calibrated, contrast and pairs: number of unlabelled training images."""
     model_kwargs: tuple[str, ...] = ()
-    """More arguments of timm.create_model, as NAME=VALUE."""
+    """More arguments of timm.create_model, as NAME=VALUE. Each replaces the argument of its name in a preset."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; 0: off."""
     dropout: float = 0.0

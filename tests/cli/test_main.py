@@ -50,8 +50,8 @@ def test_every_command_has_a_help_with_its_examples_and_options(name, capsys):
 
 
 PRESETS = (
-    "(bach/, bach_10m, cifar10/, cifar100/, cifar100_10m, cifar10_full, cifar10_micro, demo, fashion_mnist, mnist/, "
-    "mnist_nano, pets, pets_probe, scratch)"
+    "(bach/, bach_10m, cifar10/, cifar100/, cifar100_10m, cifar10_fast, cifar10_full, cifar10_micro, demo, "
+    "fashion_mnist, mnist/, mnist_nano, pets, pets_probe, scratch)"
 )
 
 

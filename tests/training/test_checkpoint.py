@@ -138,7 +138,9 @@ def test_a_stream_without_a_batch_for_every_process_is_refused(stream_folder, ti
     monkeypatch.setattr(type(accelerator), "num_processes", 3)
     message = f"`stream=20` is less than `batch_size={config.optim.batch_size}` on each of 3 processes"
     with pytest.raises(InputError, match=message):
-        Trainer(config, accelerator, tiny_model(dynamic_img_size=True), load_splits(str(stream_folder), stream=20), tmp_path)
+        Trainer(
+            config, accelerator, tiny_model(dynamic_img_size=True), load_splits(str(stream_folder), stream=20), tmp_path
+        )
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored():

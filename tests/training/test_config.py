@@ -227,7 +227,21 @@ def test_options_override_a_preset_wherever_they_stand(tmp_path, first):
     from_file = preset(tmp_path, "lr: 0.1\nseed: 4\npretrained: false\nmodel_kwargs: [depth=2, in_chans=1]\n")
     options = ["--lr", "0.2", "--pretrained", "--model-kwargs", "depth=1"]
     config = parse_options(RecipeConfig, [*from_file, *options] if first == "preset" else [*options, *from_file])
-    assert config == RecipeConfig.of(lr=0.2, seed=4, pretrained=True, model_kwargs=("depth=1",))
+    assert config == RecipeConfig.of(lr=0.2, seed=4, pretrained=True, model_kwargs=("depth=1", "in_chans=1"))
+
+
+def test_arguments_of_the_model_replace_those_of_their_name_and_keep_the_others(tmp_path):
+    from_file = preset(tmp_path, 'config: cifar10/diff\nmodel_kwargs: [depth=2, "stem=[8,16]", depth=3]\n')
+    options = ["--model_kwargs", "stem=null", "--lr", "0.2", "--model-kwargs", "mlp_ratio=4"]
+    for argv in ([*from_file, *options], [*options, *from_file]):
+        model = parse_options(RecipeConfig, argv).train.model
+        assert model.model_kwargs == ("head_norm=true", "depth=3", "stem=null", "mlp_ratio=4")
+    assert model.keyword_arguments == {"head_norm": True, "depth": 3, "stem": None, "mlp_ratio": 4}
+
+
+def test_an_argument_of_the_model_without_a_value_stays_an_error_beside_one_of_its_name():
+    with pytest.raises(InputError, match=r"`model_kwargs=depth depth=2` must be NAME=VALUE pairs"):
+        parse_options(TrainConfig, [*REQUIRED, "--model-kwargs", "depth", "depth=2"])
 
 
 def test_a_word_that_yaml_reads_as_a_truth_value_stays_a_word(tmp_path):

@@ -7,6 +7,8 @@ from run_faults import small_run
 from torch import nn
 from torch.nn.functional import interpolate
 
+from diffvit_timm.cli.training_options import parse_training
+from diffvit_timm.data.loading import model_data_config
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.progressive import ProgressiveSizes
@@ -80,6 +82,15 @@ def test_a_network_of_convolutions_takes_every_size_and_stays_in_its_mode():
     ProgressiveSizes(model, (33, 47), (3, 64, 64), updates=3)
     assert model.training
     assert torch.equal(model.bn1.running_mean, statistics)
+
+
+@pytest.mark.parametrize("attn", ["plain", "diff", "diff_v2"])
+def test_the_network_of_the_fast_preset_takes_its_sizes(attn):
+    config = parse_training(["--config", "cifar10_fast"])
+    model = timm.create_model(config.model.model, attn=attn, num_classes=10, **config.model.keyword_arguments)
+    sizes = ProgressiveSizes(model, config.optim.progressive_sizes, model_data_config(model)["input_size"], updates=6)
+    images = torch.rand(2, 3, 32, 32)
+    assert [sizes.resize(images, step).shape[-1] for step in range(6)] == [16, 16, 24, 24, 32, 32]
 
 
 @pytest.mark.parametrize(
