@@ -5,6 +5,7 @@ import difflib
 import importlib.resources
 import io
 import sys
+import types
 import typing
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
@@ -31,6 +32,7 @@ __all__ = [
 
 # Words for null and for booleans in a preset.
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
+NUMERIC = {int, float, tuple, types.UnionType, type(None), ...}  # what the types of options of numbers consist of
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 PRESETS = importlib.resources.files(__package__) / "presets"
@@ -157,8 +159,29 @@ def _check_values(words: list[str], fields: dict[str, Any]) -> None:
             continue
         count += 1
         check_value(flag.removeprefix("--").replace("-", "_") or "arguments", word)
-        if not word.isascii() and {int, float} & _types(kind):
-            raise InputError(f"{flag} {word}: write numbers with the digits 0 to 9")
+        if count == 1 or typing.get_origin(kind) is tuple:  # what follows one value has a place of its own
+            _check_number(flag, word, _types(kind))
+
+
+def _check_number(flag: str, word: str, kinds: set[Any]) -> None:
+    """Refuse words that are no number, of an option whose values have to be numbers."""
+    if not kinds & {int, float}:
+        return
+    if not word.isascii():
+        raise InputError(f"{flag} {word}: write numbers with the digits 0 to 9")
+    if kinds - NUMERIC or (word == "None" and type(None) in kinds):
+        return
+    number: type = float if float in kinds else int
+    try:
+        number(word)
+    except ValueError:
+        if tuple in kinds:
+            wanted = (
+                "numbers, with spaces between them" if number is float else "whole numbers, with spaces between them"
+            )
+        else:
+            wanted = "a number, such as 0.001" if number is float else "a whole number"
+        raise InputError(f"{flag} {word}: write {wanted}") from None
 
 
 def _types(kind: Any) -> set[Any]:

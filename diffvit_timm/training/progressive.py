@@ -63,9 +63,10 @@ def _check_size(model: Any, size: int, input_size: Sequence[int]) -> None:
         with torch.no_grad():
             model(resize(images, [size]))
     except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise InputError(
-            f"`progressive_sizes={size}`: the model does not take images of {size} pixels ({error}): give multiples of "
-            "its patch size, and to a ViT `model_kwargs dynamic_img_size=true`"
+            f"`progressive_sizes={size}`: the model does not take images of {size} pixels ({reason}): give multiples "
+            "of its patch size, and to a ViT `model_kwargs=dynamic_img_size=true`"
         ) from error
     finally:
         model.train(was_training)

@@ -284,9 +284,13 @@ def test_a_value_that_an_option_refuses_is_an_error_that_comes_through_the_parse
 
 
 def test_a_value_that_is_not_a_number_is_bad_input(capsys):
-    with pytest.raises(InputError, match=r"^--lr: could not convert .* 'fast': diffvit command --help explains"):
+    with pytest.raises(InputError, match=r"^--lr fast: write a number, such as 0\.001$"):
         parse_options(Options, ["--lr", "fast"], prog="diffvit command")
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_argument_behind_a_number_need_not_be_one():
+    assert parse_options(Options, ["--lr", "0.5", "Möwe"]) == Options("Möwe", Inner(lr=0.5))
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_the_network_of_the_fast_preset_takes_its_sizes(attn):
     [
         (
             {"model_kwargs": SHAPE},
-            r"`progressive_sizes=16`: the model does not take .* `model_kwargs dynamic_img_size=true`",
+            r"`progressive_sizes=16`: the model does not take .* `model_kwargs=dynamic_img_size=true`",
         ),
         (
             {"progressive_sizes": (17,)},
