@@ -29,6 +29,7 @@ TIME_LIMIT = 300.0  # seconds for a push, a pull or a check with all its attempt
 MIN_SPEED = 50_000  # bytes per second at which files must be sent or received
 MAX_TRANSFER_TIME = 86_400.0  # seconds for the files of one push or pull, whatever sizes the Hub lists
 ATTEMPTS = 4  # of a call, on top of huggingface_hub's own retries
+THREAD = "call to the Hub"  # name of the thread of a call
 FIRST_WAIT = 2.0  # seconds before the next attempt, doubled every time; longer if the Hub asks for it
 
 # Statuses to retry: a timeout, another commit in between (409, 412), a lock, or too many requests.
@@ -133,7 +134,7 @@ class HubCalls:
         client = get_session()
         before, client.timeout = client.timeout, READ_TIMEOUT
         try:
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, name=THREAD, daemon=True).start()
             value, error = outcome.get(timeout=self._seconds_left())
         except queue.Empty:
             raise _TimeIsUpError from None

@@ -15,7 +15,7 @@ from diffvit_timm.models.pretrained import save_pretrained
 
 # A process that uses the Hub on loopback: HF_ENDPOINT is read only once, at the first import.
 WORKER = """
-import json, os, sys
+import json, os, sys, threading
 answers, sys.stdout = sys.stdout, sys.stderr
 import timm, torch, diffvit_timm
 from pathlib import Path
@@ -52,10 +52,13 @@ def worker(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(worker):
+def hub(worker, ask):
     """The Hub, without repositories and faults."""
     worker[0].clear()
     yield worker[0]
+    # A call that was given up may still be trying again: it must not reach the Hub of the next test.
+    worker[0].end()
+    ask("for thread in threading.enumerate():\n    if thread.name == connection.THREAD:\n        thread.join(10)")
     worker[0].clear()
 
 

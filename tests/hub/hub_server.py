@@ -80,12 +80,18 @@ class Hub(ThreadingHTTPServer):
         self.seen: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.released = threading.Event()  # ends the handlers that wait
+        self.is_over = False
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
-    def clear(self) -> None:
-        """Forget everything, and end the handlers that are still silent or trickle."""
+    def end(self) -> None:
+        """End the handlers that are still silent or trickle, and refuse every request until `clear`."""
+        self.is_over = True
         self.released.set()
-        self.released = threading.Event()
+
+    def clear(self) -> None:
+        """Forget everything, and answer again."""
+        self.end()
+        self.released, self.is_over = threading.Event(), False
         for thing in (self.repos, self.private, self.objects, self.faults, self.seen):
             thing.clear()
 
@@ -172,6 +178,9 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.is_over:
+            self._answer(410, {"error": "the test of this request is over"})
+            return
         self.server.seen.append((self.command, path))
         self.fault = self._plan(path)
         if self._has_no_effect(self.fault):
