@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import importlib.resources
 import io
+import itertools
+import math
 import sys
 import types
 import typing
@@ -32,7 +34,7 @@ __all__ = [
 
 # Words for null and for booleans in a preset.
 NULL_WORDS = ("", "~", "null", "Null", "NULL")
-NUMERIC = {int, float, tuple, types.UnionType, type(None), ...}  # what the types of options of numbers consist of
+NUMERIC = {int, float, tuple, types.UnionType, type(None), ...}  # parts of the annotations of numeric options
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 PRESETS = importlib.resources.files(__package__) / "presets"
@@ -84,6 +86,7 @@ def parse_options(
     options_type: type[OptionsT], argv: list[str] | None = None, description: str = "", prog: str | None = None
 ) -> OptionsT:
     """Parse a command line. `--config NAME_OR_FILE` reads a preset, whose values the other options override.
+    An entry of `--model-kwargs` only overrides that with the same name.
 
     Args:
         options_type: dataclass, which may contain others: their options have no prefix.
@@ -147,8 +150,8 @@ def _one_line(box: str, prog: str) -> str:
     return f"{cause}: {prog} --help explains the options"
 
 
-def _check_values(words: list[str], fields: dict[str, Any]) -> None:
-    """Refuse options without values, unusable texts, and digits of other scripts, which Python reads as numbers."""
+def _check_values(words: list[str], fields: dict[str, Any], in_file: bool = False) -> None:
+    """Refuse options without values, unusable texts, and values of numeric options that are no numbers."""
     flag, count = "", 0
     for word in [*words, "--"]:
         kind = fields.get(flag.removeprefix("--").replace("-", "_"))
@@ -159,12 +162,20 @@ def _check_values(words: list[str], fields: dict[str, Any]) -> None:
             continue
         count += 1
         check_value(flag.removeprefix("--").replace("-", "_") or "arguments", word)
-        if count == 1 or typing.get_origin(kind) is tuple:  # what follows one value has a place of its own
-            _check_number(flag, word, _types(kind))
+        if count <= _value_count(kind):  # words after the values of an option are positional arguments
+            _check_number(flag, word, _types(kind), in_file)
 
 
-def _check_number(flag: str, word: str, kinds: set[Any]) -> None:
-    """Refuse words that are no number, of an option whose values have to be numbers."""
+def _value_count(kind: Any) -> float:
+    """Return the largest number of values of an option."""
+    counts = [_value_count(part) for part in typing.get_args(kind)]
+    if typing.get_origin(kind) is tuple:
+        return math.inf if ... in typing.get_args(kind) else len(counts)
+    return max(counts, default=1) if isinstance(kind, types.UnionType) else 1
+
+
+def _check_number(flag: str, word: str, kinds: set[Any], in_file: bool) -> None:
+    """Refuse a word that is no number as a value of a numeric option; also digits of other scripts, which int reads."""
     if not kinds & {int, float}:
         return
     if not word.isascii():
@@ -175,12 +186,11 @@ def _check_number(flag: str, word: str, kinds: set[Any]) -> None:
     try:
         number(word)
     except ValueError:
-        if tuple in kinds:
-            wanted = (
-                "numbers, with spaces between them" if number is float else "whole numbers, with spaces between them"
-            )
+        name, example = ("number", "0.001") if number is float else ("whole number", "16")
+        if tuple not in kinds:
+            wanted = f"a {name}, such as {example}"
         else:
-            wanted = "a number, such as 0.001" if number is float else "a whole number"
+            wanted = f"a list of {name}s, such as [{example}]" if in_file else f"{name}s, with spaces between them"
         raise InputError(f"{flag} {word}: write {wanted}") from None
 
 
@@ -232,19 +242,24 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
 
 
 def _merge_by_name(argv: list[str]) -> list[str]:
-    """Join the NAME=VALUE entries of every --model-kwargs into one; a later entry replaces an earlier one of its name.
+    """Join the entries of every --model-kwargs into one. A later entry replaces an earlier one with the same name.
 
-    So a preset, or the command line, changes one argument of the model and keeps the others.
+    So a preset, or the command line, changes one argument of the model and keeps the others. An empty list, which only
+    a file can have, removes the entries before it.
     """
-    others, entries = [], {}
+    others: list[str] = []
+    entries: dict[tuple[str, str], str] = {}
     flag = ""
-    for word in argv:
+    for word, following in itertools.pairwise([*argv, "--"]):
         if word.startswith("--"):
             flag = word.replace("_", "-")
         if flag != "--model-kwargs":
             others.append(word)
         elif not word.startswith("--"):
-            entries[word.partition("=")[:2]] = word  # with its name, and whether it has a value
+            name, equals, _ = word.partition("=")
+            entries[name, equals] = word
+        elif following.startswith("--"):
+            entries.clear()
     return [*others, "--model-kwargs", *entries.values()] if entries else others
 
 
@@ -312,7 +327,7 @@ def mapping_arguments(
         if value in NULL_WORDS:
             continue
         if values:  # the config.yaml of a run has empty lists
-            _check_values([flag, *values], fields)
+            _check_values([flag, *values], fields, in_file=True)
         if option == "config":  # a preset may start from another one
             arguments += _preset_arguments(value, fields, prog, above)
         elif kind is bool:

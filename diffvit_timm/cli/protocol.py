@@ -116,12 +116,9 @@ def _arm(name: str, own: Any, shared: dict[str, Any], rates: tuple[float, ...], 
         raise InputError(f"{source}: {given} belongs in train: all arms use the same images")
     if "rates" in options:
         rates = _numbers(options.pop("rates"), float, f"{source}: rates")
-    # The arguments of the model are added to the shared ones, of which those of the same name are replaced.
-    kwargs = {
-        pair.partition("=")[0]: pair for part in (shared, options) for pair in _list(part.get("model_kwargs", []))
-    }
-    merged = {**shared, **options} | ({"model_kwargs": list(kwargs.values())} if kwargs else {})
-    if "config" in merged:  # a preset comes first: every option of the file replaces its own
+    kwargs = [pair for part in (shared, options) for pair in _list(part.get("model_kwargs", []))]
+    merged = {**shared, **options} | ({"model_kwargs": kwargs} if kwargs else {})  # entries are replaced by name
+    if "config" in merged:  # a preset comes first, so that the options of the file replace its own
         merged = {"config": merged.pop("config"), **merged}
     try:
         train = parse_training(keep_weights(mapping_arguments(merged, source, TRAIN_FIELDS, "diffvit train")))

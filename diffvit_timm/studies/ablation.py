@@ -108,7 +108,10 @@ class AblationConfig(StudyConfig):
         given = self.train.model.keyword_arguments.keys()
         fixed = {name for _, arguments in settings for name, value in arguments.items() if not callable(value)}
         for name in given & fixed:
-            raise InputError(f"`model_kwargs={name}=...` is what `study={study}` varies: leave it out")
+            raise InputError(
+                f"`model_kwargs={name}=...` is what `study={study}` varies: leave it out, or pass "
+                f"`model_kwargs={name}=null` to remove that of a preset"
+            )
         if study in BASELINE:
             for name in ("attn", "lambda_warmup"):
                 self.require_unset(name, f"has no place in `study={study}`, which varies the layer")

@@ -120,7 +120,8 @@ class RateLedger:
         content = read_json(self.path, "choose another `output`")
         try:
             self.rows = [Rate(**row) for row in content["rates"]]
-            self.val_images, self.classes, there = content["val_images"], content["classes"], content["options"]
+            self.val_images, self.classes = content["val_images"], content["classes"]
+            there = {**json.loads(json.dumps(TrainConfig.from_flat("-", "-").flat())), **content["options"]}
         except (KeyError, TypeError) as error:
             raise InputError(f"{self.path} is not the table of a study of rates: choose another `output`") from error
         for name, value in self.options.items():

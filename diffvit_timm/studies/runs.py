@@ -142,9 +142,9 @@ def train_all(plan: Plan) -> Iterator[tuple[str, TrainConfig, dict, Any]]:
     """
     from ..training.recipe import train  # not above: the options of a study do not need accelerate and datasets
 
-    models = {(c.model.model, c.model.img_size, c.model.model_kwargs, c.model.attn): c.model for _, c in plan}
-    for model in models.values():
-        check_network(model)
+    networks = {(c.model.model, c.model.img_size, c.model.model_kwargs, c.model.attn): c for _, c in plan}
+    for config in networks.values():
+        check_network(config)
     finished = 0
     for number, (setting, config) in enumerate(plan, start=1):
         attn = "" if config.model.attn == "model" else f" {config.model.attn},"

@@ -38,7 +38,10 @@ class ScalingConfig(StudyConfig):
         if not any(map(_parse_size, self.sizes)):
             self.require_unset("model", "has no effect if all `sizes` are models")
         for name in self.train.model.keyword_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
-            raise InputError(f"`model_kwargs={name}=...` is what `sizes` varies: leave it out")
+            raise InputError(
+                f"`model_kwargs={name}=...` is what `sizes` varies: leave it out, or pass `model_kwargs={name}=null` "
+                "to remove that of a preset"
+            )
         require_study_folder(self.folder("scaling"), r"(\d+x\d+|diffvit\w*)-\w+-\d+")
 
 

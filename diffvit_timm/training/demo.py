@@ -43,7 +43,7 @@ def demo(config: TrainConfig) -> dict:
     """
     if config.model.conversion not in ("auto", "svd", "slice"):
         raise InputError(f"`conversion={config.model.conversion}`: the demo takes svd or slice")
-    for name in ("resume", "dry_run", "eval_only", "push_to_hub"):
+    for name in ("resume", "dry_run", "eval_only", "push_to_hub", "progressive_sizes"):
         config.require_default(name, "has no place in the demo, which is three short trainings")
     own = brings_weights(config.model.model)
     config.model.require("model", not own, "has no place in the demo, which has its own models: leave it out")

@@ -32,7 +32,8 @@ def dry_run(
         config, accelerator, model, splits, conversion, teacher: arguments of `Trainer`.
 
     Returns:
-        An estimate for the whole training: updates, seconds_an_update, expected_seconds, peak_memory_gib.
+        An estimate for the whole training: updates, seconds_an_update, expected_seconds, peak_memory_gib. With
+        progressive sizes it is that of a training whose images all have the model's size, which takes longer.
 
     Raises:
         InputError: as `Trainer.fit`.
@@ -40,7 +41,9 @@ def dry_run(
     """
     few = 2 * config.optim.batch_size * accelerator.num_processes  # images
     val, test = (split.take(min(few, len(split))) for split in (splits.val, splits.test))
-    short = config.replace(max_steps=2, log_every=1, checkpoint_every=0.0, trackers=(), tracker_project=PROJECT)
+    short = config.replace(
+        max_steps=2, log_every=1, checkpoint_every=0.0, trackers=(), tracker_project=PROJECT, progressive_sizes=()
+    )
     with tempfile.TemporaryDirectory() as folder:
         part = dataclasses.replace(splits, val=val, test=test)
         trainer = _TimedTrainer(short, accelerator, model, part, Path(folder) / "run", conversion, teacher)
@@ -56,11 +59,13 @@ def dry_run(
     evaluation_seconds = (evaluations * len(splits.val) + len(splits.test)) * seconds_per_image
     seconds = updates * seconds_per_update + evaluation_seconds
     memory = _peak_memory(accelerator.device) / 2**30
+    # Smaller images take less time.
+    bound, where = ("less than", " at the model's size") if config.optim.progressive_sizes else ("about", "")
     log0(
-        f"dry run: about {seconds / 60:.0f} minutes = {updates} updates x {seconds_per_update:.2f} s (measured on the "
-        f"second of two updates) + {evaluations} validations and a test, {evaluation_seconds / 60:.1f} minutes "
-        f"(measured on {len(test)} images). Peak memory so far: {memory:.2f} GiB. Weights that were saved and loaded "
-        "are the same to the bit. Nothing is left behind."
+        f"dry run: {bound} {seconds / 60:.0f} minutes = {updates} updates x {seconds_per_update:.2f} s (measured on "
+        f"the second of two updates{where}) + {evaluations} validations and a test, {evaluation_seconds / 60:.1f} "
+        f"minutes (measured on {len(test)} images). Peak memory so far: {memory:.2f} GiB. Weights that were saved "
+        "and loaded are the same to the bit. Nothing is left behind."
     )
     return {
         "dry_run": True,

@@ -47,6 +47,7 @@ class Learner:
         model: the network as accelerate prepared it.
         accum_steps: accumulation steps per update.
         last_lr: learning rate of the head in the last update.
+        progressive: sizes of the training images; None if all have the model's size.
 
     Raises:
         InputError: options that do not fit the model.
@@ -75,9 +76,8 @@ class Learner:
         if optim.lambda_warmup:
             self.lambda_warmup = LambdaWarmup(model, optim.lambda_target, optim.lambda_warmup * updates_per_epoch)
         self.progressive = None
-        if optim.progressive_sizes:
-            input_size = model_data_config(model)["input_size"]
-            self.progressive = ProgressiveSizes(model, optim.progressive_sizes, input_size, updates)
+        if optim.progressive_sizes and not config.run.eval_only:
+            self.progressive = ProgressiveSizes(model, optim.progressive_sizes, updates)
         self.unsharded = copy.deepcopy(model) if accelerator.is_fsdp2 else None
         if config.run.compile:
             model.compile()
@@ -139,15 +139,16 @@ class Learner:
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
         if self.lambda_warmup:
             self.lambda_warmup.apply(step + 1)
-        # 1. Gradients of the whole batch, in accumulation steps.
+        # 1. The size of the images, and mixup.
         if self.progressive:
             images = self.progressive.resize(images, step)
         if self.mix:
             images, labels = self.mix(images, labels)  # labels become (B, classes)
+        # 2. Gradients of the whole batch, in accumulation steps.
         loss = self._accumulate_gradients(images, labels)
         if self.config.optim.clip_grad:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
-        # 2. One step of the optimizer, its schedule and the average. fp16 skips the steps that overflow.
+        # 3. One step of the optimizer, its schedule and the average. fp16 skips the steps that overflow.
         self.last_lr = max(group["lr"] for group in self.optimizer.param_groups if not group.get("is_lambda"))
         self.optimizer.step()
         if not self.optimizer.step_was_skipped:
@@ -219,7 +220,7 @@ class Learner:
             restarts: start the schedule now, with the learning rates of the present options.
         """
         if start:
-            self.progressive = None  # a training that goes on beyond its end has seen the small images
+            self.progressive = None  # a finished run that is trained for longer has seen the small images
         load_weights(self.net, {name: tensor for name, tensor in weights.items() if not name.startswith(EMA)})
         if self.ema:
             average = {name.removeprefix(EMA): tensor for name, tensor in weights.items() if name.startswith(EMA)}

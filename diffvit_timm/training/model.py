@@ -20,10 +20,20 @@ from ..layers.base import FROM_SCRATCH_ONLY, attention_kind
 from ..models.from_vit import GENERIC, from_vit
 from ..models.pretrained import brings_weights, build_model_on_meta, check_model, load_model, size_arguments
 from ..options import named
+from .config import TrainConfig
 from .lora import add_lora, require_peft
 from .model_config import DROPOUT_ARGUMENTS, ModelConfig
+from .progressive import check_sizes
 
-__all__ = ["check_network", "check_source", "check_variant", "conversion_method", "create_model", "has_classes"]
+__all__ = [
+    "check_network",
+    "check_progressive",
+    "check_source",
+    "check_variant",
+    "conversion_method",
+    "create_model",
+    "has_classes",
+]
 
 REPORT_IMAGES = 128
 WITHOUT_WEIGHTS = "pass `pretrained=False`"
@@ -126,15 +136,28 @@ def check_variant(config: ModelConfig) -> None:
     _freeze(config, build_model_on_meta(config.model, **{**_model_arguments(config), **attn}))
 
 
-def check_network(config: ModelConfig) -> None:
+def check_network(config: TrainConfig) -> None:
     """Check the network of one of many trainings, before the first of them.
 
     Raises:
-        InputError: as `check_source` and, for a diffvit variant from scratch, as `check_variant`.
+        InputError: as `check_source`, `check_progressive` and, for a diffvit variant from scratch, `check_variant`.
     """
-    check_source(config)
-    if config.model.startswith("diffvit") and not config.pretrained:
-        check_variant(config)
+    check_source(config.model)
+    if config.model.model.startswith("diffvit") and not config.model.pretrained:
+        check_variant(config.model)
+    check_progressive(config)
+
+
+def check_progressive(config: TrainConfig) -> None:
+    """Check that the network takes images of all sizes of its training, before data or weights are loaded.
+
+    Raises:
+        InputError: as `check_sizes`.
+    """
+    if config.optim.progressive_sizes and not config.run.eval_only:
+        is_own = brings_weights(config.model.model)
+        arguments = _source_arguments(config.model, _target_attention(config.model, is_own), is_own)
+        check_sizes(build_model_on_meta(config.model.model, **arguments), config.optim.progressive_sizes)
 
 
 def conversion_method(config: ModelConfig, attn: str) -> str:

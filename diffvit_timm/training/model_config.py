@@ -36,7 +36,8 @@ class ModelConfig(CheckedOptions):
     calibration_images: int = 256
     """For the methods calibrated, contrast and pairs: number of unlabelled training images."""
     model_kwargs: tuple[str, ...] = ()
-    """More arguments of timm.create_model, as NAME=VALUE. Each replaces the argument of its name in a preset."""
+    """More arguments of timm.create_model, as NAME=VALUE. Each replaces the argument with the same name in a preset;
+    NAME=null removes it."""
     drop_path: float = 0.0
     """Stochastic depth rate of the last block; 0: off."""
     dropout: float = 0.0
@@ -88,8 +89,9 @@ class ModelConfig(CheckedOptions):
 
     @property
     def keyword_arguments(self) -> dict[str, Any]:
-        """The entries of `model_kwargs` by name, as numbers, tuples, truth values or words."""
-        return {name: _parse_value(text) for name, _, text in (pair.partition("=") for pair in self.model_kwargs)}
+        """The entries of `model_kwargs` by name, as numbers, tuples, truth values or words; without those of null."""
+        parsed = {name: _parse_value(text) for name, _, text in (pair.partition("=") for pair in self.model_kwargs)}
+        return {name: value for name, value in parsed.items() if value is not None}
 
 
 def _parse_value(text: str) -> Any:

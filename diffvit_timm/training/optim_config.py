@@ -54,9 +54,9 @@ class OptimConfig(CheckedOptions):
     cutmix: float = 0.0
     """Alpha of CutMix; 0: off."""
     progressive_sizes: tuple[int, ...] = ()
-    """Progressive resizing: sizes of the training images in pixels, in ascending order, of the equal parts of the
-    training before the last one, which has the model's size. E.g. 16 24 for a model of 32 pixels. Small images are
-    quicker. A ViT needs --model-kwargs dynamic_img_size=true."""
+    """Progressive resizing: shorter sides of the training images in pixels, in ascending order. The training has equal
+    parts, one per size, and a last part at the model's size. Example: 16 24 for a model of 32 pixels. Smaller images
+    train faster. A ViT needs --model-kwargs dynamic_img_size=true."""
     ema: float = 0.0
     """Decay of a moving average of the weights (e.g. 0.9999), which is evaluated and saved; 0: off."""
     teacher: str | None = None
@@ -94,7 +94,13 @@ class OptimConfig(CheckedOptions):
         sizes = self.progressive_sizes
         is_ascending = list(sizes) == sorted(set(sizes)) and all(size > 0 for size in sizes)
         self.require("progressive_sizes", is_ascending, "must be positive and in ascending order")
-        self.require("teacher", not (sizes and self.teacher), "sees whole images: leave out `progressive_sizes`")
+        self.require(
+            "teacher", not (sizes and self.teacher), "needs images of its own size: leave out `progressive_sizes`"
+        )
+        self.require(
+            "patience", not (sizes and self.patience),
+            "could stop before the images have the model's size: leave out `progressive_sizes`",
+        )  # fmt: skip
         for name, needed in (
             ("distill_weight", "teacher"), ("distill_temperature", "teacher"), ("lambda_target", "lambda_warmup")
         ):  # fmt: skip

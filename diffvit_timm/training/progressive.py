@@ -1,9 +1,10 @@
-"""Progressive resizing: a training starts on small images, which are quicker, and ends on those of the model's size.
+"""Progressive resizing: a training starts on small images, which are faster, and ends on those of the model's size.
 
 The size grows in stages of equal length (`EfficientNetV2` - https://arxiv.org/abs/2104.00298, section 4, which also
 strengthens the regularisation from stage to stage; this does not).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,31 +12,37 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from ..data.loading import model_data_config
 from ..errors import InputError
+from ..layers.hooks import evaluating
 
-__all__ = ["ProgressiveSizes"]
+__all__ = ["ProgressiveSizes", "check_sizes"]
 
 
 class ProgressiveSizes:
-    """The sizes of the training images, in stages of equally many updates.
+    """The sizes of the training images: one stage per size, and a last stage at the model's size.
+
+    The stages have equally many updates. If that is not possible, the first ones have one more.
 
     Args:
-        model: network to train. It must take images of every size; it is called once with each.
-        sizes: shorter sides of the images before the last stage, in pixels, in ascending order.
-        input_size: (channels, height, width) of the last stage.
+        model: network to train; it is called once with each size.
+        sizes: shorter side of the images in each stage before the last one, in pixels, in ascending order.
         updates: number of updates of the training.
 
     Raises:
-        InputError: a size that is not below that of the model, or that the model does not take.
+        InputError: fewer updates than stages; or as `check_sizes`.
     """
 
-    def __init__(self, model: Any, sizes: Sequence[int], input_size: Sequence[int], updates: int) -> None:
+    def __init__(self, model: Any, sizes: Sequence[int], updates: int) -> None:
+        check_sizes(model, sizes)
         self.sizes, self.updates = tuple(sizes), updates
-        full = min(input_size[1:])
-        for size in self.sizes:
-            if size >= full:
-                raise InputError(f"`progressive_sizes={size}` must be below the model's {full} pixels, which come last")
-            _check_size(model, size, input_size)
+        self.full = min(model_data_config(model)["input_size"][1:])
+        if updates <= len(sizes):
+            shown = " ".join(map(str, sizes))
+            raise InputError(
+                f"`progressive_sizes={shown}` needs a training of at least {len(sizes) + 1} updates, but this one has "
+                f"{updates}"
+            )
 
     def resize(self, images: Tensor, step: int) -> Tensor:
         """Resize the images of an update.
@@ -52,21 +59,41 @@ class ProgressiveSizes:
             return images
         return resize(images, [self.sizes[stage]], antialias=True)
 
+    def __str__(self) -> str:
+        """Say how long each stage is."""
+        count = len(self.sizes) + 1
+        starts = [-(-stage * self.updates // count) for stage in range(count + 1)]
+        lengths = [end - start for start, end in itertools.pairwise(starts)]
+        stages = [f"{size} pixels for {n} updates" for size, n in zip((*self.sizes, self.full), lengths, strict=True)]
+        return f"sizes of the training images: {', '.join(stages)}"
 
-def _check_size(model: Any, size: int, input_size: Sequence[int]) -> None:
-    """Check by a forward pass that a model takes images of a size."""
-    parameter = next(model.parameters())
+
+def check_sizes(model: Any, sizes: Sequence[int]) -> None:
+    """Check by forward passes that a model takes images of some sizes.
+
+    Args:
+        model: network on any device, also on the meta device.
+        sizes: shorter sides of the images, in pixels.
+
+    Raises:
+        InputError: a size that is not below the model's own, or that the model does not take.
+    """
+    parameter, input_size = next(model.parameters()), model_data_config(model)["input_size"]
     images = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(resize(images, [size]))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = str(error).rstrip(".")
-        raise InputError(
-            f"`progressive_sizes={size}`: the model does not take images of {size} pixels ({reason}): give multiples "
-            "of its patch size, and to a ViT `model_kwargs=dynamic_img_size=true`"
-        ) from error
-    finally:
-        model.train(was_training)
+    for size in sizes:
+        if size >= (full := min(input_size[1:])):
+            raise InputError(
+                f"`progressive_sizes={size}` must be smaller than the model's size of {full} pixels, which the last "
+                "part of the training has"
+            )
+        small = resize(images, [size])
+        try:
+            with torch.no_grad(), evaluating(model):
+                model(small)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            height, width = small.shape[2:]
+            reason = f" ({str(error).rstrip('.')})" if str(error) else ""
+            raise InputError(
+                f"`progressive_sizes={size}`: the model does not take images of {height} x {width} pixels{reason}: a "
+                "ViT takes multiples of its patch size, and needs `model_kwargs=dynamic_img_size=true`"
+            ) from error

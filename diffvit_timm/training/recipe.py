@@ -23,7 +23,7 @@ from .accelerator import make_accelerator, run_on_main, share_weights
 from .config import TrainConfig
 from .dry_run import dry_run
 from .longer import is_finished
-from .model import check_source, conversion_method, create_model
+from .model import check_progressive, check_source, conversion_method, create_model
 from .run_folder import RunFolder, open_run
 from .teacher import load_teacher
 from .trackers import check_trackers
@@ -122,6 +122,7 @@ def build(config: TrainConfig, output: Path, is_new: bool = True, multi_label: b
     # 1. Check everything that can be checked before data is loaded.
     accelerator = make_accelerator(config.run, output, config.optim.ema)
     is_own = check_source(config.model)
+    check_progressive(config)
     if config.run.eval_only and not is_own:
         raise InputError(
             f"`eval_only`: the head of `model={config.model.model}` would be random; give a folder or hf-hub:NAME"

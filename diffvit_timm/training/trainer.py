@@ -179,6 +179,8 @@ class Trainer:
             f"on {self.accelerator.device} ({torch.get_num_threads()} CPU threads per process), "
             f"precision {self.accelerator.mixed_precision}; run folder {self.output}"
         )
+        if self.learner.progressive:
+            log0(str(self.learner.progressive))
         if self.shows_balanced:
             log0(
                 f"the largest class has {self.imbalance:.1f} times as many training images as the smallest "

@@ -158,6 +158,11 @@ def test_options_that_the_training_loops_do_not_read_are_refused(refusal, option
     assert message == f"{' '.join(option)} has no effect on the speed of --max-steps updates: leave it out"
 
 
+def test_the_loops_are_compared_on_images_of_one_size(refusal):
+    message = refusal("benchmark", "training", "--progressive-sizes", "112")
+    assert message == "--progressive-sizes 112 would give timm's loop larger images: leave it out"
+
+
 def test_a_turn_without_an_update_is_refused(refusal):
     assert refusal("benchmark", "training", "--max-steps", 0) == "--max-steps 0 must be at least 1"
     assert refusal("benchmark", "training", "--rounds", 0) == "--rounds 0 must be at least 1"

@@ -289,7 +289,7 @@ def test_a_value_that_is_not_a_number_is_bad_input(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_argument_behind_a_number_need_not_be_one():
+def test_an_argument_after_a_numeric_option_need_not_be_a_number():
     assert parse_options(Options, ["--lr", "0.5", "Möwe"]) == Options("Möwe", Inner(lr=0.5))
 
 

@@ -161,3 +161,8 @@ def test_a_missing_folder_stays_an_error_beside_a_preset(refusal):
 def test_the_demo_has_its_own_models(refusal, forms):
     message = refusal("train", "--demo", "--model", forms["run"])
     assert message == f"--model {forms['run']} has no place in the demo, which has its own models: leave it out"
+
+
+def test_the_demo_takes_no_sizes_of_its_images(refusal):
+    message = refusal("train", "--demo", "--progressive-sizes", "4")
+    assert message == "--progressive-sizes 4 has no place in the demo, which is three short trainings: leave it out"

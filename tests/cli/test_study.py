@@ -132,7 +132,13 @@ def test_invalid_sizes_are_refused(sizes, message, refusal):
 
 def test_what_the_sizes_vary_is_not_an_argument_of_the_model(refusal):
     said = refusal("study", "scaling", "--model-kwargs", "depth=3")
-    assert "--model-kwargs depth=... is what --sizes varies" in said
+    assert "--model-kwargs depth=... is what --sizes varies: leave it out, or pass --model-kwargs depth=null to" in said
+    said = refusal("study", "ablation", "--study", "depth", "--config", "cifar10_fast", "--dataset", "nowhere")
+    assert (
+        "--model-kwargs depth=... is what --study depth varies: leave it out, or pass --model-kwargs depth=null" in said
+    )
+    words = ("--study", "depth", "--config", "cifar10_fast", "--dataset", "nowhere", "--model-kwargs", "depth=null")
+    assert "depth" not in refusal("study", "ablation", *words)
 
 
 def test_patches_that_do_not_divide_the_image_are_refused_with_the_option_to_set(refusal):

@@ -107,6 +107,8 @@ def test_the_presets_of_the_scaling_study_have_the_sizes_and_settings_of_its_aut
     for attn in ("diff", "plain"):
         for size, millions in sizes.items():
             config = parse_training(["--config", f"{dataset}/{attn}_{size}"])
+            assert config.model.attn == ("plain" if attn == "plain" else "model")
+            assert config.model.keyword_arguments.get("head_norm", False) == (attn == "diff")
             with torch.device("meta"):
                 model = timm.create_model(
                     config.model.model, attn=attn, num_classes=classes, **config.model.keyword_arguments

@@ -128,6 +128,13 @@ def test_a_folder_with_other_options_or_other_files_is_refused(rates, refusal, i
     words = ("study", "rates", *TRAINING, "--dataset", image_folder, "--updates", "10", "--output")
     other = refusal(*words, tmp_path / "rates", "--weight-decay", "0.3")
     assert "has trainings with other options: weight_decay was 0.05 and is 0.3: choose another folder" in other
+    content = json.loads((tmp_path / "rates" / "rates.json").read_text())
+    content["options"].pop("progressive_sizes")  # a study that began before there was this option
+    (tmp_path / "rates" / "rates.json").write_text(json.dumps(content))
+    assert "progressive_sizes was [] and is [8]: choose another folder" in refusal(
+        *words, tmp_path / "rates", "--progressive-sizes", "8"
+    )
+    rates("--rates", "1e-4", "1e-2")
     (tmp_path / "rates" / "rates.json").write_text('{"rows": []}')
     assert "is not the table of a study of rates: choose another --output" in refusal(*words, tmp_path / "rates")
     (tmp_path / "full").mkdir()

@@ -31,6 +31,14 @@ for line in sys.stdin:
     print(json.dumps(answer), file=answers, flush=True)
 """
 
+# Wait for the threads of calls that were given up; the result lists those that do not end.
+JOIN = """
+calls = [thread for thread in threading.enumerate() if thread.name == connection.THREAD]
+for thread in calls:
+    thread.join(10)
+result = [thread.name for thread in calls if thread.is_alive()]
+"""
+
 
 @pytest.fixture(scope="session")
 def worker(tmp_path_factory):
@@ -58,7 +66,7 @@ def hub(worker, ask):
     yield worker[0]
     # A call that was given up may still be trying again: it must not reach the Hub of the next test.
     worker[0].end()
-    ask("for thread in threading.enumerate():\n    if thread.name == connection.THREAD:\n        thread.join(10)")
+    assert ask(JOIN) == []
     worker[0].clear()
 
 

@@ -179,6 +179,7 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.server.is_over:
+            self.fault = None
             self._answer(410, {"error": "the test of this request is over"})
             return
         self.server.seen.append((self.command, path))

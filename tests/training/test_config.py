@@ -40,7 +40,7 @@ def test_several_values_follow_one_flag():
     assert config.model.model_kwargs == ("in_chans=1", "attn_layer=diff")
 
 
-def test_arguments_of_the_model_are_read_as_python_or_yaml():
+def test_arguments_of_the_model_are_read_as_python_or_yaml_and_null_removes_one():
     pairs = (
         "depth=6", "branch_dims=(12, 4)", "head_norm=false", "qkv_bias=off", "qk_norm=True", "norm_eps=null",
         "pos_embed=none", "mlp_layer=[",
@@ -51,7 +51,6 @@ def test_arguments_of_the_model_are_read_as_python_or_yaml():
         "head_norm": False,
         "qkv_bias": False,
         "qk_norm": True,
-        "norm_eps": None,
         "pos_embed": "none",
         "mlp_layer": "[",
     }
@@ -236,7 +235,15 @@ def test_arguments_of_the_model_replace_those_of_their_name_and_keep_the_others(
     for argv in ([*from_file, *options], [*options, *from_file]):
         model = parse_options(RecipeConfig, argv).train.model
         assert model.model_kwargs == ("head_norm=true", "depth=3", "stem=null", "mlp_ratio=4")
-    assert model.keyword_arguments == {"head_norm": True, "depth": 3, "stem": None, "mlp_ratio": 4}
+    assert model.keyword_arguments == {"head_norm": True, "depth": 3, "mlp_ratio": 4}  # null removes an argument
+
+
+def test_an_empty_list_of_a_file_removes_the_arguments_of_the_model_that_its_preset_has(tmp_path):
+    assert parse_options(RecipeConfig, ["--config", "cifar10_full"]).train.model.model_kwargs
+    model = parse_options(RecipeConfig, preset(tmp_path, "config: cifar10_full\nmodel_kwargs: []\n")).train.model
+    assert model.model_kwargs == ()
+    own = [*preset(tmp_path, "config: cifar10_full\nmodel_kwargs: []\n"), "--model-kwargs", "depth=2"]
+    assert parse_options(RecipeConfig, own).train.model.model_kwargs == ("depth=2",)
 
 
 def test_an_argument_of_the_model_without_a_value_stays_an_error_beside_one_of_its_name():

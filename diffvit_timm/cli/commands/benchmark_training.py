@@ -45,6 +45,7 @@ class Options(CheckedOptions):
         require_at_least(1, rounds=self.rounds, max_steps=self.train.optim.max_steps)
         for name in WITHOUT_EFFECT:
             self.train.require_default(name, "has no effect on the speed of `max_steps` updates")
+        self.train.require_default("progressive_sizes", "would give timm's loop larger images")
 
 
 def main(options: Options) -> dict:

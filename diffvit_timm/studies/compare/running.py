@@ -51,7 +51,7 @@ def check_arms(protocol: Protocol) -> None:
     """
     for arm in protocol.arms:
         try:
-            check_network(arm.train.model)
+            check_network(arm.train)
         except InputError as error:
             raise InputError(f"the arm {arm.name}: {error}") from error
     if count := protocol.corruption_images:
