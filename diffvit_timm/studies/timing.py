@@ -121,7 +121,7 @@ def interleaved(
     order, names = random.Random(0), list(steps)
     start = time.perf_counter()
     for repeat in range(-warmup, repeats):
-        if repeat >= LEAST_ROUNDS and time.perf_counter() - start > max_seconds:
+        if repeat >= LEAST_ROUNDS and time.perf_counter() - start >= max_seconds:
             break
         order.shuffle(names)
         for name in names:

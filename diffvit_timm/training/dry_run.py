@@ -71,7 +71,7 @@ def dry_run(
         "dry_run": True,
         "updates": updates,
         "seconds_an_update": round(seconds_per_update, 3),
-        "expected_seconds": round(seconds, 1),
+        "expected_seconds": round(seconds, 3),
         "peak_memory_gib": round(memory, 2),
     }
 

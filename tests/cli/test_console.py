@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -204,9 +205,8 @@ def test_other_processes_print_only_an_error_of_their_own(capsys, monkeypatch):
     console.log0("a line")
     assert capsys.readouterr() == ("", "")
     waits = []
-    monkeypatch.setattr(
-        edges.time, "sleep", waits.append
-    )  # the main process speaks first; the launcher ends the others
+    clock = SimpleNamespace(sleep=waits.append)  # the main process speaks first; the launcher ends the others
+    monkeypatch.setattr(edges, "time", clock)
     with pytest.raises(SystemExit) as caught:
         run(failing(InputError("`lr=0` must be above 0")))
     assert caught.value.code == 2

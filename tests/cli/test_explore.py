@@ -23,7 +23,7 @@ def with_gradio(monkeypatch):
         (["a", "--img-size", "0"], "--img-size 0 must be one positive number of pixels, or height and width"),
         (["a", "--port", "0"], "--port 0 must be from 1 to 65535"),
         (["a", "--port", "65536"], "--port 65536 must be from 1 to 65535"),
-        (["a", "--host", "256.1.1.1"], "--host 256.1.1.1 is not an address of this machine"),
+        (["a", "--host", "a..b"], "--host a..b is not an address of this machine"),
         (["a", "--host", "192.0.2.1"], "--port 7860 of 192.0.2.1 cannot be used"),
         (["a", "--device", "cuda:99"], "--device cuda:99 cannot be used: "),
         (["vit_tinyest"], "MODELS vit_tinyest is not known to timm"),

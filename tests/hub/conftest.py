@@ -21,6 +21,7 @@ import timm, torch, diffvit_timm
 from pathlib import Path
 from diffvit_timm.hub import connection, publishing as publish, spaces
 connection.FIRST_WAIT = 0.01
+connection.get_session()  # its first use takes a part of a short limit
 for line in sys.stdin:
     names = {**globals(), "result": None}
     try:
@@ -47,6 +48,7 @@ def worker(tmp_path_factory):
     environment = {
         **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
         "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE

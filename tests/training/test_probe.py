@@ -5,19 +5,20 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from diffvit_timm.data.loading import image_batches
 from diffvit_timm.errors import InputError
 from diffvit_timm.inspection.probes import PENALTIES
+from diffvit_timm.training.accelerator import make_accelerator
 from diffvit_timm.training.probe import fit_linear_probe
+from diffvit_timm.training.run_config import RunConfig
 
 
 @pytest.fixture
-def accelerator():
-    return Accelerator(cpu=True)
+def accelerator(tmp_path):
+    return make_accelerator(RunConfig(), tmp_path)  # resets the precision of an earlier test
 
 
 def outputs(model, split):

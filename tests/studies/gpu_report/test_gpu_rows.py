@@ -1,6 +1,8 @@
 """Rows and their file, the state of the GPU, groups of steps, and the clock."""
 
+import itertools
 import json
+import math
 import subprocess
 from types import SimpleNamespace
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 from diffvit_timm.errors import InputError
+from diffvit_timm.studies import timing
+from diffvit_timm.studies.gpu_report import clock as clock_module
 from diffvit_timm.studies.gpu_report import hardware
 from diffvit_timm.studies.gpu_report.clock import Clock, float32_products
 from diffvit_timm.studies.gpu_report.groups import drift, measure_group, time_group
@@ -79,6 +83,7 @@ def test_the_state_of_a_gpu_is_what_nvidia_smi_says(monkeypatch):
     monkeypatch.setattr(subprocess, "run", answer)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="12-ab"))
     monkeypatch.setattr(hardware, "_last_state", {})
+    monkeypatch.setattr(hardware, "FRESH", math.inf)
     state = {"sm_mhz": 1980.0, "memory_mhz": 2619.0, "temperature_c": 34.0, "power_w": None}
     assert hardware.gpu_state("cuda") == hardware.gpu_state("cuda") == state
     fields = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"
@@ -100,12 +105,15 @@ def test_without_nvidia_smi_nothing_is_known_and_it_is_asked_once(monkeypatch):
     assert len(asked) == 1
 
 
-def test_the_clock_of_a_cpu_times_the_step_as_it_is():
+def test_the_clock_of_a_cpu_times_the_step_as_it_is(monkeypatch):
+    ticks = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(clock_module, "time", ticks)
+    monkeypatch.setattr(timing, "time", ticks)
     calls, clock = [], Clock("cpu")
     step, captured = clock.graph(lambda: calls.append(1))
     assert not captured
-    assert clock.queued(step, 3) > 0
-    assert clock.device_time(step) > 0
+    assert clock.queued(step, 3) == 1 / 3
+    assert clock.device_time(step) == 1
     assert len(calls) == 5
     assert clock.peak_mb(step) is None
 
