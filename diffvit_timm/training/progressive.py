@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
+from ..console import counted
 from ..data.loading import model_data_config
 from ..errors import InputError
 from ..layers.hooks import evaluating
@@ -64,7 +65,10 @@ class ProgressiveSizes:
         count = len(self.sizes) + 1
         starts = [-(-stage * self.updates // count) for stage in range(count + 1)]
         lengths = [end - start for start, end in itertools.pairwise(starts)]
-        stages = [f"{size} pixels for {n} updates" for size, n in zip((*self.sizes, self.full), lengths, strict=True)]
+        stages = [
+            f"{size} pixels for {counted(n, 'update')}"
+            for size, n in zip((*self.sizes, self.full), lengths, strict=True)
+        ]
         return f"sizes of the training images: {', '.join(stages)}"
 
 

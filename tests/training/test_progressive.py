@@ -9,6 +9,7 @@ from run_faults import small_run
 from torch.nn.functional import interpolate
 
 from diffvit_timm.cli.training_options import parse_training
+from diffvit_timm.console import counted
 from diffvit_timm.errors import InputError
 from diffvit_timm.training.config import TrainConfig
 from diffvit_timm.training.progressive import ProgressiveSizes, check_sizes
@@ -66,7 +67,7 @@ def test_a_training_without_equal_parts_gives_the_rest_to_the_first_sizes(option
     printed = capsys.readouterr().err
     lengths = {size: updates // 3 + (part < updates % 3) for part, size in enumerate((16, 24, 32))}
     assert Counter(size[0] for size in seen[True]) == lengths
-    assert all(f"{size} pixels for {length} updates" in printed for size, length in lengths.items())
+    assert all(f"{size} pixels for {counted(length, 'update')}" in printed for size, length in lengths.items())
 
 
 def test_a_training_with_fewer_updates_than_sizes_is_refused(options, tmp_path):
