@@ -153,8 +153,20 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def default_signals():
+    """The signals with their default actions: nohup ignores SIGHUP, and a training lets it."""
+    before = {
+        number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    }
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
+
+
 # In an epoch, and between its last update and its evaluation.
 @pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 4), (signal.SIGHUP, 2)])
+@pytest.mark.usefixtures("default_signals")
 def test_a_signal_writes_a_checkpoint_and_ends_the_run(number, updates, start, whole):
     run = start("stopped", checkpoint_every=0.0)
     run.learner.optimizer.optimizer.register_step_post_hook(
