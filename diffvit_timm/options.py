@@ -4,13 +4,14 @@ import dataclasses
 import math
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .console import printable
 from .errors import InputError
 
-__all__ = ["LIMITS", "CheckedOptions", "check_value", "named"]
+__all__ = ["LIMITS", "CheckedOptions", "check_value", "merged_by_name", "named"]
 
 LARGEST = 10**9  # default upper limit
 # Lower limits of options that allocate memory, or set a number of processes or steps.
@@ -29,6 +30,11 @@ def named(name: str, value: Any) -> str:
     """Write a parameter and its value for the message of an InputError."""
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return f"`{name}={shown}`"
+
+
+def merged_by_name(entries: Iterable[str]) -> tuple[str, ...]:
+    """Keep the last of the NAME=VALUE entries with the same name; an entry without a value is none of them."""
+    return tuple({entry.partition("=")[:2]: entry for entry in entries}.values())
 
 
 def check_value(name: str, value: Any) -> None:

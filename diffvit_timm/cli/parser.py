@@ -20,7 +20,7 @@ import yaml
 from ..console import printable
 from ..errors import InputError
 from ..models.pretrained import brings_weights
-from ..options import check_value
+from ..options import check_value, merged_by_name
 from .flags import option_fields, positional_names
 
 __all__ = [
@@ -86,7 +86,7 @@ def parse_options(
     options_type: type[OptionsT], argv: list[str] | None = None, description: str = "", prog: str | None = None
 ) -> OptionsT:
     """Parse a command line. `--config NAME_OR_FILE` reads a preset, whose values the other options override.
-    An entry of `--model-kwargs` only overrides that with the same name.
+    An entry of `--model-kwargs` overrides only the entry with the same name.
 
     Args:
         options_type: dataclass, which may contain others: their options have no prefix.
@@ -238,17 +238,18 @@ def _expand_presets(argv: list[str], fields: dict[str, Any], prog: str) -> list[
             preset_argv += _preset_arguments("demo", fields, prog)
         else:
             rest.append(word)
-    return _merge_by_name(keep_weights(preset_argv, rest))
+    argv = keep_weights(preset_argv, rest)
+    return _merge_model_kwargs(argv) if "model_kwargs" in fields else argv
 
 
-def _merge_by_name(argv: list[str]) -> list[str]:
-    """Join the entries of every --model-kwargs into one. A later entry replaces an earlier one with the same name.
+def _merge_model_kwargs(argv: list[str]) -> list[str]:
+    """Join every --model-kwargs into one. A later entry replaces an earlier one with the same name.
 
     So a preset, or the command line, changes one argument of the model and keeps the others. An empty list, which only
     a file can have, removes the entries before it.
     """
     others: list[str] = []
-    entries: dict[tuple[str, str], str] = {}
+    entries: list[str] = []
     flag = ""
     for word, following in itertools.pairwise([*argv, "--"]):
         if word.startswith("--"):
@@ -256,11 +257,10 @@ def _merge_by_name(argv: list[str]) -> list[str]:
         if flag != "--model-kwargs":
             others.append(word)
         elif not word.startswith("--"):
-            name, equals, _ = word.partition("=")
-            entries[name, equals] = word
+            entries.append(word)
         elif following.startswith("--"):
             entries.clear()
-    return [*others, "--model-kwargs", *entries.values()] if entries else others
+    return [*others, "--model-kwargs", *merged_by_name(entries)] if entries else others
 
 
 def keep_weights(preset_argv: list[str], rest: Sequence[str] = ()) -> list[str]:

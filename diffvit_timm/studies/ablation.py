@@ -11,7 +11,7 @@ from timm.layers import to_2tuple
 from ..errors import InputError
 from ..models.diffvit import FROM_SCRATCH
 from ..models.pretrained import build_model_on_meta, check_name
-from ..options import named
+from ..options import merged_by_name, named
 from ..output import new_folder
 from ..training.config import TrainConfig
 from ..training.model_config import ModelConfig
@@ -110,7 +110,7 @@ class AblationConfig(StudyConfig):
         for name in given & fixed:
             raise InputError(
                 f"`model_kwargs={name}=...` is what `study={study}` varies: leave it out, or pass "
-                f"`model_kwargs={name}=null` to remove that of a preset"
+                f"`model_kwargs={name}=null` to remove the preset's value"
             )
         if study in BASELINE:
             for name in ("attn", "lambda_warmup"):
@@ -160,7 +160,7 @@ def plan_ablation(config: AblationConfig, study: str) -> Plan:
         range(config.seeds), STUDIES[study].items(), kinds
     ):
         chosen = {key: value(model) if callable(value) else value for key, value in arguments.items()}
-        model_kwargs = model.model_kwargs + tuple(f"{key}={value}" for key, value in chosen.items())
+        model_kwargs = merged_by_name([*model.model_kwargs, *(f"{key}={value}" for key, value in chosen.items())])
         own = {"attn": kind, **options, "seed": seed, "model_kwargs": model_kwargs}
         place = f"{study}/{_folder_name(name)}-{own['attn']}-{seed}"
         plan.append((name, config.single("ablation", place, **own)))

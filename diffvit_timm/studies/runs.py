@@ -142,7 +142,11 @@ def train_all(plan: Plan) -> Iterator[tuple[str, TrainConfig, dict, Any]]:
     """
     from ..training.recipe import train  # not above: the options of a study do not need accelerate and datasets
 
-    networks = {(c.model.model, c.model.img_size, c.model.model_kwargs, c.model.attn): c for _, c in plan}
+    networks = {
+        (c.model.model, c.model.pretrained, c.model.img_size, c.model.model_kwargs, c.model.attn,
+         c.optim.progressive_sizes): c
+        for _, c in plan
+    }  # fmt: skip
     for config in networks.values():
         check_network(config)
     finished = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..models.pretrained import check_name
-from ..options import LIMITS, named
+from ..options import LIMITS, merged_by_name, named
 from ..training.config import TrainConfig
 from .power_law import Point, fit_power_law, loss_ratio
 from .runs import HEAD_WIDTH, Plan, StudyConfig, require_study_folder, require_twin
@@ -40,7 +40,7 @@ class ScalingConfig(StudyConfig):
         for name in self.train.model.keyword_arguments.keys() & {"embed_dim", "depth", "num_heads"}:
             raise InputError(
                 f"`model_kwargs={name}=...` is what `sizes` varies: leave it out, or pass `model_kwargs={name}=null` "
-                "to remove that of a preset"
+                "to remove the preset's value"
             )
         require_study_folder(self.folder("scaling"), r"(\d+x\d+|diffvit\w*)-\w+-\d+")
 
@@ -60,7 +60,7 @@ def plan_scaling(config: ScalingConfig) -> Plan:
             own: dict[str, Any] = {"model": size}
         else:
             sides = f"embed_dim={shape[0]}", f"depth={shape[1]}", f"num_heads={shape[0] // HEAD_WIDTH}"
-            own = {"model_kwargs": config.train.model.model_kwargs + sides}
+            own = {"model_kwargs": merged_by_name([*config.train.model.model_kwargs, *sides])}
         plan.append((size, config.single("scaling", f"{size}-{attn}-{seed}", seed=seed, attn=attn, **own)))
     return plan
 

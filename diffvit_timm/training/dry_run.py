@@ -15,6 +15,7 @@ from ..console import log0
 from ..data.splits import Splits
 from ..models.pretrained import load_model
 from .config import TrainConfig
+from .progressive import ProgressiveSizes
 from .run_config import RunConfig
 from .trainer import Trainer
 
@@ -47,6 +48,9 @@ def dry_run(
     with tempfile.TemporaryDirectory() as folder:
         part = dataclasses.replace(splits, val=val, test=test)
         trainer = _TimedTrainer(short, accelerator, model, part, Path(folder) / "run", conversion, teacher)
+        updates, epochs = config.optim.length(trainer.updates_per_epoch)
+        if config.optim.progressive_sizes:
+            ProgressiveSizes(trainer.learner.net, config.optim.progressive_sizes, updates)  # refuses a short training
         trainer.fit()
         _check_saved(trainer)
         start = time.perf_counter()
@@ -54,13 +58,12 @@ def dry_run(
         seconds_per_image = (time.perf_counter() - start) / len(test)
         accelerator.wait_for_everyone()
     seconds_per_update = trainer.state.train_seconds - trainer.seconds_before[-1]
-    updates, epochs = config.optim.length(trainer.updates_per_epoch)
     evaluations = epochs + (updates // config.run.val_every if config.run.val_every else 0)
     evaluation_seconds = (evaluations * len(splits.val) + len(splits.test)) * seconds_per_image
     seconds = updates * seconds_per_update + evaluation_seconds
     memory = _peak_memory(accelerator.device) / 2**30
-    # Smaller images take less time.
-    bound, where = ("less than", " at the model's size") if config.optim.progressive_sizes else ("about", "")
+    # Smaller images take less time, so this is an upper estimate.
+    bound, where = ("at most about", " at the model's size") if config.optim.progressive_sizes else ("about", "")
     log0(
         f"dry run: {bound} {seconds / 60:.0f} minutes = {updates} updates x {seconds_per_update:.2f} s (measured on "
         f"the second of two updates{where}) + {evaluations} validations and a test, {evaluation_seconds / 60:.1f} "

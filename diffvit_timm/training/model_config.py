@@ -89,7 +89,7 @@ class ModelConfig(CheckedOptions):
 
     @property
     def keyword_arguments(self) -> dict[str, Any]:
-        """The entries of `model_kwargs` by name, as numbers, tuples, truth values or words; without those of null."""
+        """The entries of `model_kwargs` by name, as numbers, tuples, truth values or words, but for null."""
         parsed = {name: _parse_value(text) for name, _, text in (pair.partition("=") for pair in self.model_kwargs)}
         return {name: value for name, value in parsed.items() if value is not None}
 

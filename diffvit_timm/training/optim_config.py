@@ -56,7 +56,7 @@ class OptimConfig(CheckedOptions):
     progressive_sizes: tuple[int, ...] = ()
     """Progressive resizing: shorter sides of the training images in pixels, in ascending order. The training has equal
     parts, one per size, and a last part at the model's size. Example: 16 24 for a model of 32 pixels. Smaller images
-    train faster. A ViT needs --model-kwargs dynamic_img_size=true."""
+    train faster. A ViT needs --model-kwargs dynamic_img_size=true. In a file, [] turns off those of a preset."""
     ema: float = 0.0
     """Decay of a moving average of the weights (e.g. 0.9999), which is evaluated and saved; 0: off."""
     teacher: str | None = None

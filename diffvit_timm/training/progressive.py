@@ -87,8 +87,8 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
     for size in sizes:
         if size >= (full := min(input_size[1:])):
             raise InputError(
-                f"`progressive_sizes={size}` must be smaller than the model's size of {full} pixels, which the last "
-                "part of the training has"
+                f"`progressive_sizes={size}` must be smaller than the model's size of {full} pixels, at which the "
+                "training ends"
             )
         small = resize(images, [size])
         try:
@@ -96,7 +96,8 @@ def check_sizes(model: Any, sizes: Sequence[int]) -> None:
                 model(small)
         except (AssertionError, RuntimeError, ValueError) as error:
             height, width = small.shape[2:]
-            reason = f" ({str(error).rstrip('.')})" if str(error) else ""
+            first_line = str(error).partition("\n")[0].rstrip(".")
+            reason = f" ({first_line})" if first_line else ""
             raise InputError(
                 f"`progressive_sizes={size}`: the model does not take images of {height} x {width} pixels{reason}: a "
                 "ViT takes multiples of its patch size, and needs `model_kwargs=dynamic_img_size=true`"

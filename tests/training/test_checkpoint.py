@@ -155,7 +155,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored():
 
 @pytest.fixture
 def default_signals():
-    """The signals with their default actions: nohup ignores SIGHUP, and a training lets it."""
+    """Default actions of the signals: nohup ignores SIGHUP, and a training leaves an ignored signal ignored."""
     before = {
         number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     }

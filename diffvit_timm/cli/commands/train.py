@@ -16,8 +16,8 @@ Images are turned upright by their EXIF orientation, and transparent pixels beco
 values are all at most 4095 are read as 12-bit images. Animations and multi-page files give their first frame.
 
 The training uses the GPU if there is one. --config takes the name of a preset, or a YAML file with a line such as
-"lr: 0.001" per option; the other options override it, and an entry of --model-kwargs only that with the same name. A
-preset gives --dataset and --model, and changes some of the defaults below. Presets: bach_10m, cifar10_fast,
+"lr: 0.001" per option; the other options override it. An entry of --model-kwargs overrides only the entry with the same
+name. A preset gives --dataset and --model, and changes some of the defaults below. Presets: bach_10m, cifar10_fast,
 cifar10_full, cifar10_micro, cifar100_10m, demo, fashion_mnist, mnist_nano, pets, pets_probe, scratch, and in folders
 bach/diff_10m, diff_25m, diff_50m, plain_10m, plain_25m, plain_50m, the same in cifar100/, and mnist/diff, diff_v2,
 plain, balanced, the same in cifar10/.
