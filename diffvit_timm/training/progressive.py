@@ -23,7 +23,7 @@ __all__ = ["ProgressiveSizes", "check_sizes"]
 class ProgressiveSizes:
     """The sizes of the training images: one stage per size, and a last stage at the model's size.
 
-    The stages have equally many updates. If that is not possible, the first ones have one more.
+    The stages have equally many updates. If that is not possible, some have one more than the others.
 
     Args:
         model: network to train; it is called once with each size.
