@@ -50,7 +50,7 @@ def assert_ended(answer, message):
     assert error is not None
     assert error.startswith(message), error
     assert "\n" not in error
-    assert seconds < 3.0  # the shortest trickle takes 3.6 s
+    assert seconds < 1.0
     assert threads == ["MainThread"]
 
 

@@ -1,7 +1,6 @@
 """A whole training, from options to a result."""
 
 import json
-import re
 
 import pytest
 import timm
@@ -184,7 +183,7 @@ def test_a_dry_run_does_not_take_its_two_updates_for_the_whole_training(image_fo
     said = capsys.readouterr().err
     assert "takes the whole training" not in said
     assert "2 updates, 4 per epoch" not in said
-    assert re.search(r"dry run: about \d+ minutes = 4 updates x ", said)
+    assert "dry run: about 0 minutes = 4 updates x " in said
 
 
 @pytest.mark.parametrize(

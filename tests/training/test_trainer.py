@@ -219,17 +219,6 @@ def test_workers_do_not_change_the_training(trainer):
 BIASLESS = {"qkv_bias": False}
 
 
-def assert_equal_up_to_rounding(one, other):
-    """Compare weights after steps of AdamW of about 1e-3.
-
-    A few gradients are about as small as its eps, so that their rounding, which depends on the processor, becomes a
-    step of up to 2e-5.
-    """
-    differences = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
-    assert differences.quantile(0.999) < 1e-6
-    assert differences.max() < 1e-4
-
-
 @pytest.mark.parametrize("grad_accum", [2, 4, 9])
 def test_accumulation_steps_do_not_change_the_update(trainer, grad_accum):
     # 32 images in batches of 9: the last has 5, which 2 and 4 do not divide and 9 exceeds
@@ -237,7 +226,8 @@ def test_accumulation_steps_do_not_change_the_update(trainer, grad_accum):
     whole = weights_after(trainer(BIASLESS, **options))
     cut = weights_after(trainer(BIASLESS, grad_accum=grad_accum, **options))
     start = trainer(BIASLESS, **options).learner.model.state_dict()
-    assert_equal_up_to_rounding(whole, cut)
+    for name, tensor in whole.items():
+        assert (cut[name] - tensor).abs().max() < 1e-5, name
     assert max((whole[name] - start[name]).abs().max() for name in whole) > 1e-3
 
 
@@ -538,7 +528,11 @@ def test_a_compiled_model_trains_to_the_same_weights(trainer):
     plain, compiled = (trainer(shape, compile=compile, **options) for compile in (False, True))
     one, other = weights_after(plain), weights_after(compiled)
     assert compiled.learner.net._compiled_call_impl is not None
-    assert_equal_up_to_rounding(one, other)
+    differences = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    # A few gradients are about as small as AdamW's eps, so that their rounding, which depends on the processor, becomes
+    # a step of up to 2e-5.
+    assert differences.quantile(0.999) < 1e-6
+    assert differences.max() < 1e-4
 
 
 PROCESSES = """
@@ -622,9 +616,7 @@ def test_two_processes_and_one_train_the_same_at_the_same_global_batch(ranks):
     for row, shared in zip(rows, shared_rows, strict=True):
         assert row == pytest.approx(shared, rel=1e-4) if "lambda" not in row else row["epoch"] == shared["epoch"]
     for name in ("weights", "average"):
-        differences = np.abs(np.subtract(alone[name], first[name]))
-        assert np.quantile(differences, 0.99) < 1e-5
-        assert differences.max() < 1e-4  # as in `assert_equal_up_to_rounding`, after more updates
+        assert np.abs(np.subtract(alone[name], first[name])).max() < 2e-5
     assert alone["result"]["test_accuracy"] == first["result"]["test_accuracy"]
     crops = [sorted((i, image) for size, i, image in [*one["reads"], *more] if size == 32)
              for one, more in ((alone, []), (first, ranks(2)[0][1]["reads"]))]  # fmt: skip
