@@ -4,6 +4,7 @@ The size grows in stages of equal length (`EfficientNetV2` - https://arxiv.org/a
 strengthens the regularisation from stage to stage; this does not).
 """
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ class ProgressiveSizes:
 
     def __init__(self, model: Any, sizes: Sequence[int], updates: int) -> None:
         check_sizes(model, sizes)
-        self.sizes, self.updates = tuple(sizes), updates
+        self.sizes = tuple(sizes)
         self.full = min(model_data_config(model)["input_size"][1:])
         if updates <= len(sizes):
             shown = " ".join(map(str, sizes))
@@ -44,6 +45,8 @@ class ProgressiveSizes:
                 f"`progressive_sizes={shown}` needs a training of at least {len(sizes) + 1} updates, but this one has "
                 f"{updates}"
             )
+        stages = len(sizes) + 1
+        self.ends = [-(-stage * updates // stages) for stage in range(1, stages + 1)]  # updates done after each stage
 
     def resize(self, images: Tensor, step: int) -> Tensor:
         """Resize the images of an update.
@@ -55,16 +58,14 @@ class ProgressiveSizes:
         Returns:
             (B, C, h, w), whose shorter side is that of the stage; in the last stage the images themselves.
         """
-        stage = step * (len(self.sizes) + 1) // self.updates
+        stage = bisect.bisect_right(self.ends, step)
         if stage >= len(self.sizes):
             return images
         return resize(images, [self.sizes[stage]], antialias=True)
 
     def __str__(self) -> str:
         """Say how long each stage is."""
-        count = len(self.sizes) + 1
-        starts = [-(-stage * self.updates // count) for stage in range(count + 1)]
-        lengths = [end - start for start, end in itertools.pairwise(starts)]
+        lengths = [end - start for start, end in itertools.pairwise([0, *self.ends])]
         stages = [
             f"{size} pixels for {counted(n, 'update')}"
             for size, n in zip((*self.sizes, self.full), lengths, strict=True)
